@@ -1,0 +1,119 @@
+"""Bytes -> pixels: type and size from the header, then one decode to RGB.
+
+Used by ingest, signals and training, so that all of them see the same pixels. Orientation is applied, alpha is
+flattened on white, the first frame stands for an animation, 16-bit, CMYK, palette and grey become 8-bit RGB.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from schemas.drop_reason import DropReason
+from schemas.errors import SampleError
+
+Pixels = npt.NDArray[np.uint8]  # height x width x 3, RGB
+
+MIME_TYPES = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+    "AVIF": "image/avif",
+    "PPM": "image/x-portable-anymap",
+}
+EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif",
+              "image/bmp": "bmp", "image/tiff": "tif", "image/avif": "avif",
+              "image/x-portable-anymap": "ppm"}  # fmt: skip
+_FORMATS = tuple(MIME_TYPES)
+_EXIF_ORIENTATION = 0x0112
+
+Image.MAX_IMAGE_PIXELS = None  # limits are checked on the header, where they give a drop reason
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the header says: pixels as they will be shown, after orientation."""
+
+    mime_type: str
+    width: int
+    height: int
+    is_plain: bool  # upright 8-bit RGB JPEG that the fast decoder takes
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Type and size without decoding. Raises SampleError: not_an_image, unsupported_format, decode_error."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if _has_exif(image, data) else 1
+    except UnidentifiedImageError:
+        raise SampleError(_why_unidentified(data), "no image format recognised") from None
+    except (OSError, ValueError, SyntaxError, struct.error, EOFError, KeyError, TypeError,
+            IndexError, OverflowError, MemoryError, AttributeError, RuntimeError) as error:  # fmt: skip
+        raise SampleError(DropReason.DECODE_ERROR, f"header: {error}") from error
+    width, height = image.size
+    if orientation in (5, 6, 7, 8):
+        width, height = height, width
+    is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and orientation == 1
+    return ImageHeader(MIME_TYPES[str(image.format)], width, height, is_plain)
+
+
+def _has_exif(image: Image.Image, data: bytes) -> bool:
+    """Reading EXIF costs more than the rest of the header; most JPEGs have none."""
+    return image.format != "JPEG" or b"Exif\0" in data[: 1 << 16]
+
+
+def _why_unidentified(data: bytes) -> DropReason:
+    start = data[:256].lstrip().lower()
+    if start.startswith((b"<svg", b"<?xml", b"%pdf", b"%!ps")) or data[4:8] == b"ftyp":
+        return DropReason.UNSUPPORTED_FORMAT
+    return DropReason.NOT_AN_IMAGE
+
+
+def decode_rgb(data: bytes, header: ImageHeader | None = None) -> Pixels:
+    """Decode to RGB, height x width x 3, uint8. Raises SampleError (decode_error or as `read_header`)."""
+    header = header or read_header(data)
+    if header.is_plain:
+        try:
+            pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+            return pixels
+        except ValueError as error:
+            raise SampleError(DropReason.DECODE_ERROR, str(error)) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, struct.error, EOFError, KeyError, TypeError,
+            IndexError, OverflowError, MemoryError, AttributeError, RuntimeError) as error:  # fmt: skip
+        raise SampleError(DropReason.DECODE_ERROR, str(error)) from error
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _scale_deep_grey(np.asarray(image))
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.array(image.convert("RGB"))
+
+
+def _scale_deep_grey(values: npt.NDArray[Any]) -> Pixels:
+    """Grey of more than 8 bits: 16-bit ranges are divided by 257, others stretched to their own maximum."""
+    top = 65535.0 if values.dtype == np.uint16 or values.max() > 255 else 255.0
+    grey = np.clip(values.astype(np.float64) * (255.0 / top), 0, 255).round().astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)

@@ -1,0 +1,149 @@
+"""Arrow schemas of the tables: SAMPLE (one row per input row), SIGNAL tables, DEDUPE and SELECTION.
+
+All tables of one raw shard have the same rows in the same order; they are joined by position. `uid_checksum`
+in a table's metadata proves that two tables belong together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas import storage
+from schemas.errors import InputError
+
+PHASH_ALGORITHM = "dct32-8x8-median64"  # ALGORITHMS: grey, 32 x 32, DCT, top-left 8 x 8, > median of all 64
+THUMBNAIL_SIDE = 8  # px; RGB thumbnail that confirms perceptual duplicates
+
+STATUS_SUCCESS = "success"
+STATUS_DROPPED = "dropped"
+
+SAMPLE = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),  # 32 hex
+        pa.field("key", pa.string()),  # name in the tar; null when dropped
+        pa.field("url", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("status", pa.string(), nullable=False),  # success | dropped
+        pa.field("drop_reason", pa.string()),
+        pa.field("error_message", pa.string()),
+        pa.field("width", pa.int32()),  # px, as stored
+        pa.field("height", pa.int32()),
+        pa.field("original_width", pa.int32()),  # px, as received
+        pa.field("original_height", pa.int32()),
+        pa.field("sha256", pa.string()),  # of the bytes as received
+        pa.field("image_sha256", pa.string()),  # of the bytes as stored
+        pa.field("phash", pa.uint64()),
+        pa.field("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),  # RGB, row by row
+        pa.field("mime_type", pa.string()),
+        pa.field("offset", pa.int64()),  # of the image member's bytes in the tar
+        pa.field("num_bytes", pa.int64()),  # of the image member
+    ],
+    metadata={"phash_algorithm": PHASH_ALGORITHM},
+)
+"""One row per input row, kept or dropped; the source's own columns follow these."""
+
+CURATED = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("url", pa.string()),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("image_sha256", pa.string()),
+        pa.field("mime_type", pa.string()),
+        pa.field("weight", pa.float32(), nullable=False),
+        pa.field("duplicate_group", pa.string()),  # root uid of its near-duplicates; folds are cut by it
+        pa.field("raw_shard", pa.string(), nullable=False),  # where it came from
+        pa.field("raw_row", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+    ]
+)
+"""One row per sample of a curated shard, in the order of the tar."""
+
+DEDUPE = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("drop_reason", pa.string()),  # exact_duplicate | perceptual_duplicate | ...
+        pa.field("duplicate_of", pa.string()),  # the uid kept instead
+        pa.field("distance", pa.int32()),  # Hamming distance to the kept one, bits
+        pa.field("duplicate_group", pa.string()),  # smallest uid of the component; null without an image
+    ]
+)
+
+SELECTION = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("key", pa.string()),
+        pa.field("kept", pa.bool_(), nullable=False),
+        pa.field("drop_reason", pa.string()),
+        pa.field("duplicate_of", pa.string()),
+        pa.field("duplicate_group", pa.string()),
+        pa.field("weight", pa.float32(), nullable=False),
+    ]
+)
+"""Every uid with its decision; the values that decided follow these columns."""
+
+
+def make_uid(url: str | None, caption: str, image_sha256: str | None = None) -> str:
+    """Identity of a sample: the first 128 bits of sha256 over url (or image sha256), NUL, caption, as 32 hex."""
+    identity = url if url else (image_sha256 or "")
+    text = f"{identity}\0{caption}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()[:32]
+
+
+def fold_of(duplicate_group: str, num_folds: int) -> int:
+    """Fold of a duplicate group, 0 .. num_folds-1: duplicates never fall into different folds."""
+    digest = hashlib.sha256(f"fold\0{duplicate_group}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % num_folds
+
+
+def uid_checksum(uids: pa.ChunkedArray | pa.Array) -> str:
+    """Checksum of the uids of a table in order: 16 hex."""
+    digest = hashlib.sha256()
+    for uid in uids:
+        digest.update(uid.as_py().encode())
+    return digest.hexdigest()[:16]
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """`table` as parquet bytes that are the same for the same rows."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=65536)
+    return sink.getvalue()
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """Write a table of one shard atomically, with its `uid_checksum` in the metadata."""
+    metadata = dict(table.schema.metadata or {})
+    metadata[b"uid_checksum"] = uid_checksum(table["uid"]).encode()
+    storage.put_bytes(url, table_bytes(table.replace_schema_metadata(metadata)))
+
+
+def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a table of one shard, all columns or some. Raises InputError where it is missing or not parquet."""
+    try:
+        source: Any = (
+            storage.local_path(url) if storage.is_local(url) else pa.BufferReader(storage.read_bytes(url))
+        )
+        return pq.read_table(source, columns=columns, partitioning=None)
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: no such table") from error
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{url}: not a readable parquet table: {error}") from error
+
+
+def check_joined(left: pa.Table, right: pa.Table, where: str) -> None:
+    """Raise InputError unless both tables hold the same uids in the same order (by their checksums)."""
+    checksums = [(table.schema.metadata or {}).get(b"uid_checksum") for table in (left, right)]
+    if left.num_rows != right.num_rows or checksums[0] != checksums[1]:
+        raise InputError(
+            f"{where}: tables of different rows ({left.num_rows} and {right.num_rows}); "
+            "remove the folder of the later step and run the same command again"
+        )

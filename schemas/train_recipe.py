@@ -1,0 +1,189 @@
+"""The train recipe: one training run, contrastive or LLaVA."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from schemas.recipe_io import StrictModel
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+class RunRecipe(StrictModel):
+    """Where the run lies and how long it is, counted in samples over all ranks."""
+
+    dir: str
+    seed: int = 0
+    total_samples: Positive
+    checkpoint_every_samples: Positive | None = None  # null: only at the end
+    evaluate_every_samples: Positive | None = None  # null: only at the end
+    keep_checkpoints: Positive = 3
+
+
+class ContrastiveTask(StrictModel):
+    """Image and text towers with a CLIP or SigLIP loss."""
+
+    kind: Literal["contrastive"]
+    loss: Literal["clip", "siglip"]
+    initial_logit_scale: float | None = None  # null: ln(1/0.07) for clip, ln 10 for siglip
+    initial_logit_bias: float = -10.0  # siglip only
+
+
+class LlavaTask(StrictModel):
+    """LLaVA: `align` trains the projector on captions, `instruct` projector and language model on dialogues."""
+
+    kind: Literal["llava"]
+    mode: Literal["align", "instruct"]
+    template: Literal["plain", "vicuna_v1", "chatml", "tokenizer"] | None = None  # null: plain / vicuna_v1
+    max_length: Positive = 2048  # tokens, image tokens included
+    vision_learning_rate: Rate = 0.0  # instruct: 0 keeps the vision tower frozen
+    blind: bool = False  # remove every image: the text-only twin that shows what the images are worth
+
+
+class LlavaParts(StrictModel):
+    """Folders (or presets) that a LLaVA is put together from."""
+
+    vision: str
+    language: str
+    projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
+    feature_layer: int = -2  # hidden state of the vision tower that the projector reads
+
+
+class DualParts(StrictModel):
+    """Folders of two pretrained towers that get projection heads (VisionTextDualEncoderModel)."""
+
+    vision: str
+    text: str
+    projection_dim: Positive = 256
+
+
+class ModelRecipe(StrictModel):
+    """Exactly one of `preset`, `path`, `dual`, `llava`."""
+
+    preset: str | None = None
+    path: str | None = None
+    dual: DualParts | None = None
+    llava: LlavaParts | None = None
+    overrides: dict[str, int | float | str | dict[str, int | float | str]] = {}  # of a preset's config
+    locked: list[Literal["vision", "text"]] = []  # contrastive: towers that stay as they are (LiT)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelRecipe:
+        given = [key for key in ("preset", "path", "dual", "llava") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of preset, path, dual, llava; got {given or 'none'}")
+        return self
+
+
+class TokenizerTraining(StrictModel):
+    """A byte-level BPE tokenizer made from the data set's captions, once."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = 32_000
+    max_captions: Positive = 1_000_000
+
+
+class TokenizerRecipe(StrictModel):
+    """A tokenizer folder, or one made from the captions; null both: the one in the model's folder."""
+
+    path: str | None = None
+    train: TokenizerTraining | None = None
+
+    @model_validator(mode="after")
+    def _not_both(self) -> TokenizerRecipe:
+        if self.path is not None and self.train is not None:
+            raise ValueError("give path or train, not both")
+        return self
+
+
+class DataSource(StrictModel):
+    """One data set of the mixture."""
+
+    path: str  # a curated data set (folder or <root>/curated/<name>); llava: or a LLaVA json/jsonl file
+    images: str | None = None  # for a json/jsonl file: folder of its images, or a curated data set by uid
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    hold_out_fold: tuple[int, int] | None = None  # [k, n]: leave out fold k of n, to score it later
+
+
+class AugmentRecipe(StrictModel):
+    """Random augmentation of training images, drawn from (seed, epoch, uid)."""
+
+    random_resized_crop: tuple[float, float] | None = None  # range of the area that is kept
+
+
+class DataRecipe(StrictModel):
+    """What is trained on, in which order."""
+
+    train: Annotated[list[DataSource], Field(min_length=1)]
+    augment: AugmentRecipe = AugmentRecipe()
+    num_lanes: Positive = 8
+    num_workers: Annotated[int, Field(ge=0)] = 1  # decode processes a rank; never changes results
+
+
+class BatchRecipe(StrictModel):
+    """Samples an optimizer step over all ranks, and samples a forward on one rank."""
+
+    global_batch_size: Positive
+    micro_batch_size: Positive | None = None  # null: all of a rank's share at once
+
+
+class OptimizerRecipe(StrictModel):
+    """AdamW and its schedule, in samples."""
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: Rate
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: Rate = 0.0
+    warmup_samples: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping
+
+
+class ZeroRecipe(StrictModel):
+    """DeepSpeed ZeRO stage."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+
+
+class EvaluateRecipe(StrictModel):
+    """One evaluation during and after training."""
+
+    kind: Literal["zero-shot", "retrieval", "vqa"]
+    data: str
+
+
+class TrainRecipe(StrictModel):
+    """One run: `pairloom train RECIPE`."""
+
+    run: RunRecipe
+    task: Annotated[ContrastiveTask | LlavaTask, Field(discriminator="kind")]
+    model: ModelRecipe
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    data: DataRecipe
+    batch: BatchRecipe
+    optimizer: OptimizerRecipe
+    zero: ZeroRecipe = ZeroRecipe()
+    precision: Literal["bf16", "fp32"] = "fp32"
+    evaluate: list[EvaluateRecipe] = []
+    init_from: str | None = None  # an export: the next round, or align -> instruct
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> TrainRecipe:
+        batch, lanes = self.batch.global_batch_size, self.data.num_lanes
+        if batch % lanes:
+            raise ValueError(f"data.num_lanes {lanes} must divide batch.global_batch_size {batch}")
+        micro = self.batch.micro_batch_size
+        if micro is not None and batch % micro:
+            raise ValueError(f"batch.micro_batch_size {micro} must divide batch.global_batch_size {batch}")
+        return self
+
+    @model_validator(mode="after")
+    def _model_fits_task(self) -> TrainRecipe:
+        if (self.task.kind == "contrastive") and self.model.llava is not None:
+            raise ValueError("model.llava belongs to task.kind: llava")
+        if self.task.kind == "llava" and (self.model.preset or self.model.dual or self.model.locked):
+            raise ValueError("task.kind: llava takes model.llava or model.path")
+        return self

@@ -1,0 +1,70 @@
+"""Task: what is trained. One protocol, so that one loop serves every objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from schemas.conversation import Conversation
+from schemas.image_decode import Pixels
+from schemas.preprocess import Preprocess
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TrainSample:
+    """One decoded sample: `pixels` are resized to what the model sees (size x size x 3, uint8)."""
+
+    uid: str
+    pixels: Pixels | None  # null: a text-only conversation
+    caption: str
+    conversation: Conversation | None = None
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Trainable parameters that share a weight decay and a learning rate."""
+
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    weight_decay: float
+    learning_rate: float  # at the peak of the schedule
+
+
+class Task(Protocol):
+    """Model, batches and loss of one objective. The loop owns DeepSpeed, schedule, checkpoints and metrics.
+
+    Losses are scaled so that the mean over ranks of (the sum over a rank's micro-batches) is the loss of
+    the global step; that is what DeepSpeed's gradient averaging expects.
+    """
+
+    model: nn.Module  # its parameters are those of the exported Hugging Face class
+    preprocess: Preprocess
+    accumulates: bool  # False: the loss needs a rank's whole share in one forward (contrastive)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Trainable parameters; everything else is frozen."""
+        ...
+
+    def collate(self, samples: Sequence[TrainSample]) -> Batch:
+        """Samples -> tensors on the CPU."""
+        ...
+
+    def num_targets(self, batch: Batch) -> int:
+        """What the loss of a step is averaged over, counted in this batch (tokens or samples)."""
+        ...
+
+    def loss(
+        self, engine: nn.Module, batch: Batch, num_targets_global: int
+    ) -> tuple[torch.Tensor, Mapping[str, float]]:
+        """fp32 loss of one micro-batch, scaled as above, and figures for metrics.jsonl."""
+        ...
+
+    def save_model(self, folder: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Write a Hugging Face folder (config, safetensors, tokenizer, processor) from a whole state dict."""
+        ...
