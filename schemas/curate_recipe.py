@@ -173,9 +173,7 @@ class CurateRecipe(StrictModel):
         scored = {signal.name for signal in self.signals if signal.kind == "clip"}
         for rule in self.select.scores:
             if rule.signal not in scored:
-                raise ValueError(
-                    f"select.scores: {rule.signal} is not a clip signal; there are {sorted(scored)}"
-                )
+                raise ValueError(f"select.scores: {rule.signal} is not a clip signal; there are {sorted(scored)}")
         if self.dedupe.score_signal and self.dedupe.score_signal not in scored:
             raise ValueError(f"dedupe.score_signal: {self.dedupe.score_signal} is not a clip signal")
         needs_captions = self.select.min_words or self.select.min_chars or self.select.languages

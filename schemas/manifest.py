@@ -75,9 +75,7 @@ class Manifest:
 
     def hash(self) -> str:
         """Hex sha256 of everything that identifies the content; children record it as their parent."""
-        text = json.dumps(
-            {**self._head(), "shards": [asdict(shard) for shard in self.shards]}, sort_keys=True
-        )
+        text = json.dumps({**self._head(), "shards": [asdict(shard) for shard in self.shards]}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _head(self) -> dict[str, object]:
@@ -100,15 +98,11 @@ class Manifest:
 def save_manifest(folder: str, manifest: Manifest) -> None:
     """Write shards.parquet and sizes.json, then manifest.json last."""
     rows = [asdict(shard) for shard in manifest.shards]
-    storage.put_bytes(
-        storage.join(folder, "shards.parquet"), table_bytes(pa.Table.from_pylist(rows, schema=SHARDS))
-    )
+    storage.put_bytes(storage.join(folder, "shards.parquet"), table_bytes(pa.Table.from_pylist(rows, schema=SHARDS)))
     sizes = {f"{shard.name}.tar": shard.num_samples for shard in manifest.shards if shard.num_samples}
     storage.put_bytes(storage.join(folder, "sizes.json"), json.dumps(sizes, sort_keys=True).encode())
     head = {**manifest._head(), "hash": manifest.hash()}
-    storage.put_bytes(
-        storage.join(folder, "manifest.json"), json.dumps(head, sort_keys=True, indent=1).encode()
-    )
+    storage.put_bytes(storage.join(folder, "manifest.json"), json.dumps(head, sort_keys=True, indent=1).encode())
 
 
 def load_manifest(folder: str) -> Manifest:

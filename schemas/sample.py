@@ -129,9 +129,7 @@ def write_table(url: str, table: pa.Table) -> None:
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     """Read a table of one shard, all columns or some. Raises InputError where it is missing or not parquet."""
     try:
-        source: Any = (
-            storage.local_path(url) if storage.is_local(url) else pa.BufferReader(storage.read_bytes(url))
-        )
+        source: Any = storage.local_path(url) if storage.is_local(url) else pa.BufferReader(storage.read_bytes(url))
         return pq.read_table(source, columns=columns, partitioning=None)
     except FileNotFoundError as error:
         raise InputError(f"{url}: no such table") from error

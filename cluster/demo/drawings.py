@@ -87,8 +87,9 @@ def _cut_out(path: str, shape: str, colour: str) -> Drawing:
     if image is None:
         raise InputError(f"easy-vqa: cannot read {path}; reinstall easy-vqa==1.0")
     pixels = image[:, :, ::-1]
-    colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
-    background = colours[counts.argmax()].astype(np.int16)
+    packed = pixels.reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    colours, counts = np.unique(packed, return_counts=True)
+    background = pixels.reshape(-1, 3)[packed == colours[counts.argmax()]][0].astype(np.int16)
     mask = np.abs(pixels - background).max(axis=2) > _BACKGROUND_TOLERANCE
     rows, columns = np.nonzero(mask)
     box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]

@@ -117,12 +117,12 @@ def _paint(chosen: Sequence[Drawing], places: Sequence[str], draw: np.random.Gen
 
 def _background(draw: np.random.Generator) -> NDArray[np.float32]:
     """Return a light gradient between two tints: [H, W, 3] float32 in 0..255."""
-    tints = draw.uniform(190, 255, (2, 3))
+    tints = draw.uniform(190, 255, (2, 3)).astype(np.float32)
     angle = draw.uniform(0, 2 * np.pi)
-    axis = np.linspace(-0.5, 0.5, CANVAS)
-    ramp = np.cos(angle) * axis[None, :] + np.sin(angle) * axis[:, None]
-    weight = np.clip(ramp / np.sqrt(2) + 0.5, 0, 1)[:, :, None]
-    return np.asarray(tints[0] * weight + tints[1] * (1 - weight), np.float32)
+    axis = np.linspace(-0.5, 0.5, CANVAS, dtype=np.float32) / np.float32(np.sqrt(2))
+    across, down = np.float32(np.cos(angle)) * axis, np.float32(np.sin(angle)) * axis
+    weight_HW1 = (across[None, :] + down[:, None] + np.float32(0.5))[:, :, None]
+    return np.asarray(tints[1] + (tints[0] - tints[1]) * weight_HW1, np.float32)
 
 
 def _paste(
