@@ -44,9 +44,7 @@ def load_drawings(split: Split) -> tuple[Drawing, ...]:
     questions, answers, image_ids = getattr(package, f"get_{split}_questions")()
     paths: dict[int, str] = getattr(package, f"get_{split}_image_paths")()
     facts = derive_facts(zip(questions, answers, image_ids, strict=True))
-    return tuple(
-        _cut_out(paths[image_id], *facts[image_id]) for image_id in sorted(paths) if image_id in facts
-    )
+    return tuple(_cut_out(paths[image_id], *facts[image_id]) for image_id in sorted(paths) if image_id in facts)
 
 
 def derive_facts(rows: Iterable[tuple[str, str, int]]) -> dict[int, tuple[str, str]]:

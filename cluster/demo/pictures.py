@@ -57,9 +57,7 @@ class Picture:
     objects: tuple[DrawnObject, ...]
 
 
-def compose(
-    num_pictures: int, seed: int, split: Split = "train", layout: Layout | None = None
-) -> Iterator[Picture]:
+def compose(num_pictures: int, seed: int, split: Split = "train", layout: Layout | None = None) -> Iterator[Picture]:
     """Yield pictures 0 .. num_pictures - 1; `layout` None mixes both, and `split` keeps drawings apart."""
     drawings = load_drawings(split)
     for index in range(num_pictures):
@@ -67,8 +65,7 @@ def compose(
         dominant = layout == "dominant" or (layout is None and draw.random() < _DOMINANT_FRACTION)
         chosen, places = _choose(drawings, dominant, draw)
         objects = tuple(
-            DrawnObject(drawing.shape, drawing.colour, place)
-            for drawing, place in zip(chosen, places, strict=True)
+            DrawnObject(drawing.shape, drawing.colour, place) for drawing, place in zip(chosen, places, strict=True)
         )
         image = _paint(chosen, places, draw)
         yield Picture(index, image, _caption(objects, draw), objects)
@@ -86,9 +83,7 @@ def generator(*parts: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
-def _choose(
-    drawings: Sequence[Drawing], dominant: bool, draw: np.random.Generator
-) -> tuple[list[Drawing], list[str]]:
+def _choose(drawings: Sequence[Drawing], dominant: bool, draw: np.random.Generator) -> tuple[list[Drawing], list[str]]:
     num_objects = int(draw.integers(2, 4))
     chosen: list[Drawing] = []
     while len(chosen) < num_objects:

@@ -1,0 +1,171 @@
+"""`pairloom`: each command is a few lines that call into a package.
+
+Exit codes: 0 done; 2 the user's mistake, in one line; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster import render
+from schemas.curate_recipe import CurateRecipe
+from schemas.errors import InputError, PairloomError, RecipeError, UserError
+from schemas.recipe_io import load_recipe
+from schemas.train_recipe import TrainRecipe
+
+CURATE_STEPS = ("ingest", "signals", "dedupe", "select", "reshard")
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="pairloom")
+def cli() -> None:
+    """Image URLs to a curated WebDataset, to CLIP, SigLIP and LLaVA models, and back as the next filter."""
+
+
+@cli.command()
+@click.option("--out", default="out/demo", show_default=True, help="Folder for everything that the demo makes.")
+def demo(out: str) -> None:
+    """The whole walk on data that comes with the installation: minutes on two cores."""
+    from cluster.demo.walk import run_demo
+
+    click.echo(render.demo_table(run_demo(out)))
+    click.echo(f"report: {Path(out) / 'report.html'}")
+
+
+@cli.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--only", type=click.Choice(CURATE_STEPS), help="Run one step; those before it must be complete.")
+@click.option("--ray-address", help="Join this Ray cluster instead of starting a local one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def curate(recipe: str, overrides: tuple[str, ...], only: str | None, ray_address: str | None, as_json: bool) -> None:
+    """Turn a source of image-text pairs into a curated data set."""
+    from cluster.ray_session import start_ray
+    from pipelines.curate import curate as run
+
+    settings = load_recipe(recipe, CurateRecipe, overrides)
+    summary = run(settings, start_ray=lambda: start_ray(ray_address), only=only)
+    _show(summary, as_json, render.curate_table)
+
+
+@cli.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--num-processes", type=click.IntRange(min=1), help="Ranks; default: one a GPU, else one.")
+@click.option("--ray-address", help="Run the ranks on this Ray cluster, by Ray Train.")
+def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ray_address: str | None) -> None:
+    """Train a model; the same command again resumes an interrupted run."""
+    from cluster.launch_trainer import launch_trainer
+
+    settings = load_recipe(recipe, TrainRecipe, overrides)
+    launch_trainer(settings, num_processes=num_processes, ray_address=ray_address)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--kind", required=True, type=click.Choice(["zero-shot", "retrieval", "vqa"]))
+@click.option("--data", required=True, help="Evaluation data: a folder, a file or a curated data set.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(model: str, kind: str, data: str, as_json: bool) -> None:
+    """Measure an exported model."""
+    from trainers.evaluate.run import evaluate as run
+
+    _show(run(model, kind, data), as_json, render.plain_table)
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN")
+@click.option("--format", "export_format", required=True, type=click.Choice(["hf", "open-clip"]))
+@click.option("--out", required=True, help="Folder to write.")
+@click.option("--step", type=click.IntRange(min=1), help="Checkpoint to export; default: the newest.")
+def export(run_dir: str, export_format: str, out: str, step: int | None) -> None:
+    """Export a checkpoint to what the ecosystem loads."""
+    if export_format == "hf":
+        from trainers.export.hugging_face import export as run
+    else:
+        from trainers.export.open_clip import export as run
+    click.echo(run(run_dir, out, step))
+
+
+@cli.command()
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(path: str, as_json: bool) -> None:
+    """Show a root, data set, selection, run or model: counts, sizes, funnel, samples."""
+    from cluster.inspect_path import inspect_path
+
+    _show(inspect_path(path), as_json, render.plain_table)
+
+
+@cli.command()
+@click.argument("root")
+@click.argument("uid")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def explain(root: str, uid: str, as_json: bool) -> None:
+    """Tell everything that happened to one sample, and why."""
+    from pipelines.inspect import explain as run
+
+    _show(run(root, uid), as_json, render.plain_table)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--out", help="Copy the recipe to this file.")
+def recipes(name: str | None, out: str | None) -> None:
+    """List the built-in recipes, show one, or copy it."""
+    found = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    if name is None:
+        for stem, path in found.items():
+            click.echo(f"{stem:<24} {path.read_text().splitlines()[0].lstrip('# ')}")
+        return
+    if name not in found:
+        raise InputError(f"no built-in recipe {name}; there are {', '.join(found)}")
+    text = found[name].read_text()
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    if Path(out).exists():
+        raise InputError(f"{out} exists already; name another file")
+    Path(out).write_text(text)
+
+
+@cli.command()
+@click.argument("recipe", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(recipe: str | None, as_json: bool) -> None:
+    """Check versions, devices, disk and a recipe before hours are spent."""
+    from cluster.preflight import preflight
+
+    report = preflight(recipe)
+    _show(report, as_json, render.plain_table)
+    if report["problems"]:
+        raise RecipeError(f"{len(report['problems'])} problem(s): {'; '.join(report['problems'])}")
+
+
+def _show(result: Mapping[str, Any], as_json: bool, table: Any) -> None:
+    click.echo(json.dumps(result, sort_keys=True, default=str) if as_json else table(result))
+
+
+def main() -> None:
+    """Run the command line; errors become one line and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("pairloom").setLevel(logging.INFO)
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("pairloom: interrupted; the same command again goes on from here", err=True)
+        sys.exit(130)
+    except PairloomError as error:
+        click.echo(f"pairloom: {' '.join(str(error).split())}", err=True)
+        sys.exit(2 if isinstance(error, UserError) else 1)

@@ -1,0 +1,57 @@
+"""`pairloom inspect`: finds out what a path holds and shows it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from schemas import storage
+from schemas.errors import InputError
+
+
+def inspect_path(path: str) -> dict[str, Any]:
+    """Counts, sizes, funnel and samples of a root or data set; progress of a run; facts of a model."""
+    if storage.exists(storage.join(path, "recipe.yaml")):
+        return _inspect_run(path)
+    if storage.exists(storage.join(path, "config.json")):
+        return _inspect_model(path)
+    from pipelines.inspect import inspect
+
+    return inspect(path)
+
+
+def _inspect_run(path: str) -> dict[str, Any]:
+    """A run folder: how far it is, its newest figures and its checkpoints."""
+    metrics_url = storage.join(path, "metrics.jsonl")
+    lines = storage.read_text(metrics_url).splitlines() if storage.exists(metrics_url) else []
+    checkpoints = [
+        storage.name_of(folder)
+        for folder in storage.list_files(storage.join(path, "checkpoints"))
+        if storage.exists(storage.join(folder, "manifest.json"))
+    ]
+    return {
+        "kind": "run",
+        "path": path,
+        "newest": json.loads(lines[-1]) if lines else {},
+        "checkpoints": checkpoints,
+        "exported": storage.exists(storage.join(path, "export", "provenance.json")),
+    }
+
+
+def _inspect_model(path: str) -> dict[str, Any]:
+    """A model folder: its class, its size and where it came from."""
+    try:
+        config = json.loads(storage.read_text(storage.join(path, "config.json")))
+    except ValueError as error:
+        raise InputError(f"{path}/config.json: not JSON: {error}") from error
+    result: dict[str, Any] = {
+        "kind": "model",
+        "path": path,
+        "architectures": config.get("architectures", []),
+        "num_bytes": sum(storage.size(file) for file in storage.expand(path) if file.endswith(".safetensors")),
+    }
+    for name in ("provenance", "receipt"):
+        url = storage.join(path, f"{name}.json")
+        if storage.exists(url):
+            result[name] = json.loads(storage.read_text(url))
+    return result

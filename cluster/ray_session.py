@@ -1,0 +1,42 @@
+"""Ray for the pipelines: an embedded local Ray unless a cluster's address is given."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from schemas.errors import InputError
+
+_WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # a task is one CPU; spinning threads slow its neighbours
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+OBJECT_STORE_BYTES = 256 << 20  # steps pass file names and small tables, never images
+
+
+def start_ray(address: str | None = None) -> None:
+    """Join the cluster at `address`, or start a local Ray; does nothing when Ray runs already.
+
+    Raises InputError when the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
+    if address is None:
+        ray.init(
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env=runtime_env,
+        )
+        return
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=runtime_env)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--ray-address {address}: cannot join the Ray cluster: {reason}") from error

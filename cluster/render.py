@@ -1,0 +1,89 @@
+"""Results as text for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MAX_ITEMS = 12  # of a list or mapping shown under one key
+
+
+def _text_of(*renderables: Any) -> str:
+    console = Console(file=io.StringIO(), width=110, highlight=False)
+    for renderable in renderables:
+        console.print(renderable)
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    return output.getvalue().rstrip("\n")
+
+
+def number(value: Any) -> str:
+    """A figure as people read it: thousands separated, four significant digits."""
+    if isinstance(value, bool) or value is None:
+        return "-" if value is None else str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def plain_table(result: Mapping[str, Any]) -> str:
+    """Nested mappings, one line a value, indented by depth."""
+    return "\n".join(_lines(result, 0))
+
+
+def _lines(value: Mapping[str, Any], depth: int) -> list[str]:
+    lines = []
+    for key, item in value.items():
+        label = f"{'  ' * depth}{key}"
+        if isinstance(item, Mapping):
+            lines += [label, *_lines(item, depth + 1)]
+        elif isinstance(item, Sequence) and not isinstance(item, str) and item:
+            lines.append(label)
+            lines += [f"{'  ' * (depth + 1)}{_one_line(entry)}" for entry in item[:MAX_ITEMS]]
+            if len(item) > MAX_ITEMS:
+                lines.append(f"{'  ' * (depth + 1)}... {len(item) - MAX_ITEMS} more")
+        else:
+            lines.append(f"{label:<32} {number(item) if item != [] else '-'}")
+    return lines
+
+
+def _one_line(entry: Any) -> str:
+    if isinstance(entry, Mapping):
+        return "  ".join(f"{key}={number(value)}" for key, value in entry.items() if value is not None)
+    return number(entry)
+
+
+def curate_table(summary: Mapping[str, Any]) -> str:
+    """The steps of a curation: rows in, kept, the most frequent drop reasons, the folder."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("step", "rows", "kept", "dropped because", "folder"):
+        table.add_column(column, justify="right" if column in ("rows", "kept") else "left", overflow="fold")
+    for step in summary["steps"]:
+        reasons = sorted(step.get("drop_counts", {}).items(), key=lambda pair: (-pair[1], pair[0]))
+        shown = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:6])
+        table.add_row(
+            step["name"], number(step.get("num_rows")), number(step.get("num_kept")), shown or "-", step["folder"]
+        )
+    parts: list[Any] = [table]
+    if summary.get("difference"):
+        parts.append(plain_table({"difference to the last selection": summary["difference"]}))
+    return _text_of(*parts)
+
+
+def demo_table(result: Mapping[str, Any]) -> str:
+    """The demo's figures in their sections."""
+    parts: list[Any] = []
+    for section in result["sections"]:
+        table = Table(title=section["title"], title_justify="left", box=None, pad_edge=False, title_style="bold")
+        for index, column in enumerate(section["columns"]):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in section["rows"]:
+            table.add_row(*[number(value) for value in row])
+        parts += [table, ""]
+    return _text_of(*parts)
