@@ -34,9 +34,9 @@ def cli() -> None:
 @click.option("--out", default="out/demo", show_default=True, help="Folder for everything that the demo makes.")
 def demo(out: str) -> None:
     """The whole walk on data that comes with the installation: minutes on two cores."""
-    from cluster.demo.walk import run_demo
+    from cluster.demo.report import run_demo
 
-    click.echo(render.demo_table(run_demo(out)))
+    click.echo(render.demo_table(run_demo(Path(out))))
     click.echo(f"report: {Path(out) / 'report.html'}")
 
 

@@ -36,7 +36,11 @@ def run_shards(
     """
     if not items:
         return []
-    remote = ray.remote(num_cpus=num_cpus, max_retries=NUM_ATTEMPTS - 1, retry_exceptions=[StorageError])(work)
+
+    def run_one(item: Item) -> Result:  # Ray takes plain functions only, no functools.partial
+        return work(item)
+
+    remote = ray.remote(num_cpus=num_cpus, max_retries=NUM_ATTEMPTS - 1, retry_exceptions=[StorageError])(run_one)
     limit = max(2, int(ray.cluster_resources().get("CPU", 1) / num_cpus) * IN_FLIGHT_PER_CPU)
     return _drain(step, items, num_done, limit, lambda item, _: remote.remote(item))
 

@@ -49,6 +49,7 @@ class ImageHeader:
     width: int
     height: int
     is_plain: bool  # upright 8-bit RGB JPEG that the fast decoder takes
+    orientation: int = 1  # of the EXIF data; 1 is upright
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -67,7 +68,7 @@ def read_header(data: bytes) -> ImageHeader:
     if orientation in (5, 6, 7, 8):
         width, height = height, width
     is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and orientation == 1
-    return ImageHeader(MIME_TYPES[str(image.format)], width, height, is_plain)
+    return ImageHeader(MIME_TYPES[str(image.format)], width, height, is_plain, orientation)
 
 
 def _has_exif(image: Image.Image, data: bytes) -> bool:

@@ -14,19 +14,22 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import simplejpeg
 
+from cluster.demo.figures import read_rows
 from cluster.demo.pictures import Picture, compose, generator
+from cluster.demo.questions import llava_conversations
 from schemas import storage
 
 Plant = Literal["original", "exact_copy", "resized_copy", "recompressed_copy", "broken"]
 COPY_FRACTION = 0.04  # of the pictures, for each kind of copy
 MISMATCH_FRACTION = 0.30  # of the pictures get the caption of another one
 NUM_OF_EACH_BROKEN = 8
+NUM_QUESTION_ROUNDS = 2  # conversations about each picture
 JPEG_QUALITY = 92
 
 
@@ -60,18 +63,44 @@ def build_source(folder: Path, base_url: str, num_pictures: int, seed: int = 0) 
     return table
 
 
+def build_conversations(folder: Path, curated: str) -> Path:
+    """Conversations about the curated pictures, their images named by uid; returns the file's path.
+
+    A picture with a planted wrong caption is among them: its questions come from what is drawn.
+    """
+    path = folder / "curated_conversations.json"
+    uid_by_url: dict[str, str] = {}
+    for row in read_rows(curated, ["url", "uid"]).to_pylist():
+        uid_by_url[row["url"].partition("/images/")[2]] = row["uid"]
+    records = json.loads((folder / "conversations.json").read_text())
+    kept = []
+    for record in records:
+        uid = uid_by_url.get(record["image"].removeprefix("images/"))
+        if uid is not None:
+            kept.append({**record, "image": uid})
+    storage.put_bytes(str(path), json.dumps(kept).encode())
+    return path
+
+
 def _plant_rows(folder: Path, num_pictures: int, seed: int) -> list[Row]:
     captions: list[str] = []
     rows: list[Row] = []
+    conversations: list[dict[str, Any]] = []
     for picture in compose(num_pictures, seed):
+        conversations += llava_conversations(picture, _path_of(picture.index), NUM_QUESTION_ROUNDS)
         captions.append(picture.caption)
-        rows.append(Row(f"images/{picture.index:06d}.jpg", picture.caption, picture.index, "original"))
+        rows.append(Row(_path_of(picture.index), picture.caption, picture.index, "original"))
         _write(folder, rows[-1].path, encode_jpeg(picture))
         for copy, data in _copies(picture, seed):
             _write(folder, copy.path, data)
             rows.append(copy)
+    storage.put_bytes(str(folder / "conversations.json"), json.dumps(conversations).encode())
     rows = _mismatch(rows, captions, seed)
     return rows + _broken_rows(folder, captions)
+
+
+def _path_of(picture_index: int) -> str:
+    return f"images/{picture_index:06d}.jpg"
 
 
 def encode_jpeg(picture: Picture, quality: int = JPEG_QUALITY) -> bytes:

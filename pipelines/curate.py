@@ -1,0 +1,135 @@
+"""The whole walk, top to bottom: a source of pairs -> a curated data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.dedupe.dedupe import dedupe
+from pipelines.ingest import ingest
+from pipelines.reshard import reshard
+from pipelines.select import difference, select
+from pipelines.signals.signal import is_out_of_fold, measure_signal
+from pipelines.step_folder import BeforeWork, latest_folder, nothing, only_command
+from schemas.curate_recipe import CurateRecipe
+from schemas.errors import InputError, RecipeError
+from schemas.manifest import load_manifest, resolve
+from schemas.storage import join
+
+STEPS = ("ingest", "signals", "dedupe", "select", "reshard")
+
+
+def curate(recipe: CurateRecipe, start_ray: Callable[[], None], only: str | None = None) -> dict[str, Any]:
+    """Run the walk, or `only` one step of it whose inputs are complete. What is complete is not done again.
+
+    `start_ray` is called before the first step that needs it. Returns a summary: each step's folder, rows, kept
+    samples and counts of drop reasons, and the difference to the last selection. Raises UserError.
+    """
+    walk = Walk(recipe, start_ray, only)
+    walk.ingest()
+    walk.signals(out_of_fold=False)
+    walk.dedupe()
+    walk.signals(out_of_fold=True)
+    walk.select()
+    walk.reshard()
+    return walk.summary()
+
+
+class Walk:
+    """The steps of one curation and the folders that they have given so far."""
+
+    def __init__(self, recipe: CurateRecipe, start_ray: Callable[[], None], only: str | None) -> None:
+        _check(recipe, only)
+        self._recipe, self._start_ray, self._only = recipe, start_ray, only
+        self._raw = self._dedupe = self._selection = ""
+        self._signals: dict[str, str] = {}
+        self._steps: list[dict[str, Any]] = []
+        self._difference: dict[str, Any] | None = None
+
+    def ingest(self) -> None:
+        """Source -> raw shards."""
+        if self._only in (None, "ingest"):
+            self._raw = ingest(self._recipe, self._start_ray)
+        else:
+            self._raw = _newest_raw(self._recipe)
+        self._note("ingest", self._raw)
+
+    def signals(self, out_of_fold: bool) -> None:
+        """Raw shards -> columns. Out-of-fold scores come after dedupe, whose groups they are cut by."""
+        for signal in self._recipe.signals:
+            if self._is_past("signals") or is_out_of_fold(signal) != out_of_fold:
+                continue
+            before_work = self._before("signals", signal.name, self._start_ray)
+            folder = measure_signal(self._recipe, signal, self._raw, self._dedupe or None, before_work)
+            self._signals[signal.name] = folder
+            self._note(f"signals {signal.name}", folder)
+
+    def dedupe(self) -> None:
+        """Slim columns of all shards -> who duplicates whom."""
+        needed = any(is_out_of_fold(signal) for signal in self._recipe.signals)
+        if self._is_past("dedupe") and not (self._only == "signals" and needed):
+            return
+        before_work = self._before("dedupe", self._recipe.dedupe.name, self._start_ray)
+        self._dedupe = dedupe(self._recipe, self._raw, self._signals, before_work)
+        self._note("dedupe", self._dedupe)
+
+    def select(self) -> None:
+        """Columns -> every uid kept or dropped."""
+        if self._is_past("select"):
+            return
+        name = self._recipe.select.name
+        last = latest_folder(self._recipe.root, "selections", name)
+        before_work = self._before("select", name, nothing)
+        self._selection = select(self._recipe, self._raw, self._signals, self._dedupe, before_work)
+        if last is not None and load_manifest(last).parents[0] == load_manifest(self._raw).hash():
+            self._difference = difference(last, self._selection)
+        self._note("select", self._selection)
+
+    def reshard(self) -> None:
+        """Raw shards and a selection -> curated shards."""
+        if self._is_past("reshard"):
+            return
+        folder = reshard(self._recipe, self._raw, self._selection, self._start_ray)
+        self._note("reshard", folder)
+
+    def summary(self) -> dict[str, Any]:
+        """What was done."""
+        return {"root": self._recipe.root, "steps": self._steps, "difference": self._difference}
+
+    def _is_past(self, step: str) -> bool:
+        """True for the steps that come after the one that `only` names."""
+        return self._only is not None and STEPS.index(step) > STEPS.index(self._only)
+
+    def _before(self, step: str, name: str, start: BeforeWork) -> BeforeWork:
+        """What a step with work left calls first: `start`, or a refusal where `only` names another step."""
+        return start if self._only in (None, step) else only_command(step, name)
+
+    def _note(self, name: str, folder: str) -> None:
+        manifest = load_manifest(folder)
+        self._steps.append(
+            {
+                "name": name,
+                "folder": folder,
+                "num_rows": manifest.num_rows,
+                "num_kept": manifest.num_samples,
+                "drop_counts": dict(manifest.drop_counts),
+            }
+        )
+
+
+def _check(recipe: CurateRecipe, only: str | None) -> None:
+    if only is not None and only not in STEPS:
+        raise RecipeError(f"no step {only}; there are {', '.join(STEPS)}")
+    folded = {signal.name for signal in recipe.signals if is_out_of_fold(signal)}
+    if recipe.dedupe.score_signal in folded:
+        name = recipe.dedupe.score_signal
+        raise RecipeError(
+            f"dedupe.score_signal: {name} is scored out of fold, after dedupe; name a signal of one model"
+        )
+
+
+def _newest_raw(recipe: CurateRecipe) -> str:
+    try:
+        return resolve(join(recipe.root, "raw", recipe.source.name))
+    except InputError as error:
+        raise InputError(f"{recipe.root}: nothing ingested yet; run `pairloom curate RECIPE` first") from error

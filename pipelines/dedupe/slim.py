@@ -1,0 +1,124 @@
+"""The few bytes of each sample that dedupe compares, read from the raw tables.
+
+About 90 bytes a sample in memory. Thumbnails (192 bytes) are read later, of candidates only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.errors import InputError
+from schemas.manifest import table_url
+from schemas.sample import STATUS_SUCCESS, THUMBNAIL_SIDE, check_joined, read_table
+
+THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
+_COLUMNS = ["uid", "status", "caption", "sha256", "image_sha256", "phash", "original_width", "original_height",
+            "width", "height"]  # fmt: skip
+_HALF_HASH_HEX = 32  # 128 of 256 bits: one false match is expected among 1e19 images
+
+
+@dataclass(frozen=True)
+class Slim:
+    """Samples that have an image, column by column."""
+
+    uid: npt.NDArray[np.uint64]  # [rows, 2]: two halves, big-endian
+    received: npt.NDArray[np.uint64]  # [rows, 2]: half of the sha256 of the bytes as received
+    stored: npt.NDArray[np.uint64]  # [rows, 2]: half of the sha256 of the bytes as stored
+    caption: npt.NDArray[np.uint64]  # hash of the normalised caption
+    phash: npt.NDArray[np.uint64]
+    has_phash: npt.NDArray[np.bool_]
+    area: npt.NDArray[np.int64]  # px, of the image as received
+    score: npt.NDArray[np.float32]  # nan where there is none
+    shard: npt.NDArray[np.int32]  # place in the manifest
+    row: npt.NDArray[np.int32]  # in the raw table
+
+    @property
+    def num_rows(self) -> int:
+        """Samples with an image."""
+        return len(self.row)
+
+
+def caption_hash(caption: str) -> int:
+    """64 bits that are equal for captions equal after NFKC, case folding and collapsing of spaces."""
+    text = " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def halves(column: pa.ChunkedArray, where: str) -> npt.NDArray[np.uint64]:
+    """The first 32 hex digits of each value as two uint64 halves."""
+    text = "".join(value[:_HALF_HASH_HEX] for value in column.to_pylist())
+    try:
+        data = bytes.fromhex(text)
+    except ValueError as error:
+        raise InputError(f"{where}: a uid or sha256 is not hexadecimal") from error
+    if len(data) != 16 * len(column):
+        raise InputError(f"{where}: a uid or sha256 is shorter than 32 hexadecimal digits")
+    return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def uid_texts(uids: npt.NDArray[np.uint64]) -> list[str]:
+    """Two halves -> 32 hex digits."""
+    text = uids.astype(">u8").tobytes().hex()
+    return [text[start : start + 32] for start in range(0, len(text), 32)]
+
+
+def read_slim(raw_folder: str, score_folder: str | None, item: tuple[int, str]) -> Slim:
+    """The samples of one raw shard; `item` is its place in the manifest and its name."""
+    place, name = item
+    url = table_url(raw_folder, name)
+    raw = read_table(url, _COLUMNS)
+    has_image = np.asarray(raw["status"].to_pylist()) == STATUS_SUCCESS
+    scores = np.full(raw.num_rows, np.nan, np.float32)
+    if score_folder is not None:
+        signals = read_table(table_url(score_folder, name), ["uid", "clip_score"])
+        check_joined(raw, signals, f"{score_folder}: {name}")
+        scores = signals["clip_score"].to_numpy().astype(np.float32)
+    table = raw.filter(pa.array(has_image, pa.bool_()))
+    width = pc.coalesce(table["original_width"], table["width"], 0)
+    height = pc.coalesce(table["original_height"], table["height"], 0)
+    return Slim(
+        uid=halves(table["uid"], url),
+        received=halves(pc.coalesce(table["sha256"], table["image_sha256"], table["uid"]), url),
+        stored=halves(pc.coalesce(table["image_sha256"], table["sha256"], table["uid"]), url),
+        caption=np.array([caption_hash(caption or "") for caption in table["caption"].to_pylist()], np.uint64),
+        phash=pc.fill_null(table["phash"], 0).to_numpy(),
+        has_phash=pc.is_valid(table["phash"]).to_numpy(),
+        area=width.to_numpy().astype(np.int64) * height.to_numpy().astype(np.int64),
+        score=scores[has_image],
+        shard=np.full(table.num_rows, place, np.int32),
+        row=np.flatnonzero(has_image).astype(np.int32),
+    )
+
+
+def gather(parts: Sequence[Slim]) -> Slim:
+    """All samples in the order of their uids, whatever the order of the shards."""
+    columns: dict[str, Any] = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Slim)
+    }
+    order = np.lexsort((columns["uid"][:, 1], columns["uid"][:, 0]))
+    return Slim(**{name: column[order] for name, column in columns.items()})
+
+
+def without_scores(slim: Slim) -> Slim:
+    """The same samples, unscored: for keep policies that do not look at scores."""
+    return replace(slim, score=np.full(slim.num_rows, np.nan, np.float32))
+
+
+def read_thumbnails(raw_folder: str, item: tuple[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.uint8]:
+    """Thumbnails of some rows of one raw shard: [len(rows), 192]."""
+    name, rows = item
+    url = table_url(raw_folder, name)
+    column = read_table(url, ["thumbnail"])["thumbnail"].take(pa.array(rows))
+    if column.null_count:
+        raise InputError(f"{url}: a sample has a phash but no thumbnail")
+    data = b"".join(column.to_pylist())
+    return np.frombuffer(data, np.uint8).reshape(-1, THUMBNAIL_BYTES)

@@ -1,0 +1,64 @@
+"""Hashes of an image: sha256 of bytes, 64-bit perceptual hash and a small colour thumbnail of pixels.
+
+The perceptual hash is `schemas.sample.PHASH_ALGORITHM`: grey, 32 x 32, DCT, top-left 8 x 8, above the median of all
+64. The cosine transform runs on integers, so that the order of a sum (BLAS, threads) can never flip a bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from schemas.image_decode import Pixels
+from schemas.sample import THUMBNAIL_SIDE
+
+SIDE = 32  # px, of the grey image that is transformed
+LOW = 8  # lowest frequencies kept on each axis
+DCT_SCALE = 1 << 14  # cosines as integers; 32 * 255 * 2^14 squared stays far below 2^63
+
+Integers = npt.NDArray[np.int64]
+
+
+def _cosines() -> Integers:
+    """Rows 0 .. 7 of the 32-point DCT-II, rounded to integers: [LOW, SIDE]."""
+    frequency = np.arange(LOW)[:, None]
+    position = np.arange(SIDE)[None, :]
+    exact = np.cos(np.pi * frequency * (2 * position + 1) / (2 * SIDE)) * DCT_SCALE
+    cosines: Integers = np.rint(exact).astype(np.int64)
+    return cosines
+
+
+_COSINES = _cosines()
+
+
+@dataclass(frozen=True)
+class PixelHashes:
+    """What near-duplicates are found by: `phash` proposes a pair, `thumbnail` confirms it."""
+
+    phash: int  # 64 bits, row by row, the lowest frequency in the highest bit
+    thumbnail: bytes  # THUMBNAIL_SIDE x THUMBNAIL_SIDE RGB, row by row
+
+
+def sha256_hex(data: bytes) -> str:
+    """Hex sha256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_pixels(pixels: Pixels) -> PixelHashes:
+    """Perceptual hash and thumbnail of an RGB image, from one reduction of its pixels."""
+    small: Any = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    thumbnail = cv2.resize(small, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
+    return PixelHashes(_phash_of_grey(grey), thumbnail.tobytes())
+
+
+def _phash_of_grey(grey: npt.NDArray[Any]) -> int:
+    frequencies = (_COSINES @ grey.astype(np.int64) @ _COSINES.T).ravel()
+    ordered = np.sort(frequencies)
+    twice_median = ordered[31] + ordered[32]
+    return int.from_bytes(np.packbits(2 * frequencies > twice_median).tobytes(), "big")

@@ -1,0 +1,138 @@
+"""Which request starts next: origins take turns, each with its limit, its pauses and its robots.txt."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from pipelines.robots import Rules
+from pipelines.web_address import origin_of
+
+
+@dataclass
+class Host:
+    """One origin (`https://example.org`) while its rows are fetched."""
+
+    origin: str
+    waiting: deque[Job] = field(default_factory=deque)
+    num_in_flight: int = 0
+    paused_until: float = 0.0  # time.monotonic()
+    rules: Rules | None = None  # None: not known yet
+    is_asking_rules: bool = False
+    is_listed: bool = False  # in the queue's turn
+
+
+@dataclass
+class Job:
+    """One row's URL on its way, or the robots.txt of a host."""
+
+    row: int
+    first_url: str
+    url: str  # after redirects
+    host: Host
+    seconds_left: float  # of this attempt, over all its redirects; waiting for a turn does not count
+    num_redirects: int = 0
+    num_failures: int = 0
+    is_robots: bool = False
+
+
+class HostQueue:
+    """Jobs waiting for their turn. Not thread-safe: it belongs to one event loop."""
+
+    def __init__(self, per_host: int) -> None:
+        self._per_host = per_host
+        self._hosts: dict[str, Host] = {}
+        self._turn: deque[Host] = deque()
+        self._urgent: deque[Job] = deque()  # robots.txt: a whole host waits for it
+        self._later: list[tuple[float, int, Job | Host]] = []  # heap
+        self._serial = count()
+
+    def host_of(self, url: str) -> Host:
+        """The host that a clean URL belongs to."""
+        origin = origin_of(url)
+        host = self._hosts.get(origin)
+        if host is None:
+            host = self._hosts[origin] = Host(origin)
+        return host
+
+    def add(self, job: Job, delay_s: float = 0.0) -> None:
+        """Queue a job, now or later."""
+        if delay_s > 0:
+            self._wake_later(delay_s, job)
+        elif job.is_robots:
+            self._urgent.append(job)
+        else:
+            job.host.waiting.append(job)
+            self._list(job.host)
+
+    def pause(self, host: Host, seconds: float) -> None:
+        """Ask nothing of a host for a while."""
+        host.paused_until = max(host.paused_until, time.monotonic() + seconds)
+        self._wake_later(seconds, host)
+
+    def _wake_later(self, seconds: float, sleeper: Job | Host) -> None:
+        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._serial), sleeper))
+
+    def _list(self, host: Host) -> None:
+        """Give a host its turn where it has work and may do it."""
+        if host.is_listed or not host.waiting or host.is_asking_rules or host.num_in_flight >= self._per_host:
+            return
+        if host.paused_until <= time.monotonic():
+            host.is_listed = True
+            self._turn.append(host)
+
+    def take(self) -> Job | None:
+        """The next job that may start, or None. Its host counts it until `release`."""
+        self._wake()
+        if self._urgent:
+            job = self._urgent.popleft()
+            job.host.num_in_flight += 1
+            return job
+        while self._turn:
+            host = self._turn.popleft()
+            host.is_listed = False
+            if host.paused_until > time.monotonic() or host.is_asking_rules or not host.waiting:
+                continue
+            job = host.waiting.popleft()
+            host.num_in_flight += 1
+            self._list(host)
+            return job
+        return None
+
+    def release(self, host: Host) -> None:
+        """A job of this host is no longer in flight."""
+        host.num_in_flight -= 1
+        self._list(host)
+
+    def rules_are_known(self, host: Host) -> None:
+        """Let a host go on that waited for its robots.txt."""
+        host.is_asking_rules = False
+        self._list(host)
+
+    def put_back(self, job: Job) -> None:
+        """Undo a `take`: the job is the next of its host."""
+        job.host.num_in_flight -= 1
+        job.host.waiting.appendleft(job)
+        self._list(job.host)
+
+    def drain(self, host: Host) -> Iterator[Job]:
+        """Take all waiting jobs of a host off the queue."""
+        while host.waiting:
+            yield host.waiting.popleft()
+
+    def _wake(self) -> None:
+        now = time.monotonic()
+        while self._later and self._later[0][0] <= now:
+            _, _, sleeper = heapq.heappop(self._later)
+            if isinstance(sleeper, Host):
+                self._list(sleeper)
+            else:
+                self.add(sleeper)
+
+    def seconds_to_wake(self) -> float | None:
+        """How long until something that sleeps is due; None where nothing sleeps."""
+        return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None

@@ -1,0 +1,141 @@
+"""An image-text model from a Hugging Face folder: features of images and captions, L2-normalised.
+
+Takes CLIP, SigLIP (and SigLIP 2 of fixed resolution, which has SigLIP's classes) and VisionTextDualEncoder.
+Legend: B samples of a batch, D embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from schemas import storage
+from schemas.errors import InputError
+from schemas.image_decode import Pixels
+from schemas.preprocess import load_preprocess
+
+Features = npt.NDArray[np.float32]  # [B, D]
+
+MODEL_TYPES = ("clip", "siglip", "vision-text-dual-encoder")
+RESULT_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
+"""What changes a model's output; receipts, provenance and notes beside it do not."""
+
+
+def model_fingerprint(folder: str) -> str:
+    """Content fingerprint of what changes the model's output. Raises InputError for a folder without a model."""
+    names = {storage.name_of(url): url for url in storage.list_files(folder)}
+    used = sorted(name for name in names if any(fnmatch(name, pattern) for pattern in RESULT_FILES))
+    if "config.json" not in used or not any(name.endswith(".safetensors") for name in used):
+        raise InputError(f"{folder}: not a Hugging Face model folder (config.json and *.safetensors)")
+    digest = hashlib.sha256()
+    for name in used:
+        digest.update(f"{name}\0{storage.sha256_of(names[name])}\n".encode())
+    return digest.hexdigest()
+
+
+def check_held_out(models: Sequence[str]) -> None:
+    """Raise InputError unless model k of n was trained without fold k, as far as its provenance tells."""
+    for fold, folder in enumerate(models):
+        url = storage.join(folder, "provenance.json")
+        if not storage.exists(url):
+            continue  # a model from elsewhere: the user vouches for it
+        recipe = json.loads(storage.read_text(url)).get("recipe") or {}
+        held_out = [part.get("hold_out_fold") for part in recipe.get("data", {}).get("train", [])]
+        if held_out[:1] != [[fold, len(models)]]:
+            found = held_out[0] if held_out else None
+            raise InputError(
+                f"{folder}: trained with hold_out_fold {found}, but scores fold {fold} of {len(models)}; "
+                f"train it with data.train.0.hold_out_fold=[{fold},{len(models)}], or change the order of models"
+            )
+
+
+class ClipModel:
+    """Features of one model on one device."""
+
+    def __init__(self, folder: str, device: str) -> None:
+        self.folder = folder
+        self.device = device
+        self.preprocess = load_preprocess(folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = _on_disk(folder, scratch)
+            self._load(path)
+
+    def _load(self, path: str) -> None:
+        with open(f"{path}/config.json", encoding="utf-8") as file:
+            self.model_type = json.load(file).get("model_type")
+        if self.model_type not in MODEL_TYPES:
+            raise InputError(f"{self.folder}: model type {self.model_type}; clip signals take {', '.join(MODEL_TYPES)}")
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            model: Any = AutoModel.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        self.model = model.eval().to(self.device)
+        places = int(self.model.config.text_config.max_position_embeddings)
+        self.max_tokens = min(places, int(self.tokenizer.model_max_length))
+        if self.tokenizer.pad_token is None:
+            raise InputError(f"{self.folder}: its tokenizer has no pad token")
+
+    def embedding_dim(self) -> int:
+        """D, the width of the features."""
+        return int(self.text_features(["a"]).shape[1])
+
+    @torch.inference_mode()
+    def image_features(self, pixels: Sequence[Pixels]) -> Features:
+        """Features of images that `preprocess.resize` has resized: [B, D], L2-normalised."""
+        values = torch.from_numpy(self.preprocess.normalise(np.stack(pixels))).to(self.device)
+        return _normalised(self.model.get_image_features(pixel_values=values))
+
+    @torch.inference_mode()
+    def text_features(self, captions: Sequence[str]) -> Features:
+        """Features of captions: [B, D], L2-normalised."""
+        # SigLIP's text tower pools the last position and was trained on full-length texts without a mask.
+        fills_up = self.model_type == "siglip"
+        tokens = self.tokenizer(
+            list(captions),
+            padding="max_length" if fills_up else "longest",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        )
+        names = ("input_ids",) if fills_up else ("input_ids", "attention_mask")
+        return _normalised(self.model.get_text_features(**{name: tokens[name].to(self.device) for name in names}))
+
+
+def _normalised(output: Any) -> Features:
+    features_BD = output.pooler_output.float()
+    normalised: Features = torch.nn.functional.normalize(features_BD, dim=-1).cpu().numpy()
+    return normalised
+
+
+def _on_disk(folder: str, scratch: str) -> str:
+    """A local path of the model folder: itself, or a copy of its files in `scratch`."""
+    if storage.is_local(folder):
+        return storage.local_path(folder)
+    for url in storage.list_files(folder):
+        with open(f"{scratch}/{storage.name_of(url)}", "wb") as file:
+            file.write(storage.read_bytes(url))
+    return scratch

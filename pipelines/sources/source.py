@@ -1,0 +1,175 @@
+"""What every source gives: a list of files that can be frozen, and their rows in a fixed order."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from schemas import storage
+from schemas.errors import InputError, SampleError
+from schemas.shard import Place
+
+COMPRESSIONS = ("gz", "zst")
+_UID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source as it was when its segment was frozen."""
+
+    path: str
+    size: int  # bytes
+    etag: str  # changes when the content does
+    num_rows: int | None = None  # None: not counted yet, or a tar, whose rows are known when it has been read
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of one file; a shard is made of one or more."""
+
+    path: str
+    first_row: int = 0
+    num_rows: int | None = None  # None: all
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What preparing a file found: how many rows it has and the types of the columns that travel along."""
+
+    num_rows: int
+    kept_types: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row of the input. What is wrong with it is a value: `error`."""
+
+    url: str | None
+    caption: str | None
+    uid: str | None = None  # where the source has one
+    image: bytes | None = None  # where the source carries the images
+    kept: Mapping[str, Any] = field(default_factory=dict)  # keep_columns
+    error: SampleError | None = None
+    key: str | None = None  # adopted tars: its name there
+    place: Place | None = None  # adopted tars: where its image lies
+    original_size: tuple[int, int] | None = None  # width, height before an earlier resize, px
+
+
+class Source(Protocol):
+    """A kind of source. Objects are small and made anew in every task."""
+
+    has_images: bool  # rows carry image bytes; otherwise their URLs are fetched
+    is_adopted: bool  # images stay where they are; one raw shard for each file
+
+    def list_files(self) -> list[SourceFile]:
+        """The files there are now, sorted by path. Raises InputError."""
+
+    def prepare(self, file: SourceFile, staging_folder: str) -> Prepared:
+        """Check one file and count its rows, once, before its segment is frozen. Raises InputError."""
+
+    def readable(self, file: SourceFile, staging_folder: str) -> str:
+        """Where the rows of a prepared file are read: the file itself or its staged copy."""
+
+    def kept_schema(self, path: str) -> pa.Schema:
+        """Types of the columns that travel along, for rows of `path`."""
+
+    def read_rows(self, piece: Piece) -> Iterator[SourceRow]:
+        """The rows of a piece, in order."""
+
+
+def text_schema(columns: Sequence[str]) -> pa.Schema:
+    """Columns of text: what travels along from formats without types."""
+    return pa.schema([pa.field(name, pa.string()) for name in columns])
+
+
+def clean_text(value: object) -> str | None:
+    """A cell as text: bytes that are no UTF-8 are replaced, NULs removed, surrounding spaces cut; None if empty."""
+    if value is None:
+        return None
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates, from JSON escapes
+    return text.replace("\0", "").strip() or None
+
+
+def own_uid(value: object) -> str | None:
+    """The source's own uid where it is one of ours (32 hex); a `uid` column of another meaning is not used."""
+    text = clean_text(value)
+    return text if text is not None and _UID.fullmatch(text) else None
+
+
+def require_columns(required: Sequence[str], there: Sequence[str], where: str) -> None:
+    """Raise InputError naming the first missing column, the columns there are and the nearest one."""
+    for name in required:
+        if name not in there:
+            nearest = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise InputError(f"{where}: no column {name}; there are {', '.join(there) or 'none'}{hint}")
+
+
+def format_of(path: str) -> str:
+    """Format of a file by its name, lower case and without compression: `urls.csv.gz` is `csv`."""
+    parts = storage.name_of(path).lower().split(".")
+    if len(parts) > 2 and parts[-1] in COMPRESSIONS:
+        parts.pop()
+    return parts[-1] if len(parts) > 1 else ""
+
+
+def compression_of(path: str) -> str | None:
+    """`gz`, `zst` or None."""
+    suffix = path.lower().rsplit(".", 1)[-1]
+    return suffix if suffix in COMPRESSIONS else None
+
+
+def list_source_files(paths: str | list[str], accepts: Callable[[str], bool], what: str) -> list[SourceFile]:
+    """Files that paths, folders, globs or URLs name, sorted; hidden files (`.x`, `_x`) are left out.
+
+    Raises InputError where a path names nothing that is accepted.
+    """
+    found: dict[str, SourceFile] = {}
+    for path in [paths] if isinstance(paths, str) else paths:
+        infos = _infos(path)
+        if not infos:
+            raise InputError(f"source.path: {path}: no such file or folder")
+        accepted = {
+            url: info for url, info in infos.items() if accepts(url) and storage.name_of(url)[:1] not in (".", "_")
+        }
+        if not accepted:
+            raise InputError(f"source.path: {path}: holds no {what}")
+        for url, info in accepted.items():
+            found[url] = SourceFile(url, int(info.get("size") or 0), _etag(info))
+    return [found[url] for url in sorted(found)]
+
+
+def _infos(path: str) -> dict[str, Any]:
+    """URL -> what the storage knows of each file that `path` names."""
+    file_system = storage.filesystem(path)
+    target = storage.local_path(path)
+    try:
+        if any(mark in target for mark in "*?["):
+            infos = file_system.glob(target, detail=True)
+        elif file_system.isdir(target):
+            infos = file_system.find(target, detail=True)
+        else:
+            infos = {target: file_system.info(target)}
+    except FileNotFoundError:
+        return {}
+    except PermissionError as error:
+        raise InputError(f"source.path: {path}: {error.strerror or error}") from error
+    if storage.is_local(path):
+        prefix = file_system._strip_protocol
+        return {str(prefix(name)): info for name, info in infos.items() if info["type"] == "file"}
+    return {str(file_system.unstrip_protocol(name)): info for name, info in infos.items() if info["type"] == "file"}
+
+
+def _etag(info: Mapping[str, Any]) -> str:
+    """What changes when the content of a file changes; local files: their size and time."""
+    for name in ("ETag", "etag"):
+        if info.get(name):
+            return str(info[name])
+    return f"{info.get('size')}-{info.get('mtime') or info.get('LastModified') or ''}"

@@ -1,0 +1,143 @@
+"""Rows of csv, tsv, json and jsonl, also compressed, read as a stream and never whole."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import zstandard
+
+from pipelines.sources.source import compression_of, format_of
+from schemas import storage
+from schemas.errors import InputError
+
+TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "ndjson")
+ERROR_COLUMN = "pairloom_error"  # of a row that could not be read: why
+MAX_FIELD_CHARS = 1 << 24  # of one csv field; more is a quote that never closes
+CHUNK_CHARS = 1 << 20
+
+Row = dict[str, Any]
+
+
+def read_text_rows(url: str) -> Iterator[Row]:
+    """Rows as column -> value; a csv without rows yields nothing. Raises InputError where the file is unreadable.
+
+    The first value yielded tells the columns (`column -> None` for csv and tsv): see `header_of`.
+    """
+    kind = format_of(url)
+    try:
+        with open_text(url) as file:
+            if kind in ("csv", "tsv"):
+                yield from _csv_rows(file, "," if kind == "csv" else "\t", url)
+            else:
+                yield from _json_rows(file, url)
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: no such file") from error
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise InputError(f"{url}: cannot be read: {error}") from error
+
+
+@contextmanager
+def open_bytes(url: str) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file, as a stream."""
+    with storage.filesystem(url).open(storage.local_path(url), "rb") as raw:
+        compression = compression_of(url)
+        if compression == "gz":
+            with gzip.open(raw, "rb") as file:
+                yield file
+        elif compression == "zst":
+            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
+                yield io.BufferedReader(stream)
+        else:
+            yield raw
+
+
+@contextmanager
+def open_text(url: str) -> Iterator[IO[str]]:
+    """Text of a file; bytes that are no UTF-8 become U+FFFD, so that one caption never loses the others."""
+    with open_bytes(url) as file, io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="") as text:
+        yield text
+
+
+def header_of(url: str) -> list[str]:
+    """Column names of a csv or tsv. Raises InputError where there is no header."""
+    with open_text(url) as file:
+        names = next(_csv_reader(file, "," if format_of(url) == "csv" else "\t"), None)
+    if not names:
+        raise InputError(f"{url}: empty; the first line must name the columns")
+    return names
+
+
+def _csv_reader(file: IO[str], delimiter: str) -> Any:
+    csv.field_size_limit(MAX_FIELD_CHARS)
+    return csv.reader(file, delimiter=delimiter)
+
+
+def _csv_rows(file: IO[str], delimiter: str, url: str) -> Iterator[Row]:
+    """Rows of a csv: what is missing at the end of a line is None, what is too much is left out."""
+    reader = _csv_reader(file, delimiter)
+    try:
+        names = next(reader, None)
+        if not names:
+            raise InputError(f"{url}: empty; the first line must name the columns")
+        for values in reader:
+            if values:  # csv gives an empty list for an empty line
+                yield dict(zip(names, values, strict=False))
+    except csv.Error as error:
+        raise InputError(f"{url}: line {reader.line_num}: {error}; is a quote left open?") from error
+
+
+def _json_rows(file: IO[str], url: str) -> Iterator[Row]:
+    """Rows of JSON lines, or of one array of objects."""
+    start = file.read(1)
+    while start and start.isspace():
+        start = file.read(1)
+    if start == "[":
+        yield from _array_rows(file, url)
+        return
+    rest = start + file.readline()
+    number = 1
+    while rest:
+        if rest.strip():
+            yield _object_row(rest, f"line {number}")
+        rest = file.readline()
+        number += 1
+
+
+def _object_row(text: str, where: str) -> Row:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return {ERROR_COLUMN: f"{where}: not JSON: {error}"}
+    return value if isinstance(value, dict) else {ERROR_COLUMN: f"{where}: not a JSON object"}
+
+
+def _array_rows(file: IO[str], url: str) -> Iterator[Row]:
+    """Objects of one JSON array, decoded one after the other from a growing and shrinking buffer."""
+    decoder = json.JSONDecoder()
+    buffer, is_end = "", False
+    number = 0
+    while True:
+        buffer = buffer.lstrip(" \t\r\n,")
+        if buffer.startswith("]"):
+            return
+        try:
+            value, end = decoder.raw_decode(buffer)
+        except RecursionError as error:
+            raise InputError(f"{url}: object {number}: nested too deeply") from error
+        except ValueError as error:
+            chunk = "" if is_end else file.read(max(CHUNK_CHARS, len(buffer)))
+            is_end = not chunk
+            if is_end:
+                raise InputError(f"{url}: not a JSON array of objects: object {number}: {error}") from error
+            buffer += chunk
+            continue
+        number += 1
+        buffer = buffer[end:]
+        yield value if isinstance(value, dict) else {ERROR_COLUMN: f"object {number}: not a JSON object"}

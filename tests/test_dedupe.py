@@ -1,0 +1,276 @@
+"""Dedupe: the pair search misses nothing, the greedy walk follows the keep policy, real copies are found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pipelines.dedupe.components import connect
+from pipelines.dedupe.dedupe import dedupe
+from pipelines.dedupe.exact import first_of_equals
+from pipelines.dedupe.greedy import Block, walk
+from pipelines.dedupe.perceptual import Pairs, cut, even_distance, find_pairs, join_pairs, plan_tables, search
+from pipelines.dedupe.slim import caption_hash
+from schemas.curate_recipe import CurateRecipe
+from schemas.drop_reason import DropReason
+from schemas.manifest import load_manifest, table_url
+from schemas.sample import make_uid, read_table
+from tests.raw_builder import Pair, build_raw, encoded, photograph, photographs
+
+SEED = 7
+
+
+def recipe_for(root: Path, **settings: Any) -> CurateRecipe:
+    return CurateRecipe.model_validate(
+        {"root": str(root), "source": {"kind": "folder", "path": "unused"}, "dedupe": settings}
+    )
+
+
+def decisions_of(folder: str) -> dict[str, dict[str, Any]]:
+    rows = [
+        row for shard in load_manifest(folder).shards for row in read_table(table_url(folder, shard.name)).to_pylist()
+    ]
+    return {row["uid"]: row for row in rows}
+
+
+def uid_of(pair: Pair) -> str:
+    return make_uid(pair.url, pair.caption)
+
+
+# ---- the search for pairs of hashes
+
+
+def brute_force(hashes: npt.NDArray[np.uint64], max_distance: int) -> set[tuple[int, int, int]]:
+    left, right = np.triu_indices(len(hashes), 1)
+    distance = np.bitwise_count(hashes[left] ^ hashes[right])
+    near = distance <= max_distance
+    return set(zip(left[near].tolist(), right[near].tolist(), distance[near].tolist(), strict=True))
+
+
+def as_set(pairs: Pairs) -> set[tuple[int, int, int]]:
+    return set(zip(pairs.left.tolist(), pairs.right.tolist(), pairs.distance.tolist(), strict=True))
+
+
+def hashes_with_neighbours(kind: str, num: int = 1500) -> npt.NDArray[np.uint64]:
+    """Random hashes and copies with up to 14 bits flipped; `skewed`: most bits are zero, so buckets are hot;
+    `balanced`: exactly 32 ones, as the median of all 64 gives."""
+    generator = np.random.default_rng(SEED)
+    density = {"random": 0.5, "skewed": 0.08, "balanced": 0.5}[kind]
+    bits = generator.random((num, 64)) < density
+    copies = bits[generator.integers(0, num, num)].copy()
+    for row in copies:
+        row[generator.choice(64, generator.integers(0, 15), replace=False)] ^= True
+    bits = np.concatenate([bits, copies])
+    if kind == "balanced":
+        bits = np.argsort(np.argsort(bits + generator.random(bits.shape) * 0.5, axis=1), axis=1) >= 32
+    packed = np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64)
+    return np.unique(packed)
+
+
+@pytest.mark.parametrize("kind", ["random", "skewed", "balanced"])
+@pytest.mark.parametrize("max_distance", range(12))
+def test_every_pair_within_the_radius_is_found_once(kind: str, max_distance: int) -> None:
+    hashes = hashes_with_neighbours(kind)
+    found = find_pairs(hashes, max_distance)
+    assert len(found.left) == len(as_set(found))
+    assert as_set(found) == brute_force(hashes, max_distance)
+
+
+@pytest.mark.parametrize("num_planned_for", [10, 100_000, 100_000_000])
+def test_plans_for_any_size_find_the_same_pairs(num_planned_for: int) -> None:
+    hashes = hashes_with_neighbours("random")
+    masks = plan_tables(num_planned_for, 4)
+    parts = [search(hashes, masks, 4, part) for part in cut(20_000_000, len(masks))]
+    assert len(parts) > 1
+    assert as_set(join_pairs(parts)) == brute_force(hashes, 4)
+
+
+def test_odd_radii_shrink_only_where_distances_are_even() -> None:
+    assert even_distance(hashes_with_neighbours("balanced"), 3) == 2
+    assert even_distance(hashes_with_neighbours("random"), 3) == 3
+
+
+def test_more_hashes_get_wider_keys() -> None:
+    widths = [int(np.bitwise_count(plan_tables(num, 4)).min()) for num in (10**4, 10**7, 10**9)]
+    assert widths == sorted(widths)
+    assert widths[-1] >= np.log2(10**9) - 2
+
+
+# ---- components, exact
+
+
+def test_roots_are_the_smallest_members_for_any_order_of_edges() -> None:
+    left, right = np.array([5, 3, 8, 1]), np.array([3, 9, 2, 9])
+    expected = [0, 1, 2, 1, 4, 1, 6, 7, 2, 1]
+    assert connect(10, left, right).tolist() == expected
+    assert connect(10, right[::-1].copy(), left[::-1].copy()).tolist() == expected
+
+
+def test_first_of_equals() -> None:
+    hashes = np.array([[1, 2], [0, 9], [1, 2], [1, 3], [0, 9]], np.uint64)
+    assert first_of_equals(hashes).tolist() == [0, 1, 0, 3, 1]
+
+
+def test_captions_are_compared_without_case_spaces_and_compatibility_forms() -> None:
+    assert caption_hash("A  Dog\n") == caption_hash("a dog") == caption_hash("\uff21 dog")
+    assert caption_hash("a dog") != caption_hash("a dog.")
+
+
+# ---- the greedy walk
+
+
+def walk_by_brute_force(hashes: npt.NDArray[np.uint64], thumbnails: npt.NDArray[np.uint8], radius: int) -> Any:
+    """Kept images, and components as sets, by comparing everything with everything."""
+    num = len(hashes)
+    near = np.zeros((num, num), bool)
+    for one in range(num):
+        bits = np.bitwise_count(hashes[one] ^ hashes) <= radius
+        colours = np.abs(thumbnails[one].astype(int) - thumbnails.astype(int)).sum(axis=1) <= 12 * 192
+        near[one] = bits & colours
+    kept: list[int] = []
+    for one in range(num):
+        if not any(near[one, other] for other in kept):
+            kept.append(one)
+    left, right = np.nonzero(near)
+    return kept, connect(num, left, right), near
+
+
+@pytest.mark.parametrize("radius", [0, 4, 10])
+def test_walk_equals_brute_force(radius: int) -> None:
+    generator = np.random.default_rng(SEED)
+    pool = hashes_with_neighbours("random", 60)
+    hashes = pool[generator.integers(0, len(pool), 400)]
+    colours = generator.integers(0, 4, 400) * 9  # neighbours agree, others do not
+    thumbnails = np.repeat(colours.astype(np.uint8)[:, None], 192, axis=1)
+    values, hash_of = np.unique(hashes, return_inverse=True)
+    pairs = find_pairs(values, radius)
+    walked = walk(12.0, Block(hash_of, pairs, thumbnails))
+    kept, roots, near = walk_by_brute_force(hashes, thumbnails, radius)
+    assert np.flatnonzero(walked.kept_instead < 0).tolist() == kept
+    assert walked.root.tolist() == roots.tolist()
+    for dropped in np.flatnonzero(walked.kept_instead >= 0):
+        instead = int(walked.kept_instead[dropped])
+        assert near[dropped, instead]
+        assert instead in kept
+        assert walked.distance[dropped] == np.bitwise_count(hashes[dropped] ^ hashes[instead])
+
+
+def test_a_chain_keeps_both_ends() -> None:
+    hashes = np.array([0b0000, 0b0011, 0b1111], np.uint64)  # distances 2, 2 and 4
+    values, hash_of = np.unique(hashes, return_inverse=True)
+    walked = walk(12.0, Block(hash_of, find_pairs(values, 2), np.zeros((3, 192), np.uint8)))
+    assert walked.kept_instead.tolist() == [-1, 0, -1]
+    assert walked.root.tolist() == [0, 0, 0]  # one group all the same: folds must not part them
+
+
+# ---- the step
+
+
+def test_exact_copies_go_and_other_captions_stay(tmp_path: Path, ray_session: None) -> None:
+    image = encoded(photograph(1))
+    pairs = [
+        Pair(image, "a red blob", "http://a.test/1.jpg"),
+        Pair(image, "A red  blob", "http://b.test/1.jpg"),
+        Pair(image, "something else", "http://c.test/1.jpg"),
+        Pair(DropReason.HTTP_NOT_FOUND, "gone", "http://d.test/1.jpg"),
+        *photographs(0),
+    ]
+    raw = build_raw(tmp_path, pairs, samples_per_shard=2)
+    folder = dedupe(recipe_for(tmp_path), raw, {})
+    decisions = decisions_of(folder)
+    twins = sorted([uid_of(pairs[0]), uid_of(pairs[1])])
+    assert decisions[twins[0]]["drop_reason"] is None
+    assert decisions[twins[1]]["drop_reason"] == "exact_duplicate"
+    assert decisions[twins[1]]["duplicate_of"] == twins[0]
+    assert decisions[uid_of(pairs[2])]["drop_reason"] is None
+    assert decisions[uid_of(pairs[3])]["duplicate_group"] is None
+    assert len({decisions[uid_of(pair)]["duplicate_group"] for pair in pairs[:3]}) == 1
+    assert load_manifest(folder).drop_counts == {"exact_duplicate": 1}
+
+    one = decisions_of(dedupe(recipe_for(tmp_path, name="one", same_image_captions="keep_one"), raw, {}))
+    kept = [uid for uid in (uid_of(pair) for pair in pairs[:3]) if one[uid]["drop_reason"] is None]
+    assert kept == [min(uid_of(pair) for pair in pairs[:3])]
+    assert {row["duplicate_of"] for row in one.values() if row["drop_reason"]} == set(kept)
+
+
+def test_the_largest_copy_stays_and_takes_all_captions_of_the_others_away(tmp_path: Path, ray_session: None) -> None:
+    large, small = encoded(photograph(2, 192, 144)), encoded(photograph(2))
+    pairs = [
+        Pair(small, "first", "http://a.test/s1.jpg"),
+        Pair(small, "second", "http://a.test/s2.jpg"),
+        Pair(large, "large", "http://a.test/l.jpg"),
+        Pair(encoded(255 - photograph(2)), "other colours", "http://a.test/o.jpg"),
+    ]
+    folder = dedupe(recipe_for(tmp_path), build_raw(tmp_path, pairs), {})
+    decisions = decisions_of(folder)
+    assert [decisions[uid_of(pair)]["drop_reason"] for pair in pairs] == [
+        "perceptual_duplicate", "perceptual_duplicate", None, None]  # fmt: skip
+    assert decisions[uid_of(pairs[0])]["duplicate_of"] == uid_of(pairs[2])
+    assert decisions[uid_of(pairs[0])]["distance"] <= 4
+
+
+def test_equal_hashes_of_other_colours_are_no_duplicates(tmp_path: Path, ray_session: None) -> None:
+    """Grey hashes cannot tell red from blue: the thumbnail does. Flat images are told by their colour alone."""
+    plain = [np.full((64, 64, 3), colour, np.uint8) for colour in ([200, 30, 30], [30, 30, 200], [198, 30, 32])]
+    pairs = [
+        Pair(encoded(pixels, "PNG"), f"flat {index}", f"http://a.test/{index}.png")
+        for index, pixels in enumerate(plain)
+    ]
+    folder = dedupe(recipe_for(tmp_path), build_raw(tmp_path, pairs), {})
+    decisions = decisions_of(folder)
+    reds = sorted([uid_of(pairs[0]), uid_of(pairs[2])])
+    assert decisions[uid_of(pairs[1])]["drop_reason"] is None
+    assert [decisions[uid]["drop_reason"] for uid in reds] == [None, "perceptual_duplicate"]
+    details = load_manifest(folder).details
+    assert details["num_flat_candidates"] == 3
+    assert details["num_flat_duplicates"] == 1
+
+
+def test_order_of_the_input_changes_nothing(tmp_path: Path, ray_session: None) -> None:
+    pairs = photographs(20)
+    pairs += [Pair(encoded(photograph(seed), quality=60), f"copy {seed}", f"http://b.test/{seed}") for seed in range(8)]
+    pairs += [Pair(pairs[seed].image, pairs[seed].caption, f"http://c.test/{seed}") for seed in range(4)]
+    one = decisions_of(dedupe(recipe_for(tmp_path / "one"), build_raw(tmp_path / "one", pairs, 5), {}))
+    shuffled = [pairs[place] for place in np.random.default_rng(SEED).permutation(len(pairs))]
+    other = decisions_of(dedupe(recipe_for(tmp_path / "other"), build_raw(tmp_path / "other", shuffled, 7), {}))
+    assert one == other
+    assert sum(row["drop_reason"] is not None for row in one.values()) == 12
+
+
+def test_a_second_run_writes_nothing(tmp_path: Path, ray_session: None) -> None:
+    raw = build_raw(tmp_path, photographs(4))
+    folder = dedupe(recipe_for(tmp_path), raw, {})
+    before = {path: path.stat().st_mtime_ns for path in Path(tmp_path).rglob("*")}
+
+    def refuse() -> None:
+        raise AssertionError("a complete step began to work")
+
+    assert dedupe(recipe_for(tmp_path), raw, {}, refuse) == folder
+    assert {path: path.stat().st_mtime_ns for path in Path(tmp_path).rglob("*")} == before
+
+
+def test_precision_and_recall_on_real_triples(
+    tmp_path: Path, ray_session: None, shared_data: Callable[[str], Path]
+) -> None:
+    """110 photographs, each as original, recompressed and squashed: one of each triple must be left."""
+    folder = shared_data("dedup_triples")
+    groups = [json.loads(line) for line in (folder / "groups.jsonl").read_text().splitlines()]
+    pairs, group_of = [], {}
+    for group in groups:
+        for number, kind in enumerate(("original", "recompressed", "squashed224")):
+            pair = Pair((folder / group[kind]).read_bytes(), group["captions"][number], f"http://a.test/{group[kind]}")
+            pairs.append(pair)
+            group_of[uid_of(pair)] = group["id"]
+    result = dedupe(recipe_for(tmp_path), build_raw(tmp_path, pairs, 50), {})
+    dropped = {uid: row["duplicate_of"] for uid, row in decisions_of(result).items() if row["drop_reason"]}
+    true = sum(group_of[uid] == group_of[kept] for uid, kept in dropped.items())
+    precision, recall = true / len(dropped), true / (2 * len(groups))
+    figures = {"precision": precision, "recall": recall, "dropped": len(dropped)}
+    assert precision == 1.0, figures
+    assert recall >= 0.99, figures

@@ -1,0 +1,129 @@
+"""Load a model folder for evaluation: the plain transformers class, its tokenizer and its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoTokenizer,
+    CLIPModel,
+    LlavaForConditionalGeneration,
+    SiglipModel,
+    VisionTextDualEncoderModel,
+)
+
+from schemas import storage
+from schemas.errors import InputError, SampleError
+from schemas.image_decode import Pixels, decode_rgb
+from schemas.preprocess import Preprocess, load_preprocess
+from trainers.models.folder import local_folder, model_type_of
+
+IMAGES_PER_BATCH = 64
+TEXTS_PER_BATCH = 256
+NUM_DECODE_THREADS = 4  # Pillow and simplejpeg release the interpreter lock
+_DUAL_CLASSES = {"siglip": SiglipModel, "clip": CLIPModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """One image of an evaluation: a file, or a piece of a tar."""
+
+    url: str
+    offset: int | None = None  # null: the whole file
+    num_bytes: int = 0
+
+    def read(self) -> bytes:
+        """Its bytes. Raises InputError when it is missing."""
+        try:
+            if self.offset is None:
+                return storage.read_bytes(self.url)
+            return storage.read_range(self.url, self.offset, self.num_bytes)
+        except FileNotFoundError as error:
+            raise InputError(f"{self.url}: no such image") from error
+
+
+def load_pixels(source: ImageSource, preprocess: Preprocess) -> Pixels:
+    """What the model sees of an image. Raises InputError: leaving images out would measure another thing."""
+    try:
+        return preprocess.resize(decode_rgb(source.read()))
+    except SampleError as error:
+        raise InputError(f"{source.url}: {error}") from error
+
+
+def pixel_batches(sources: Sequence[ImageSource], preprocess: Preprocess) -> Iterator[torch.Tensor]:
+    """`pixel_values` [B, 3, size, size] of the images in order, IMAGES_PER_BATCH at a time."""
+    with ThreadPoolExecutor(NUM_DECODE_THREADS) as pool:
+        for start in range(0, len(sources), IMAGES_PER_BATCH):
+            batch = sources[start : start + IMAGES_PER_BATCH]
+            pixels = list(pool.map(lambda source: load_pixels(source, preprocess), batch))
+            yield torch.from_numpy(preprocess.normalise(np.stack(pixels)))
+
+
+def pick_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class DualEncoder:
+    """A contrastive model: images and texts -> L2-normalised features."""
+
+    def __init__(self, folder: str) -> None:
+        model_type = model_type_of(folder)
+        if model_type not in _DUAL_CLASSES:
+            raise InputError(f"{folder}: {model_type} has no image and text features; use {', '.join(_DUAL_CLASSES)}")
+        local = local_folder(folder)
+        self.device = pick_device()
+        self.model: Any = _DUAL_CLASSES[model_type].from_pretrained(local, dtype=torch.float32).eval().to(self.device)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(local)
+        self.preprocess = load_preprocess(local)
+        self.is_siglip = model_type == "siglip"
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Token ids as in training. SigLIP pools the last position: every text is as long as the position table."""
+        length = int(self.model.config.text_config.max_position_embeddings)
+        if self.tokenizer.model_max_length < length and not self.is_siglip:
+            length = int(self.tokenizer.model_max_length)
+        padding = "max_length" if self.is_siglip else True
+        encoded = self.tokenizer(list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        names = ["input_ids"] if self.is_siglip else ["input_ids", "attention_mask"]
+        return {name: encoded[name].to(self.device) for name in names}
+
+    @torch.inference_mode()
+    def image_features(self, sources: Sequence[ImageSource]) -> torch.Tensor:
+        """Features [N, D] of images, on the CPU."""
+        batches = [
+            self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
+            for pixels in pixel_batches(sources, self.preprocess)
+        ]
+        return functional.normalize(torch.cat(batches).float(), dim=-1).cpu()
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        """Features [N, D] of texts, on the CPU."""
+        batches = [
+            self.model.get_text_features(**self.tokenize(texts[start : start + TEXTS_PER_BATCH])).pooler_output
+            for start in range(0, len(texts), TEXTS_PER_BATCH)
+        ]
+        return functional.normalize(torch.cat(batches).float(), dim=-1).cpu()
+
+
+class LlavaReader:
+    """A LLaVA that answers: model, tokenizer, pixels."""
+
+    def __init__(self, folder: str) -> None:
+        if model_type_of(folder) != "llava":
+            raise InputError(f"{folder}: --kind vqa needs a LLaVA model; this is {model_type_of(folder)}")
+        local = local_folder(folder)
+        self.device = pick_device()
+        model = LlavaForConditionalGeneration.from_pretrained(local, dtype=torch.float32)
+        self.model: Any = model.eval().to(self.device)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(local)
+        self.preprocess = load_preprocess(local)
+        if not self.tokenizer.chat_template:
+            raise InputError(f"{folder}: no chat template; save chat_template.jinja beside the tokenizer")

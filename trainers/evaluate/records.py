@@ -1,0 +1,33 @@
+"""Lines of evaluation tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from schemas import storage
+from schemas.errors import InputError
+
+
+def read_jsonl(path: str, required: Sequence[str]) -> list[dict[str, Any]]:
+    """Records of a jsonl file, each with the required keys. Raises InputError that names file and line."""
+    try:
+        lines = storage.read_text(path).splitlines()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON: {error}") from error
+        missing = [key for key in required if not isinstance(record, dict) or key not in record]
+        if missing:
+            raise InputError(f"{path}, line {number}: needs {', '.join(missing)}")
+        records.append(record)
+    if not records:
+        raise InputError(f"{path}: holds no records")
+    return records

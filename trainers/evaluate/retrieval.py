@@ -1,0 +1,124 @@
+"""Retrieval: which caption belongs to an image, which image to a caption; several captions an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from schemas import storage
+from schemas.errors import InputError
+from schemas.manifest import load_manifest, resolve, table_url, tar_url
+from schemas.sample import read_table
+from trainers.evaluate.load import DualEncoder, ImageSource
+from trainers.evaluate.records import read_jsonl
+
+DEPTHS = (1, 5, 10)
+ROWS_PER_BLOCK = 1024  # of the score matrix that is held at a time
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images, and captions that each belong to one of them."""
+
+    images: Sequence[ImageSource]
+    captions: Sequence[str]
+    owners: torch.Tensor  # [number of captions], index of the image
+
+
+def retrieval(encoder: DualEncoder, data: str) -> dict[str, Any]:
+    """Recall at 1, 5 and 10 both ways, 0..1."""
+    pairs = load_captioned_images(data)
+    images_ND = encoder.image_features(pairs.images)
+    texts_MD = encoder.text_features(pairs.captions)
+    return {
+        "num_images": len(pairs.images),
+        "num_captions": len(pairs.captions),
+        **recalls(images_ND, texts_MD, pairs.owners),
+    }
+
+
+def recalls(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: torch.Tensor) -> dict[str, float]:
+    """Recall of both ways. A tie counts against the model: equal features for all recall nothing."""
+    to_text = _ranks_of_texts(images_ND, texts_MD, owners_M)
+    to_image = _ranks_of_images(images_ND, texts_MD, owners_M)
+    result = {}
+    for name, ranks in (("image_to_text", to_text), ("text_to_image", to_image)):
+        for depth in DEPTHS:
+            result[f"{name}_recall_at_{depth}"] = float((ranks < depth).double().mean())
+    return result
+
+
+def _ranks_of_texts(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: torch.Tensor) -> torch.Tensor:
+    """For every image the number of foreign captions at least as near as its nearest own one."""
+    ranks = []
+    for start in range(0, len(images_ND), ROWS_PER_BLOCK):
+        scores = images_ND[start : start + ROWS_PER_BLOCK] @ texts_MD.T
+        is_own = owners_M[None] == torch.arange(start, start + len(scores))[:, None]
+        best = scores.masked_fill(~is_own, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append(((scores >= best) & ~is_own).sum(dim=1))
+    return torch.cat(ranks)
+
+
+def _ranks_of_images(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: torch.Tensor) -> torch.Tensor:
+    """For every caption the number of other images at least as near as its own."""
+    ranks = []
+    for start in range(0, len(texts_MD), ROWS_PER_BLOCK):
+        scores = texts_MD[start : start + ROWS_PER_BLOCK] @ images_ND.T
+        owners = owners_M[start : start + ROWS_PER_BLOCK]
+        own = scores.gather(1, owners[:, None])
+        ranks.append((scores >= own).sum(dim=1) - 1)
+    return torch.cat(ranks)
+
+
+def load_captioned_images(data: str) -> CaptionedImages:
+    """A jsonl of {image, captions | caption[, split]}, a folder with pairs.jsonl, or a curated data set.
+
+    Where the table has splits, `test` is taken. Raises InputError.
+    """
+    if data.endswith(".jsonl"):
+        return _from_table(data)
+    table = storage.join(data, "pairs.jsonl")
+    return _from_table(table) if storage.exists(table) else _from_curated(resolve(data))
+
+
+def _from_table(path: str) -> CaptionedImages:
+    records = read_jsonl(path, ("image",))
+    if any("split" in record for record in records):
+        records = [record for record in records if record.get("split") == "test"]
+    base = path.rpartition("/")[0] or "."
+    images: list[ImageSource] = []
+    captions: list[str] = []
+    owners: list[int] = []
+    for record in records:
+        own = record.get("captions") or [record.get("caption")]
+        if not all(isinstance(caption, str) and caption for caption in own):
+            raise InputError(f"{path}: image {record['image']} needs captions: [text, ...] or caption: text")
+        owners += [len(images)] * len(own)
+        captions += own
+        images.append(ImageSource(storage.join(base, record["image"])))
+    if not images:
+        raise InputError(f"{path}: has splits, but no image of split test")
+    return CaptionedImages(images, captions, torch.tensor(owners))
+
+
+def _from_curated(folder: str) -> CaptionedImages:
+    """Every sample of a curated data set; samples of one image (by its bytes) share it."""
+    images: list[ImageSource] = []
+    captions: list[str] = []
+    owners: list[int] = []
+    places: dict[str, int] = {}
+    for shard in load_manifest(folder).shards:
+        table = read_table(table_url(folder, shard.name), ["uid", "caption", "image_sha256", "offset", "num_bytes"])
+        for row in table.to_pylist():
+            identity = row["image_sha256"] or row["uid"]
+            if identity not in places:
+                places[identity] = len(images)
+                images.append(ImageSource(tar_url(folder, shard), row["offset"], row["num_bytes"]))
+            captions.append(row["caption"])
+            owners.append(places[identity])
+    if not images:
+        raise InputError(f"{folder}: holds no samples")
+    return CaptionedImages(images, captions, torch.tensor(owners))

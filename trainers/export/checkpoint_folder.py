@@ -1,0 +1,50 @@
+"""Find the checkpoint of a run that is exported."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from schemas import storage
+from schemas.errors import InputError
+from schemas.recipe_io import load_recipe
+from schemas.train_recipe import TrainRecipe
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A complete checkpoint and the run that it belongs to."""
+
+    run_dir: str
+    url: str
+    recipe: TrainRecipe
+    state: dict[str, Any]  # state.json: step, samples_seen, ...
+
+    @property
+    def model_url(self) -> str:
+        """Its Hugging Face folder."""
+        return storage.join(self.url, "model")
+
+
+def find_checkpoint(run_dir: str, step: int | None) -> CheckpointFolder:
+    """The complete checkpoint of `step`, or the newest one. Raises InputError that names what there is."""
+    recipe_url = storage.join(run_dir, "recipe.yaml")
+    if not storage.exists(recipe_url):
+        raise InputError(f"{run_dir}: no recipe.yaml; name the run.dir of a training run")
+    complete = {
+        _step_of(url): url
+        for url in storage.list_files(storage.join(run_dir, "checkpoints"))
+        if storage.name_of(url).startswith("step-") and storage.exists(storage.join(url, "manifest.json"))
+    }
+    if not complete:
+        raise InputError(f"{run_dir}: no complete checkpoint yet; train it further")
+    if step is not None and step not in complete:
+        raise InputError(f"{run_dir}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(complete)))}")
+    url = complete[max(complete) if step is None else step]
+    state = json.loads(storage.read_text(storage.join(url, "state.json")))
+    return CheckpointFolder(run_dir, url, load_recipe(recipe_url, TrainRecipe), state)
+
+
+def _step_of(url: str) -> int:
+    return int(storage.name_of(url).removeprefix("step-"))

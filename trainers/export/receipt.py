@@ -1,0 +1,200 @@
+"""receipt.json: what an exported folder gives when plain transformers loads it, against the trained weights.
+
+The reference is built without `from_pretrained`: the class from its config, then the checkpoint's tensors by name,
+strictly. So a weight that a lenient loader renames, ties or leaves at its random start shows as a difference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from schemas import storage
+from schemas.conversation import IMAGE_MARK, Turn
+from schemas.errors import InputError
+from schemas.image_decode import Pixels
+from schemas.preprocess import Preprocess, load_preprocess
+from trainers.chat import Renderer, num_image_tokens
+from trainers.evaluate.load import DualEncoder, LlavaReader
+from trainers.models.folder import local_folder, read_config
+
+MAX_DIFFERENCE = 1e-4  # of outputs, fp32: the same weights give less on any machine
+PROBE_TEXTS = ("a dog on the beach", "Two children play football, 3 others watch.", "naïve café – 東京", "x")
+_PROBE_SIZES = ((64, 64), (53, 97), (240, 160), (300, 451))  # px, height and width
+# Files of LlavaForConditionalGeneration keep the names of its first release.
+_LLAVA_PREFIXES = {
+    "language_model.lm_head.": "lm_head.",
+    "language_model.model.": "model.language_model.",
+    "vision_tower.": "model.vision_tower.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+}
+
+
+def make_receipt(folder: str, checkpoint_model: str, run_tokenizer: str) -> dict[str, Any]:
+    """Measure an exported folder. Raises InputError when it does not give what was trained."""
+    config = read_config(folder)
+    reference, num_tensors = load_strictly(checkpoint_model)
+    is_llava = config["model_type"] == "llava"
+    differences = _compare_llava(folder, reference) if is_llava else _compare_dual(folder, reference)
+    largest = max(differences.values())
+    if not largest <= MAX_DIFFERENCE:
+        raise InputError(f"{folder}: outputs differ from the trained model by {largest:.3g}; do not use this export")
+    prompts = {"num_prompts_that_differ": prompt_mismatches(folder)} if is_llava else {}
+    return {
+        "model_class": config["architectures"][0],
+        "num_parameters": sum(parameter.numel() for parameter in reference.parameters()),
+        "num_tensors": num_tensors,
+        "largest_output_difference": largest,
+        "output_differences": differences,
+        "largest_pixel_difference": pixel_difference(folder),
+        "num_texts_that_differ": token_mismatches(folder, run_tokenizer),
+        **prompts,
+        "sha256": {storage.name_of(url): storage.sha256_of(url) for url in _weight_files(folder)},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def _weight_files(folder: str) -> list[str]:
+    return [url for url in storage.list_files(folder) if url.endswith(".safetensors")]
+
+
+def load_strictly(folder: str) -> tuple[Any, int]:
+    """Model of a folder built from config and tensors by name, and the number of tensors. Raises InputError."""
+    local = local_folder(folder)
+    config = AutoConfig.from_pretrained(local)
+    model_class = getattr(transformers, read_config(folder)["architectures"][0])
+    model = model_class(config=config).eval()
+    state: dict[str, torch.Tensor] = {}
+    for file in _weight_files(local):
+        state |= load_file(file)
+    named = {_module_name(name, config.model_type): tensor for name, tensor in state.items()}
+    tied = set(model.all_tied_weights_keys) if getattr(config, "tie_word_embeddings", False) else set()
+    missing, unexpected = model.load_state_dict(named, strict=False)
+    if set(missing) - tied or unexpected:
+        wrong = sorted({*missing, *unexpected} - tied)
+        raise InputError(f"{folder}: tensors do not fit {model_class.__name__}: {', '.join(wrong[:5])}")
+    model.tie_weights()
+    return model, len(named)
+
+
+def _module_name(name: str, model_type: str) -> str:
+    if model_type == "llava":
+        for old, new in _LLAVA_PREFIXES.items():
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+    return name
+
+
+def probe_images() -> list[Pixels]:
+    """Images of several shapes that are the same on every machine: smooth gradients with noise."""
+    draw = np.random.default_rng(0)
+    images = []
+    for height, width in _PROBE_SIZES:
+        rows, columns = np.mgrid[0:height, 0:width]
+        smooth = np.stack([rows * 255 / height, columns * 255 / width, (rows + columns) * 255 / (height + width)], -1)
+        images.append(np.clip(smooth + draw.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8))
+    return images
+
+
+def probe_pixels(preprocess: Preprocess) -> torch.Tensor:
+    """`pixel_values` [4, 3, size, size] of the probe images."""
+    return torch.from_numpy(preprocess.normalise(np.stack([preprocess.resize(image) for image in probe_images()])))
+
+
+@torch.inference_mode()
+def _compare_dual(folder: str, reference: Any) -> dict[str, float]:
+    encoder = DualEncoder(folder)
+    reference = reference.to(encoder.device)
+    pixels, texts = probe_pixels(encoder.preprocess).to(encoder.device), encoder.tokenize(PROBE_TEXTS)
+    outputs = [model(pixel_values=pixels, **texts) for model in (encoder.model, reference)]
+    names = {"image_features": "image_embeds", "text_features": "text_embeds", "logits": "logits_per_image"}
+    return {name: _difference(*(getattr(output, field) for output in outputs)) for name, field in names.items()}
+
+
+@torch.inference_mode()
+def _compare_llava(folder: str, reference: Any) -> dict[str, float]:
+    reader = LlavaReader(folder)
+    reference = reference.to(reader.device)
+    pixels = probe_pixels(reader.preprocess)
+    renderer = _renderer(reader)
+    differences = []
+    for text, values in zip(PROBE_TEXTS, pixels, strict=True):
+        prompt = renderer.prompt([Turn("user", f"{IMAGE_MARK}\n{text}")])
+        inputs = {"input_ids": torch.tensor([prompt]), "pixel_values": values[None]}
+        inputs = {name: tensor.to(reader.device) for name, tensor in inputs.items()}
+        differences.append(_difference(*(model(**inputs).logits for model in (reader.model, reference))))
+    return {"logits": max(differences)}
+
+
+def _difference(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float((left - right).abs().max())
+
+
+def _renderer(reader: LlavaReader) -> Renderer:
+    config = reader.model.config
+    num_tokens = num_image_tokens(config.vision_config, config.vision_feature_select_strategy)
+    return Renderer(reader.tokenizer, "tokenizer", num_tokens, max_length=1 << 20)
+
+
+def pixel_difference(folder: str) -> float:
+    """Largest difference between pairloom's pixels and those of the folder's own image processor (Pillow's)."""
+    processor = _image_processor(folder)
+    preprocess = load_preprocess(folder)
+    theirs = [processor(images=image, return_tensors="pt")["pixel_values"] for image in probe_images()]
+    return _difference(torch.cat(theirs), probe_pixels(preprocess))
+
+
+def _image_processor(folder: str) -> Any:
+    settings = json.loads(storage.read_text(storage.join(folder, "preprocessor_config.json")))
+    name = str(settings["image_processor_type"]).removesuffix("Fast").removesuffix("Pil")
+    processor_class = getattr(transformers, f"{name}Pil", None)
+    if processor_class is None:
+        raise InputError(f"{folder}: transformers has no image processor {name}")
+    return processor_class.from_pretrained(local_folder(folder))
+
+
+def token_mismatches(folder: str, run_tokenizer: str) -> int:
+    """Probe texts that the folder's tokenizer cuts in another way than the run's."""
+    if not storage.exists(storage.join(run_tokenizer, "tokenizer_config.json")):
+        run_tokenizer = folder
+    tokenizers = [AutoTokenizer.from_pretrained(local_folder(url)) for url in (folder, run_tokenizer)]
+    theirs, ours = ([tokenizer.encode(text, add_special_tokens=False) for text in PROBE_TEXTS] for tokenizer in tokenizers)
+    return sum(left != right for left, right in zip(theirs, ours, strict=True))
+
+
+def prompt_mismatches(folder: str) -> int:
+    """Probe questions whose ids by LlavaProcessor differ from those of training."""
+    local = local_folder(folder)
+    tokenizer = AutoTokenizer.from_pretrained(local)
+    processor = _llava_processor(local, tokenizer)
+    num_tokens = num_image_tokens(
+        AutoConfig.from_pretrained(local).vision_config, processor.vision_feature_select_strategy
+    )
+    renderer = Renderer(tokenizer, "tokenizer", num_tokens, max_length=1 << 20)
+    return sum(
+        _processor_ids(processor, text) != renderer.prompt([Turn("user", f"{IMAGE_MARK}\n{text}")])
+        for text in PROBE_TEXTS
+    )
+
+
+def _llava_processor(local: str, tokenizer: Any) -> Any:
+    settings: Mapping[str, Any] = json.loads(storage.read_text(storage.join(local, "processor_config.json")))
+    names: Sequence[str] = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+    kept = {name: settings[name] for name in names}
+    return transformers.LlavaProcessor(
+        image_processor=_image_processor(local), tokenizer=tokenizer, chat_template=tokenizer.chat_template, **kept
+    )
+
+
+def _processor_ids(processor: Any, question: str) -> list[int]:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    ids: list[int] = processor(images=probe_images()[0], text=text, return_tensors="pt")["input_ids"][0].tolist()
+    return ids

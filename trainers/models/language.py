@@ -1,0 +1,74 @@
+"""Language models of LLaVA: a Hugging Face folder, the language part of a LLaVA export, or a small Llama preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+
+from schemas.errors import RecipeError
+from trainers.models.folder import model_type_of
+
+
+@dataclass(frozen=True)
+class LanguagePreset:
+    """Sizes of a Llama; the vocabulary is the tokenizer's."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_length: int  # tokens
+
+
+LANGUAGE_PRESETS = {
+    "llama-test-tiny": LanguagePreset(64, 2, 4, 128, 512),
+    "llama-demo": LanguagePreset(128, 3, 4, 256, 512),  # 0.45M parameters and the embeddings
+}
+
+
+@dataclass(frozen=True)
+class LanguageParts:
+    """A causal language model taken apart: what LLaVA's class holds."""
+
+    config: Any
+    body: Any  # without the head
+    head: Any  # hidden size -> vocabulary
+
+
+def load_language(language: str, vocab_size: int, seed: int) -> LanguageParts:
+    """Language model of a folder or preset in fp32. Raises InputError, RecipeError."""
+    if language in LANGUAGE_PRESETS:
+        return _from_preset(LANGUAGE_PRESETS[language], vocab_size, seed)
+    if model_type_of(language) == "llava":
+        llava = LlavaForConditionalGeneration.from_pretrained(language, dtype=torch.float32)
+        return LanguageParts(llava.config.text_config, llava.model.language_model, llava.lm_head)
+    config = AutoConfig.from_pretrained(language)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise RecipeError(f"model.llava.language: {language} ({config.model_type}) is no causal language model")
+    model = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
+    head = model.get_output_embeddings()
+    if head is None or head.bias is not None:
+        raise RecipeError(f"model.llava.language: {language} has a head that LLaVA's class cannot hold")
+    return LanguageParts(model.config, model.base_model, head)
+
+
+def _from_preset(preset: LanguagePreset, vocab_size: int, seed: int) -> LanguageParts:
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=preset.hidden_size,
+        num_hidden_layers=preset.num_layers,
+        num_attention_heads=preset.num_heads,
+        num_key_value_heads=preset.num_heads,
+        intermediate_size=preset.intermediate_size,
+        max_position_embeddings=preset.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return LanguageParts(config, model.model, model.lm_head)

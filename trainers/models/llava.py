@@ -1,0 +1,170 @@
+"""LLaVA: vision tower + projector + language model as transformers' LlavaForConditionalGeneration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AddedToken,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPVisionModel,
+    LlavaConfig,
+    SiglipModel,
+    SiglipVisionModel,
+)
+from transformers import LlavaForConditionalGeneration as Llava
+
+from schemas.conversation import IMAGE_MARK
+from schemas.errors import InputError, RecipeError
+from schemas.preprocess import Preprocess, load_preprocess
+from schemas.train_recipe import LlavaParts
+from trainers.chat import num_image_tokens
+from trainers.models.folder import model_type_of
+from trainers.models.language import LANGUAGE_PRESETS, LanguageParts, load_language
+
+# model_type of a folder -> class to load it with, and whether the tower is a part of it
+_VISION_CLASSES = {
+    "siglip": (SiglipModel, True),
+    "clip": (CLIPModel, True),
+    "siglip_vision_model": (SiglipVisionModel, False),
+    "clip_vision_model": (CLIPVisionModel, False),
+}
+# CLIP's features begin with [CLS], which `default` leaves out; SigLIP's are all patches.
+_SELECT_STRATEGY = {"siglip_vision_model": "full", "clip_vision_model": "default"}
+
+
+@dataclass(frozen=True)
+class LlavaFolder:
+    """A LLaVA with what belongs to it."""
+
+    model: Any  # LlavaForConditionalGeneration, fp32
+    tokenizer: Any
+    preprocess: Preprocess
+    has_linear_projector: bool
+
+
+def load_llava(folder: str) -> LlavaFolder:
+    """A LLaVA export or any folder of LlavaForConditionalGeneration. Raises InputError."""
+    if model_type_of(folder) != "llava":
+        raise InputError(f"{folder}: holds no LLaVA model; give one under model.llava or another folder")
+    model = Llava.from_pretrained(folder, dtype=torch.float32)
+    is_linear = model.config.projector_hidden_act == "linear"
+    return LlavaFolder(model, AutoTokenizer.from_pretrained(folder), load_preprocess(folder), is_linear)
+
+
+def build_llava(parts: LlavaParts, tokenizer_folder: str | None, seed: int) -> LlavaFolder:
+    """Put a LLaVA together; the projector (and a preset's language model) begin at random values of `seed`.
+
+    The tokenizer gets an `<image>` token. Its row of the embedding is never read, for image features take its place;
+    as an output it is learned like any other token that never occurs. Raises InputError, RecipeError.
+    """
+    vision = _load_vision(parts.vision)
+    tokenizer = load_tokenizer(parts.language, tokenizer_folder)
+    language = load_language(parts.language, len(tokenizer), seed)
+    config = _make_config(parts, vision.config, language.config, tokenizer)
+    with torch.device("meta"):
+        model = Llava(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        projector = type(model.model.multi_modal_projector)(config)
+        _init_projector(projector, parts.projector == "linear")
+    model.model.vision_tower, model.model.multi_modal_projector = vision, projector
+    model.model.language_model, model.lm_head = language.body, language.head
+    _fit_vocabulary(model, language, len(tokenizer))
+    return LlavaFolder(model, tokenizer, load_preprocess(parts.vision), parts.projector == "linear")
+
+
+def _load_vision(folder: str) -> Any:
+    model_type = model_type_of(folder)
+    if model_type not in _VISION_CLASSES:
+        raise InputError(f"{folder}: model.llava.vision takes {', '.join(_VISION_CLASSES)}; this is {model_type}")
+    vision_class, is_part = _VISION_CLASSES[model_type]
+    model = vision_class.from_pretrained(folder, dtype=torch.float32)
+    return model.vision_model if is_part else model
+
+
+def load_tokenizer(language: str, tokenizer_folder: str | None) -> Any:
+    """A tokenizer fit for LLaVA: it ends no text, can pad and knows `<image>`. Raises RecipeError."""
+    if tokenizer_folder is None and language in LANGUAGE_PRESETS:
+        raise RecipeError(f"model.llava.language: preset {language} needs tokenizer.path or tokenizer.train")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder or language)
+    _remove_suffix(tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken(IMAGE_MARK, special=True, normalized=False)]},
+        replace_extra_special_tokens=False,
+    )
+    return tokenizer
+
+
+def _remove_suffix(tokenizer: Any) -> None:
+    """Contrastive tokenizers end every text; a prompt that ends so has nothing to go on with."""
+    whole = tokenizer.encode("a", add_special_tokens=True)
+    if tokenizer.eos_token_id is not None and whole[-1] == tokenizer.eos_token_id:
+        begins = [tokenizer.bos_token, tokenizer.bos_token_id] if whole[0] == tokenizer.bos_token_id else []
+        tokenizer.backend_tokenizer.post_processor = _begin_processor(*begins)
+
+
+def _begin_processor(token: str | None = None, token_id: int | None = None) -> Any:
+    from tokenizers.processors import TemplateProcessing
+
+    if token is None:
+        return TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    return TemplateProcessing(single=f"{token} $A", pair=f"{token} $A $B", special_tokens=[(token, token_id)])
+
+
+def _make_config(parts: LlavaParts, vision_config: Any, text_config: Any, tokenizer: Any) -> Any:
+    strategy = _SELECT_STRATEGY[vision_config.model_type]
+    config = LlavaConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_MARK),
+        image_seq_length=num_image_tokens(vision_config, strategy),
+        projector_hidden_act="linear" if parts.projector == "linear" else "gelu",
+        vision_feature_select_strategy=strategy,
+        vision_feature_layer=parts.feature_layer,
+        tie_word_embeddings=text_config.tie_word_embeddings,
+    )
+    num_layers = vision_config.num_hidden_layers
+    if not -num_layers - 1 <= parts.feature_layer <= num_layers:
+        raise RecipeError(f"model.llava.feature_layer: {parts.feature_layer} with {num_layers} layers of vision tower")
+    return config
+
+
+def _init_projector(projector: Any, is_linear: bool) -> None:
+    """Xavier weights, zero biases. A linear projector is `linear_1`; `linear_2` stays the identity and frozen."""
+    for layer in (projector.linear_1, projector.linear_2):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    if is_linear:
+        nn.init.eye_(projector.linear_2.weight)
+
+
+def _fit_vocabulary(model: Any, language: LanguageParts, num_tokens: int) -> None:
+    """Add embedding rows for new tokens, each the mean of the old ones; spare rows of the folder are used first."""
+    old_size = language.body.get_input_embeddings().weight.shape[0]
+    if num_tokens > old_size:
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
+        for weight in {model.get_input_embeddings().weight, model.lm_head.weight}:
+            with torch.no_grad():
+                weight[old_size:] = weight[:old_size].mean(dim=0)
+    if model.config.tie_word_embeddings:
+        model.tie_weights()
+
+
+def trained_vision_names(model: Any) -> Iterable[str]:
+    """Names of the vision tower's parameters that the projector's input depends on: no later layers, no head."""
+    layer = model.config.vision_feature_layer
+    num_layers = model.config.vision_config.num_hidden_layers
+    num_used = layer if layer >= 0 else num_layers + 1 + layer
+    unused = tuple(f"encoder.layers.{index}." for index in range(num_used, num_layers))
+    unused += ("post_layernorm.", "head.")
+    for name, _ in model.model.vision_tower.named_parameters():
+        if not name.startswith(unused):
+            yield f"model.vision_tower.{name}"
