@@ -6,15 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.dedupe.dedupe import dedupe
-from pipelines.ingest import ingest
+from pipelines.ingest import ingest, raw_folder
 from pipelines.reshard import reshard
 from pipelines.select import difference, select
 from pipelines.signals.signal import is_out_of_fold, measure_signal
 from pipelines.step_folder import BeforeWork, latest_folder, nothing, only_command
 from schemas.curate_recipe import CurateRecipe
-from schemas.errors import InputError, RecipeError
-from schemas.manifest import load_manifest, resolve
-from schemas.storage import join
+from schemas.errors import RecipeError
+from schemas.manifest import load_manifest
 
 STEPS = ("ingest", "signals", "dedupe", "select", "reshard")
 
@@ -51,7 +50,7 @@ class Walk:
         if self._only in (None, "ingest"):
             self._raw = ingest(self._recipe, self._start_ray)
         else:
-            self._raw = _newest_raw(self._recipe)
+            self._raw = _complete_raw(self._recipe)
         self._note("ingest", self._raw)
 
     def signals(self, out_of_fold: bool) -> None:
@@ -128,8 +127,8 @@ def _check(recipe: CurateRecipe, only: str | None) -> None:
         )
 
 
-def _newest_raw(recipe: CurateRecipe) -> str:
-    try:
-        return resolve(join(recipe.root, "raw", recipe.source.name))
-    except InputError as error:
-        raise InputError(f"{recipe.root}: nothing ingested yet; run `pairloom curate RECIPE` first") from error
+def _complete_raw(recipe: CurateRecipe) -> str:
+    folder = raw_folder(recipe)
+    if not folder.is_complete():
+        only_command("ingest", recipe.source.name)()
+    return folder.url

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import selectors
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import pycurl
 
@@ -57,7 +57,7 @@ class Fetcher:
 
     def fetch(
         self, requests: Sequence[tuple[int, str | None]], has_room: Callable[[], bool] = always
-    ) -> Iterator[tuple[int, Outcome]]:
+    ) -> Generator[tuple[int, Outcome], None, None]:
         """Fetch `(row, url)` pairs; yields (row, body or error) as they end, one for each.
 
         The caller owns and closes the bodies. No request starts while `has_room()` is false; those in flight go on.

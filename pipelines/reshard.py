@@ -33,7 +33,9 @@ from schemas.shard import ShardReader, ShardWriter, json_bytes, make_key, shard_
 
 STEP = "curated"
 VERSION = 1
-_NOT_IN_JSON = {"status", "drop_reason", "error_message", "thumbnail", "phash", "offset", "num_bytes", "key"}
+# Columns that join the raw ones; named so that no source's own column is called the same.
+WEIGHT, GROUP, RAW_SHARD, RAW_ROW = "pairloom.weight", "pairloom.group", "pairloom.raw_shard", "pairloom.raw_row"
+_NOT_IN_JSON = {"status", "drop_reason", "error_message", "offset", "num_bytes", WEIGHT, GROUP, RAW_SHARD, RAW_ROW}
 _TAR_SHA256, _TAR_BYTES = b"tar_sha256", b"tar_num_bytes"  # metadata of the table, which is the shard's marker
 
 
@@ -54,17 +56,6 @@ class Job:
     selection_folder: str
     folder: str
     seed: int
-
-
-@dataclass(frozen=True)
-class Kept:
-    """One kept sample: its row in the raw table and its decision."""
-
-    raw_shard: str
-    raw_row: int
-    sample: dict[str, Any]
-    weight: float
-    duplicate_group: str | None
 
 
 def reshard_folder(recipe: CurateRecipe, raw_folder: str, selection_folder: str) -> StepFolder:
@@ -126,9 +117,10 @@ def _outputs_of(group: Group) -> list[str]:
 
 def write_group(job: Job, group: Group) -> list[ShardEntry]:
     """Write the output shards of one group that are not there yet."""
-    samples = [kept for shard in group.raw_shards for kept in read_kept(job, shard)]
-    samples.sort(key=lambda kept: _draw(job.seed, kept.sample["uid"]))
-    edges = [len(samples) * part // group.num_outputs for part in range(group.num_outputs + 1)]
+    kept = pa.concat_tables([read_kept(job, shard) for shard in group.raw_shards], promote_options="permissive")
+    draws = [_draw(job.seed, uid) for uid in kept["uid"].to_pylist()]
+    order = sorted(range(len(draws)), key=draws.__getitem__)
+    edges = [len(order) * part // group.num_outputs for part in range(group.num_outputs + 1)]
     names = _outputs_of(group)
     missing = set(missing_tables(job.folder, names))
     entries = []
@@ -136,27 +128,30 @@ def write_group(job: Job, group: Group) -> list[ShardEntry]:
         readers = Readers(job.raw_folder, group.raw_shards, scratch)
         for place, name in enumerate(names):
             if name in missing:
-                part = samples[edges[place] : edges[place + 1]]
-                entries.append(write_shard(job.folder, group.first_output + place, part, readers))
+                samples = kept.take(pa.array(order[edges[place] : edges[place + 1]])).to_pylist()
+                entries.append(write_shard(job.folder, group.first_output + place, samples, readers))
             else:
                 entries.append(read_entry(job.folder, name))
         readers.close()
     return entries
 
 
-def read_kept(job: Job, shard: ShardEntry) -> list[Kept]:
-    """The kept samples of one raw shard."""
+def read_kept(job: Job, shard: ShardEntry) -> pa.Table:
+    """The kept samples of one raw shard: their raw columns, their decision, and where they lie."""
     selection = read_table(table_url(job.selection_folder, shard.name), ["kept", "weight", "duplicate_group"])
     raw = read_table(table_url(job.raw_folder, shard.name))
     check_joined(raw, selection, f"{job.selection_folder}: {shard.name}")
-    rows = np.flatnonzero(np.asarray(selection["kept"]))
-    raw = raw.drop_columns(["thumbnail", "phash"]) if "thumbnail" in raw.column_names else raw
-    samples = raw.take(pa.array(rows)).to_pylist()
-    decisions = selection.take(pa.array(rows)).to_pylist()
-    return [
-        Kept(shard.name, int(row), sample, decision["weight"], decision["duplicate_group"])
-        for row, sample, decision in zip(rows, samples, decisions, strict=True)
-    ]
+    rows = pa.array(np.flatnonzero(np.asarray(selection["kept"])))
+    kept = raw.drop_columns(["thumbnail", "phash"]).take(rows)
+    decisions = selection.take(rows)
+    for column, values in (
+        (WEIGHT, decisions["weight"]),
+        (GROUP, decisions["duplicate_group"]),
+        (RAW_SHARD, pa.array([shard.name] * len(rows), pa.string())),
+        (RAW_ROW, rows.cast(pa.int32())),
+    ):
+        kept = kept.append_column(column, values)
+    return kept
 
 
 class Readers:
@@ -184,14 +179,12 @@ class Readers:
             reader.close()
 
 
-def write_shard(folder: str, index: int, samples: Sequence[Kept], readers: Readers) -> ShardEntry:
+def write_shard(folder: str, index: int, samples: Sequence[dict[str, Any]], readers: Readers) -> ShardEntry:
     """Write one curated shard: the tar, then its table, which marks it as done."""
     name = shard_name(index)
-    rows = []
     with storage.build_locally(storage.join(folder, f"{name}.tar")) as path:
         with ShardWriter(path) as writer:
-            for row, kept in enumerate(samples):
-                rows.append(_add(writer, make_key(index, row), kept, readers))
+            rows = [_add(writer, make_key(index, row), sample, readers) for row, sample in enumerate(samples)]
         digest = writer.close()
     table = pa.Table.from_pylist(rows, schema=CURATED)
     marker = {_TAR_SHA256: digest.encode(), _TAR_BYTES: str(writer.num_bytes).encode()}
@@ -199,30 +192,33 @@ def write_shard(folder: str, index: int, samples: Sequence[Kept], readers: Reade
     return ShardEntry(name, len(rows), len(rows), writer.num_bytes, digest)
 
 
-def _add(writer: ShardWriter, key: str, kept: Kept, readers: Readers) -> dict[str, Any]:
+def _add(writer: ShardWriter, key: str, sample: dict[str, Any], readers: Readers) -> dict[str, Any]:
     """Append one sample to the tar; returns its row of the curated table."""
-    sample = kept.sample
-    image = readers.read(kept.raw_shard, sample["offset"], sample["num_bytes"])
+    image = readers.read(sample[RAW_SHARD], sample["offset"], sample["num_bytes"])
     extension = EXTENSIONS[sample["mime_type"]]
     caption = sample["caption"] or ""
-    notes = {name: value for name, value in sample.items() if name not in _NOT_IN_JSON}
+    notes = {name: _plain(value) for name, value in sample.items() if name not in _NOT_IN_JSON}
+    decision = {"key": key, "weight": sample[WEIGHT], "duplicate_group": sample[GROUP]}
     members = {
         extension: image,
         "txt": caption.encode("utf-8", "replace"),
-        "json": json_bytes({**notes, "key": key, "weight": kept.weight, "duplicate_group": kept.duplicate_group}),
+        "json": json_bytes({**notes, **decision}),
     }
     place = writer.add(key, members)[extension]
     return {
         **{name: sample[name] for name in ("uid", "url", "width", "height", "image_sha256", "mime_type")},
-        "key": key,
+        **decision,
         "caption": caption,
-        "weight": kept.weight,
-        "duplicate_group": kept.duplicate_group,
-        "raw_shard": kept.raw_shard,
-        "raw_row": kept.raw_row,
+        "raw_shard": sample[RAW_SHARD],
+        "raw_row": sample[RAW_ROW],
         "offset": place.offset,
         "num_bytes": place.num_bytes,
     }
+
+
+def _plain(value: Any) -> Any:
+    """A value of the source's own columns as JSON holds it: times, decimals and bytes become text."""
+    return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
 
 
 def read_entry(folder: str, name: str) -> ShardEntry:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from schemas import storage
 from schemas.errors import InputError
-from schemas.manifest import Manifest, ShardEntry, is_complete, save_manifest, set_latest, table_url
+from schemas.manifest import Manifest, ShardEntry, is_complete, save_manifest, set_latest
 
 BeforeWork = Callable[[], None]
 
@@ -76,8 +76,8 @@ def missing_tables(folder: str, names: Iterable[str]) -> list[str]:
     names = list(names)
     there: set[str] = set()
     for part in sorted({name.partition("/")[0] for name in names}):
-        there.update(storage.list_files(storage.join(folder, part)))
-    return [name for name in names if table_url(folder, name) not in there]
+        there.update(f"{part}/{storage.name_of(url)}" for url in storage.list_files(storage.join(folder, part)))
+    return [name for name in names if f"{name}.parquet" not in there]
 
 
 def remove_scratch(folder: str) -> None:
@@ -92,7 +92,8 @@ def only_command(step: str, name: str) -> BeforeWork:
     """A BeforeWork that refuses to work: for the steps before the one that `--only` names."""
 
     def refuse() -> None:
-        command = "pairloom curate RECIPE" if step == "ingest" else f"pairloom curate RECIPE --only {step}"
-        raise InputError(f"{step} {name}: not complete for this recipe; run `{command}` first")
+        raise InputError(
+            f"{step} {name}: not complete for this recipe; run `pairloom curate RECIPE --only {step}` first"
+        )
 
     return refuse

@@ -1,17 +1,17 @@
 """A real HTTP server for tests, with the failures of the web on some of its paths.
 
-    /files/<path>              a file below `folder`, or one of `pages`
-    /status/<code>             an empty answer with that status; ?retry_after=S adds the header
-    /flaky/<n>/<path>          503 for the first n requests, then the file; ?status=429&retry_after=1 to choose
-    /redirect/<n>/<path>       n redirects, then the file
-    /redirect_to?url=<url>     one redirect to anywhere
-    /slow/<seconds>/<path>     the file after a while
-    /drip/<seconds>/<path>     the file byte after byte, as slowly as that in all
-    /truncated/<path>          half of the body that Content-Length promises
-    /endless                   a body that never ends, without Content-Length
-    /robots_tag/<value>/<path> the file with an X-Robots-Tag
-    /hang_up                   the connection is closed without an answer
-    /garbage                   an answer that is not HTTP
+/files/<path>              a file below `folder`, or one of `pages`
+/status/<code>             an empty answer with that status; ?retry_after=S adds the header
+/flaky/<n>/<path>          503 for the first n requests, then the file; ?status=429&retry_after=1 to choose
+/redirect/<n>/<path>       n redirects, then the file
+/redirect_to?url=<url>     one redirect to anywhere
+/slow/<seconds>/<path>     the file after a while
+/drip/<seconds>/<path>     the file byte after byte, as slowly as that in all
+/truncated/<path>          half of the body that Content-Length promises
+/endless                   a body that never ends, without Content-Length
+/robots_tag/<value>/<path> the file with an X-Robots-Tag
+/hang_up                   the connection is closed without an answer
+/garbage                   an answer that is not HTTP
 """
 
 from __future__ import annotations

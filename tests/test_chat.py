@@ -48,7 +48,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     made.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     made.chat_template = JINJA_TEMPLATES["chatml"]
     made.save_pretrained(folder)
-    return load_tokenizer("unused", str(folder))
+    return load_tokenizer("llama-test-tiny", str(folder))
 
 
 def renderer(tokenizer: Any, name: TemplateName, max_length: int = 200) -> Renderer:
@@ -86,8 +86,9 @@ def test_a_prompt_is_the_beginning_of_its_sample(tokenizer: Any, name: TemplateN
 
 @pytest.mark.parametrize("name", ["plain", "vicuna_v1", "chatml"])
 def test_exported_template_renders_the_same_text(tokenizer: Any, name: TemplateName) -> None:
-    ours = "".join(segment.text for segment in make_template(name, tokenizer)(TALK.turns))
-    messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.text} for turn in TALK.turns]
+    turns = TALK.turns[:2] if name == "plain" else TALK.turns  # plain takes one caption
+    ours = "".join(segment.text for segment in make_template(name, tokenizer)(turns))
+    messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.text} for turn in turns]
     assert tokenizer.apply_chat_template(messages, chat_template=JINJA_TEMPLATES[name], tokenize=False) == ours
     question = {"type": "text", "text": "what is there?"}
     messages[0]["content"] = [{"type": "image"}, question]
@@ -124,7 +125,7 @@ def test_text_only_twin(tokenizer: Any) -> None:
 
 def test_templates_say_what_they_need(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    bare = load_tokenizer("unused", str(tmp_path))
+    bare = load_tokenizer("llama-test-tiny", str(tmp_path))
     with pytest.raises(RecipeError, match="no chat template"):
         make_template("tokenizer", bare)
     with pytest.raises(RecipeError, match="im_end"):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import webdataset
 
 from pipelines.dedupe.dedupe import dedupe
-from pipelines.reshard import plan_groups, reshard
+from pipelines.reshard import plan_groups, reshard, reshard_folder
 from pipelines.select import select
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
@@ -146,10 +147,15 @@ def test_groups_cover_all_shards_and_number_their_outputs() -> None:
     selection = Manifest(
         "s", "s", "0", [], [ShardEntry(f"0000/{place:07d}", 20, num, 0) for place, num in enumerate(kept)]
     )
+    orders = [
+        [shard.name for group in plan_groups(raw, selection, recipe_for(Path("unused"), shuffle_seed=seed))
+         for shard in group.raw_shards]
+        for seed in range(4)
+    ]  # fmt: skip
+    assert len({tuple(order) for order in orders}) > 1
     groups = plan_groups(raw, selection, recipe_for(Path("unused")))
     members = [shard.name for group in groups for shard in group.raw_shards]
     assert sorted(members) == [f"0000/{place:07d}" for place, num in enumerate(kept) if num]
-    assert members != sorted(members)
     following = 0
     for group in groups:
         assert group.first_output == following
@@ -165,7 +171,6 @@ from pipelines.reshard import reshard
 from schemas.curate_recipe import CurateRecipe
 recipe = CurateRecipe.model_validate_json(sys.argv[1])
 start_ray()
-print("working", flush=True)
 reshard(recipe, sys.argv[2], sys.argv[3])
 """
 
@@ -181,8 +186,11 @@ def test_killed_at_any_moment_the_bytes_are_the_same(tmp_path: Path, ray_session
         folders[name] = (recipe, raw, select(recipe, raw, {}, dedupe(recipe, raw, {})))
     whole = files_of(reshard(*folders["whole"]))
     recipe, raw, selection = folders["killed"]
-    for wait_s in (0.05, 0.3, 0.6):
-        kill_after(wait_s, [sys.executable, "-c", KILLED_RUN, recipe.model_dump_json(), raw, selection])
+    target = Path(reshard_folder(recipe, raw, selection).url)
+    for wanted in (1, 5, 9):
+        command = [sys.executable, "-c", KILLED_RUN, recipe.model_dump_json(), raw, selection]
+        kill_when(lambda: len(list(target.glob("0000/*.parquet"))) >= wanted, command)  # noqa: B023
+        assert not (target / "manifest.json").exists()
     assert files_of(reshard(recipe, raw, selection)) == whole
 
 
@@ -195,13 +203,12 @@ def photographs_of_size(seed: int) -> list[Pair]:
     ]
 
 
-def kill_after(wait_s: float, command: list[str]) -> None:
-    """Start a command in a session of its own, wait until it works, then kill it without warning."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, env=dict(os.environ))
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"working\n"
-    time.sleep(wait_s)
+def kill_when(is_time: Callable[[], bool], command: list[str]) -> None:
+    """Start a command, wait until it is time, then kill it without warning."""
+    process = subprocess.Popen(command, start_new_session=True, env=dict(os.environ))
+    while not is_time():
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process.stdout.close()
     time.sleep(1)  # the raylet notices that its driver is gone

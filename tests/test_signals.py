@@ -220,6 +220,8 @@ def test_each_model_scores_the_fold_it_was_not_trained_on(tmp_path: Path, ray_se
     raw = build_raw(tmp_path, pairs, samples_per_shard=5)
     models = [write_siglip(tmp_path / "f0"), write_siglip(tmp_path / "f1")]
     change_weights(models[1])
+    for fold, model in enumerate(models):
+        write_provenance(model, [fold, 2])
     singles = [{"kind": "clip", "name": f"m{fold}", "model": str(model)} for fold, model in enumerate(models)]
     folded = {"kind": "clip", "name": "folded", "models": [str(model) for model in models]}
     recipe = recipe_for(tmp_path, *singles, folded)
@@ -236,16 +238,20 @@ def test_each_model_scores_the_fold_it_was_not_trained_on(tmp_path: Path, ray_se
     assert [row["fold"] for row in rows[12:]] == [row["fold"] for row in rows[:6]]  # a copy falls where its twin does
 
 
+def write_provenance(folder: Path, hold_out_fold: list[int]) -> None:
+    folder.mkdir(exist_ok=True)
+    provenance = {"recipe": {"data": {"train": [{"path": "x", "hold_out_fold": hold_out_fold}]}}}
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+
+
 def test_models_that_saw_their_fold_are_refused(tmp_path: Path) -> None:
-    folders = []
-    for fold in range(2):
-        folder = tmp_path / f"f{fold}"
-        folder.mkdir()
-        provenance = {"recipe": {"data": {"train": [{"path": "x", "hold_out_fold": [fold, 2]}]}}}
-        (folder / "provenance.json").write_text(json.dumps(provenance))
-        folders.append(str(folder))
+    folders = [str(tmp_path / f"f{fold}") for fold in range(2)]
+    for fold, folder in enumerate(folders):
+        write_provenance(Path(folder), [fold, 2])
     check_held_out(folders)
     with pytest.raises(InputError, match=r"hold_out_fold=\[0,2\]"):
         check_held_out(folders[::-1])
     with pytest.raises(InputError, match="scores fold 0 of 3"):
         check_held_out([*folders, folders[0]])
+    with pytest.raises(InputError, match="no provenance"):
+        check_held_out([str(tmp_path), folders[1]])

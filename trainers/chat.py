@@ -58,8 +58,11 @@ def caption_conversation(uid: str, caption: str) -> Conversation:
 
 def without_image(conversation: Conversation) -> Conversation:
     """The text-only twin of a conversation."""
-    turns = tuple(Turn(turn.role, turn.text.replace(IMAGE_MARK, "").strip()) for turn in conversation.turns)
-    return Conversation(conversation.id, None, turns)
+
+    def cleared(text: str) -> str:
+        return text.replace(IMAGE_MARK, "").strip() if IMAGE_MARK in text else text
+
+    return Conversation(conversation.id, None, tuple(Turn(t.role, cleared(t.text)) for t in conversation.turns))
 
 
 def plain_template(eos: str) -> Template:

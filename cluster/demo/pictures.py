@@ -94,14 +94,14 @@ def _choose_mixed(drawings: Sequence[Drawing], draw: np.random.Generator) -> lis
     num_objects = int(draw.integers(2, 4))
     chosen: list[Drawing] = []
     while len(chosen) < num_objects:
-        drawing = drawings[draw.integers(len(drawings))]
+        drawing = drawings[int(draw.integers(len(drawings)))]
         if all(drawing.colour != other.colour for other in chosen):
             chosen.append(drawing)
     return chosen
 
 
 def _choose_alike(drawings: Sequence[Drawing], draw: np.random.Generator) -> list[Drawing]:
-    first = drawings[draw.integers(len(drawings))]
+    first = drawings[int(draw.integers(len(drawings)))]
     same = [drawing for drawing in drawings if (drawing.shape, drawing.colour) == (first.shape, first.colour)]
     return [same[index] for index in draw.choice(len(same), int(draw.integers(2, 5)), replace=False)]
 

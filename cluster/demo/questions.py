@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cluster.demo.drawings import SHAPES
-from cluster.demo.pictures import CLASS_NAMES, NUMBER_WORDS, DrawnObject, Picture, generator
+from cluster.demo.drawings import COLOURS
+from cluster.demo.pictures import NUMBER_WORDS, DrawnObject, Picture, generator
 
-Kind = Literal["shape", "colour", "yes_no", "place", "count"]
-_KINDS: tuple[Kind, ...] = ("shape", "colour", "yes_no", "place")
-_KIND_WEIGHTS = (0.35, 0.35, 0.2, 0.1)
+Kind = Literal["shape", "colour", "yes_no", "count"]
+_KINDS: tuple[Kind, ...] = ("shape", "colour", "yes_no")
+_KIND_WEIGHTS = (0.35, 0.35, 0.3)
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture and its answer, a word or a place."""
+    """One question about one picture and its answer, one word."""
 
     kind: Kind
     question: str
@@ -41,9 +41,9 @@ def questions(picture: Picture, round_index: int = 0) -> list[Question]:
         asked_questions = [_question(picture, drawn, draw) for drawn in asked]
     else:
         asked_questions = [_by_place(kind, drawn) for drawn in asked for kind in ("shape", "colour")]
-        asked_questions = [asked_questions[index] for index in draw.permutation(len(asked_questions))]
-    counted = Question("count", "How many shapes are there?", NUMBER_WORDS[len(order)])
-    return [counted, *asked_questions]
+    asked_questions.append(Question("count", "How many shapes are there?", NUMBER_WORDS[len(order)]))
+    # Any kind may come first: a model that never saw a first question about colour cannot answer one alone.
+    return [asked_questions[index] for index in draw.permutation(len(asked_questions))]
 
 
 def llava_conversations(picture: Picture, image: str, num_rounds: int = 1) -> list[dict[str, Any]]:
@@ -60,30 +60,23 @@ def llava_conversations(picture: Picture, image: str, num_rounds: int = 1) -> li
 
 
 def _by_place(kind: Literal["shape", "colour"], asked: DrawnObject) -> Question:
-    if kind == "shape":
-        return Question(kind, f"What shape is at the {asked.place}?", asked.shape)
-    return Question(kind, f"What colour is the shape at the {asked.place}?", asked.colour)
+    return Question(kind, f"What {kind} is at the {asked.place}?", getattr(asked, kind))
 
 
 def _question(picture: Picture, asked: DrawnObject, draw: np.random.Generator) -> Question:
     kind = _KINDS[draw.choice(len(_KINDS), p=_KIND_WEIGHTS)]
-    if kind == "yes_no" or (kind == "place" and picture.alike):
+    if kind == "yes_no":
         return _yes_no(picture, asked, draw)
-    if kind == "place":
-        return Question(kind, f"Where is the {asked.name}?", f"at the {asked.place}")
-    if kind == "shape" and not picture.alike:
-        return Question(kind, f"What shape is the {asked.colour} object?", asked.shape)
-    if kind == "colour" and sum(drawn.shape == asked.shape for drawn in picture.objects) == 1:
-        return Question(kind, f"What colour is the {asked.shape}?", asked.colour)
+    if kind == "shape" and not picture.alike and draw.random() < 0.5:
+        return Question(kind, f"What shape is {asked.colour}?", asked.shape)
     return _by_place("shape" if kind == "shape" else "colour", asked)
 
 
 def _yes_no(picture: Picture, asked: DrawnObject, draw: np.random.Generator) -> Question:
-    """Ask for an object that is there, or (as often) for one of another shape or another class altogether."""
-    present = {drawn.name for drawn in picture.objects}
-    name = asked.name
+    """Ask for the colour of an object that is there or, as often, for a colour that no object has."""
+    present = {drawn.colour for drawn in picture.objects}
+    colour = asked.colour
     if draw.random() < 0.5:
-        near = [f"{asked.colour} {shape}" for shape in SHAPES]
-        absent = [name for name in (near if draw.random() < 0.5 else CLASS_NAMES) if name not in present]
-        name = absent[draw.integers(len(absent))]
-    return Question("yes_no", f"Is there a {name}?", "yes" if name in present else "no")
+        absent = [name for name in COLOURS if name not in present]
+        colour = absent[draw.integers(len(absent))]
+    return Question("yes_no", f"Is there a {colour} shape?", "yes" if colour in present else "no")

@@ -22,6 +22,7 @@ from schemas.curate_recipe import CurateRecipe
 from schemas.recipe_io import load_recipe
 from schemas.train_recipe import TrainRecipe
 from trainers.evaluate.run import evaluate
+from trainers.evaluate.vqa import ImageMode
 
 logger = logging.getLogger("pairloom")
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -121,13 +122,14 @@ def _evaluate(result: Walk) -> None:
         result.scores[f"{run}/zero-shot"] = evaluate(model, "zero-shot", str(held_out / "classes"))
         result.scores[f"{run}/retrieval"] = evaluate(model, "retrieval", str(held_out / "pairs.jsonl"))
     questions = str(held_out / "vqa.jsonl")
-    for name, run, image_mode in (
+    readers: tuple[tuple[str, str, ImageMode], ...] = (
         ("instruct", "instruct", "real"),
         ("image removed", "instruct", "none"),
         ("wrong image", "instruct", "wrong"),
         ("text only", "text_only", "none"),
         ("align alone", "align", "real"),
-    ):
+    )
+    for name, run, image_mode in readers:
         model = str(result.run(run) / "export")
         result.scores[f"{name}/vqa"] = evaluate(model, "vqa", questions, image_mode=image_mode)
 

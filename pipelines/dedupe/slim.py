@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -106,11 +106,6 @@ def gather(parts: Sequence[Slim]) -> Slim:
     }
     order = np.lexsort((columns["uid"][:, 1], columns["uid"][:, 0]))
     return Slim(**{name: column[order] for name, column in columns.items()})
-
-
-def without_scores(slim: Slim) -> Slim:
-    """The same samples, unscored: for keep policies that do not look at scores."""
-    return replace(slim, score=np.full(slim.num_rows, np.nan, np.float32))
 
 
 def read_thumbnails(raw_folder: str, item: tuple[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.uint8]:

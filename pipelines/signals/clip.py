@@ -65,11 +65,11 @@ def score_shards(job: ClipJob, shards: Sequence[ShardEntry], num_done: int) -> N
     if not shards:
         return
     resources = ray.cluster_resources()
-    num_gpus = 1.0 if resources.get("GPU", 0) >= 1 else 0.0
-    num_cpus = int(resources.get("CPU", 1))
-    num_actors = max(1, min(num_cpus - 1, len(shards)))
+    num_cpus, num_gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    num_actors = max(1, min(num_gpus or num_cpus - 1, len(shards)))
     num_threads = max(1, num_cpus // num_actors)
-    run_actors(f"signals {job.name}", partial(ClipScorer, job, num_threads), shards, num_done, num_gpus)
+    make_worker = partial(ClipScorer, job, num_threads)
+    run_actors(f"signals {job.name}", make_worker, shards, num_done, num_gpus=1.0 if num_gpus else 0.0)
 
 
 class ClipScorer:

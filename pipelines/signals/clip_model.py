@@ -55,17 +55,19 @@ def model_fingerprint(folder: str) -> str:
 
 
 def check_held_out(models: Sequence[str]) -> None:
-    """Raise InputError unless model k of n was trained without fold k, as far as its provenance tells."""
+    """Raise InputError unless every model's provenance says that model k of n was trained without fold k."""
     for fold, folder in enumerate(models):
         url = storage.join(folder, "provenance.json")
         if not storage.exists(url):
-            continue  # a model from elsewhere: the user vouches for it
-        recipe = json.loads(storage.read_text(url)).get("recipe") or {}
-        held_out = [part.get("hold_out_fold") for part in recipe.get("data", {}).get("train", [])]
-        if held_out[:1] != [[fold, len(models)]]:
-            found = held_out[0] if held_out else None
             raise InputError(
-                f"{folder}: trained with hold_out_fold {found}, but scores fold {fold} of {len(models)}; "
+                f"{folder}: no provenance.json that tells which fold it was trained without; "
+                "`models` takes pairloom exports, a model from elsewhere goes under `model`"
+            )
+        recipe = json.loads(storage.read_text(url))["recipe"]
+        held_out = recipe["data"]["train"][0].get("hold_out_fold")
+        if held_out != [fold, len(models)]:
+            raise InputError(
+                f"{folder}: trained with hold_out_fold {held_out}, but scores fold {fold} of {len(models)}; "
                 f"train it with data.train.0.hold_out_fold=[{fold},{len(models)}], or change the order of models"
             )
 

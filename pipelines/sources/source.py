@@ -15,6 +15,7 @@ from schemas.errors import InputError, SampleError
 from schemas.shard import Place
 
 COMPRESSIONS = ("gz", "zst")
+COLUMNS_SHOWN = 40
 _UID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -32,7 +33,8 @@ class SourceFile:
 class Piece:
     """Consecutive rows of one file; a shard is made of one or more."""
 
-    path: str
+    path: str  # what is read: the file or its staged copy
+    origin: str  # the source's file
     first_row: int = 0
     num_rows: int | None = None  # None: all
 
@@ -109,7 +111,7 @@ def require_columns(required: Sequence[str], there: Sequence[str], where: str) -
         if name not in there:
             nearest = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise InputError(f"{where}: no column {name}; there are {', '.join(there) or 'none'}{hint}")
+            raise InputError(f"{where}: no column {name}; there are {', '.join(there[:COLUMNS_SHOWN]) or 'none'}{hint}")
 
 
 def format_of(path: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,15 +22,13 @@ TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "ndjson")
 ERROR_COLUMN = "pairloom_error"  # of a row that could not be read: why
 MAX_FIELD_CHARS = 1 << 24  # of one csv field; more is a quote that never closes
 CHUNK_CHARS = 1 << 20
+_BETWEEN_OBJECTS = re.compile(r"[\s,]*")
 
 Row = dict[str, Any]
 
 
 def read_text_rows(url: str) -> Iterator[Row]:
-    """Rows as column -> value; a csv without rows yields nothing. Raises InputError where the file is unreadable.
-
-    The first value yielded tells the columns (`column -> None` for csv and tsv): see `header_of`.
-    """
+    """Rows as column -> value; a row that is no row carries ERROR_COLUMN. Raises InputError: unreadable file."""
     kind = format_of(url)
     try:
         with open_text(url) as file:
@@ -68,7 +67,7 @@ def open_text(url: str) -> Iterator[IO[str]]:
 def header_of(url: str) -> list[str]:
     """Column names of a csv or tsv. Raises InputError where there is no header."""
     with open_text(url) as file:
-        names = next(_csv_reader(file, "," if format_of(url) == "csv" else "\t"), None)
+        names: list[str] | None = next(_csv_reader(file, "," if format_of(url) == "csv" else "\t"), None)
     if not names:
         raise InputError(f"{url}: empty; the first line must name the columns")
     return names
@@ -119,25 +118,23 @@ def _object_row(text: str, where: str) -> Row:
 
 
 def _array_rows(file: IO[str], url: str) -> Iterator[Row]:
-    """Objects of one JSON array, decoded one after the other from a growing and shrinking buffer."""
+    """Objects of one JSON array, decoded one after the other from a buffer that is refilled."""
     decoder = json.JSONDecoder()
-    buffer, is_end = "", False
-    number = 0
+    buffer, place, number = "", 0, 0
     while True:
-        buffer = buffer.lstrip(" \t\r\n,")
-        if buffer.startswith("]"):
+        between = _BETWEEN_OBJECTS.match(buffer, place)
+        place = between.end() if between is not None else place
+        if buffer.startswith("]", place):
             return
         try:
-            value, end = decoder.raw_decode(buffer)
+            value, place = decoder.raw_decode(buffer, place)
         except RecursionError as error:
             raise InputError(f"{url}: object {number}: nested too deeply") from error
         except ValueError as error:
-            chunk = "" if is_end else file.read(max(CHUNK_CHARS, len(buffer)))
-            is_end = not chunk
-            if is_end:
+            chunk = file.read(max(CHUNK_CHARS, len(buffer) - place))
+            if not chunk:
                 raise InputError(f"{url}: not a JSON array of objects: object {number}: {error}") from error
-            buffer += chunk
+            buffer, place = buffer[place:] + chunk, 0
             continue
         number += 1
-        buffer = buffer[end:]
         yield value if isinstance(value, dict) else {ERROR_COLUMN: f"object {number}: not a JSON object"}

@@ -85,10 +85,9 @@ class DualEncoder:
         self.is_siglip = model_type == "siglip"
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Token ids as in training. SigLIP pools the last position: every text is as long as the position table."""
-        length = int(self.model.config.text_config.max_position_embeddings)
-        if self.tokenizer.model_max_length < length and not self.is_siglip:
-            length = int(self.tokenizer.model_max_length)
+        """Token ids as in training. SigLIP pools the last position, so all of its texts have one length."""
+        places = int(self.model.config.text_config.max_position_embeddings)
+        length = min(places, int(self.tokenizer.model_max_length))
         padding = "max_length" if self.is_siglip else True
         encoded = self.tokenizer(list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt")
         names = ["input_ids"] if self.is_siglip else ["input_ids", "attention_mask"]

@@ -15,19 +15,21 @@ from trainers.models.folder import local_folder
 def export(run_dir: str, out_dir: str, step: int | None = None) -> str:
     """Copy a checkpoint's model to `out_dir`, which plain transformers loads; returns `out_dir`.
 
-    receipt.json comes last: it holds what was measured on the finished folder. Raises InputError.
+    receipt.json holds what was measured on the copied folder; provenance.json comes last and says that all is well.
+    Raises InputError.
     """
     checkpoint = find_checkpoint(run_dir, step)
     names = [storage.name_of(url) for url in storage.list_files(checkpoint.model_url)]
     if "config.json" not in names:
         raise InputError(f"{checkpoint.model_url}: no model in this checkpoint")
-    storage.remove(storage.join(out_dir, "receipt.json"))  # of an earlier export into the same folder
+    for name in ("provenance.json", "receipt.json"):  # of an earlier export into the same folder
+        storage.remove(storage.join(out_dir, name))
     for name in names:
         _copy_file(storage.join(checkpoint.model_url, name), storage.join(out_dir, name))
-    provenance = make_provenance(checkpoint.recipe, checkpoint.state)
-    _write_json(storage.join(out_dir, "provenance.json"), provenance)
     receipt = make_receipt(out_dir, checkpoint.model_url, storage.join(run_dir, "tokenizer"))
     _write_json(storage.join(out_dir, "receipt.json"), receipt)
+    provenance = make_provenance(checkpoint.recipe, checkpoint.state)
+    _write_json(storage.join(out_dir, "provenance.json"), provenance)
     local_folder.cache_clear()
     return out_dir
 

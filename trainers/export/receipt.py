@@ -165,7 +165,9 @@ def token_mismatches(folder: str, run_tokenizer: str) -> int:
     if not storage.exists(storage.join(run_tokenizer, "tokenizer_config.json")):
         run_tokenizer = folder
     tokenizers = [AutoTokenizer.from_pretrained(local_folder(url)) for url in (folder, run_tokenizer)]
-    theirs, ours = ([tokenizer.encode(text, add_special_tokens=False) for text in PROBE_TEXTS] for tokenizer in tokenizers)
+    theirs, ours = (
+        [tokenizer.encode(text, add_special_tokens=False) for text in PROBE_TEXTS] for tokenizer in tokenizers
+    )
     return sum(left != right for left, right in zip(theirs, ours, strict=True))
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
 from schemas.errors import RecipeError
-from trainers.models.folder import model_type_of
+from trainers.models.folder import local_folder, model_type_of
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,14 @@ def load_language(language: str, vocab_size: int, seed: int) -> LanguageParts:
     """Language model of a folder or preset in fp32. Raises InputError, RecipeError."""
     if language in LANGUAGE_PRESETS:
         return _from_preset(LANGUAGE_PRESETS[language], vocab_size, seed)
-    if model_type_of(language) == "llava":
-        llava = LlavaForConditionalGeneration.from_pretrained(language, dtype=torch.float32)
+    local = local_folder(language)
+    if model_type_of(local) == "llava":
+        llava = LlavaForConditionalGeneration.from_pretrained(local, dtype=torch.float32)
         return LanguageParts(llava.config.text_config, llava.model.language_model, llava.lm_head)
-    config = AutoConfig.from_pretrained(language)
+    config = AutoConfig.from_pretrained(local)
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise RecipeError(f"model.llava.language: {language} ({config.model_type}) is no causal language model")
-    model = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(local, dtype=torch.float32)
     head = model.get_output_embeddings()
     if head is None or head.bias is not None:
         raise RecipeError(f"model.llava.language: {language} has a head that LLaVA's class cannot hold")

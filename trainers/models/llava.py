@@ -18,13 +18,14 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers import LlavaForConditionalGeneration as Llava
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from schemas.conversation import IMAGE_MARK
 from schemas.errors import InputError, RecipeError
 from schemas.preprocess import Preprocess, load_preprocess
 from schemas.train_recipe import LlavaParts
 from trainers.chat import num_image_tokens
-from trainers.models.folder import model_type_of
+from trainers.models.folder import local_folder, model_type_of
 from trainers.models.language import LANGUAGE_PRESETS, LanguageParts, load_language
 
 # model_type of a folder -> class to load it with, and whether the tower is a part of it
@@ -52,9 +53,10 @@ def load_llava(folder: str) -> LlavaFolder:
     """A LLaVA export or any folder of LlavaForConditionalGeneration. Raises InputError."""
     if model_type_of(folder) != "llava":
         raise InputError(f"{folder}: holds no LLaVA model; give one under model.llava or another folder")
-    model = Llava.from_pretrained(folder, dtype=torch.float32)
+    local = local_folder(folder)
+    model = Llava.from_pretrained(local, dtype=torch.float32)
     is_linear = model.config.projector_hidden_act == "linear"
-    return LlavaFolder(model, AutoTokenizer.from_pretrained(folder), load_preprocess(folder), is_linear)
+    return LlavaFolder(model, AutoTokenizer.from_pretrained(local), load_preprocess(local), is_linear)
 
 
 def build_llava(parts: LlavaParts, tokenizer_folder: str | None, seed: int) -> LlavaFolder:
@@ -84,15 +86,21 @@ def _load_vision(folder: str) -> Any:
     if model_type not in _VISION_CLASSES:
         raise InputError(f"{folder}: model.llava.vision takes {', '.join(_VISION_CLASSES)}; this is {model_type}")
     vision_class, is_part = _VISION_CLASSES[model_type]
-    model = vision_class.from_pretrained(folder, dtype=torch.float32)
+    model = vision_class.from_pretrained(local_folder(folder), dtype=torch.float32)
     return model.vision_model if is_part else model
 
 
 def load_tokenizer(language: str, tokenizer_folder: str | None) -> Any:
-    """A tokenizer fit for LLaVA: it ends no text, can pad and knows `<image>`. Raises RecipeError."""
-    if tokenizer_folder is None and language in LANGUAGE_PRESETS:
+    """A tokenizer fit for LLaVA: it ends no text, can pad and knows `<image>`. Raises RecipeError.
+
+    A language model's folder brings its own; a preset takes the one of `tokenizer_folder`.
+    """
+    is_preset = language in LANGUAGE_PRESETS
+    if tokenizer_folder is None and is_preset:
         raise RecipeError(f"model.llava.language: preset {language} needs tokenizer.path or tokenizer.train")
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder or language)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder if is_preset else local_folder(language))
+    if is_preset:
+        tokenizer.model_max_length = VERY_LARGE_INTEGER  # it may be a contrastive model's, which cuts its texts
     _remove_suffix(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves

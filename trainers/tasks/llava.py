@@ -6,7 +6,7 @@ Shapes: B samples of the micro-batch, L tokens of its longest sample, I images, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from trainers.chat import (
     num_image_tokens,
     without_image,
 )
+from trainers.models.language import LANGUAGE_PRESETS
 from trainers.models.llava import LlavaFolder, build_llava, load_llava, trained_vision_names
 from trainers.models.llava_folder import save_llava
 from trainers.task import Batch, ParameterGroup, TrainSample
@@ -50,9 +51,13 @@ class LlavaTask:
         self._num_image_tokens = num_image_tokens(vision_config, strategy)
         name: TemplateName = task.template or ("plain" if task.mode == "align" else "vicuna_v1")
         self._renderer = Renderer(parts.tokenizer, name, self._num_image_tokens, task.max_length)
-        if name in JINJA_TEMPLATES:
+        # A language model that can chat still does after align: plain is exported only where there is nothing else.
+        if name in JINJA_TEMPLATES and not (name == "plain" and self._tokenizer.chat_template):
             self._tokenizer.chat_template = JINJA_TEMPLATES[name]
         self._freeze(parts.has_linear_projector)
+        # Both now: under ZeRO-3 parameters lose the shapes that decide about weight decay.
+        self._groups = self._make_groups()
+        self._saved_names = frozenset(self.model.state_dict())
 
     def _freeze(self, has_linear_projector: bool) -> None:
         """Leave a gradient only to what this stage trains."""
@@ -69,6 +74,9 @@ class LlavaTask:
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Trainable parameters by learning rate (vision tower, the rest) and weight decay (none on vectors)."""
+        return self._groups
+
+    def _make_groups(self) -> list[ParameterGroup]:
         groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
@@ -162,8 +170,9 @@ class LlavaTask:
         return total * (world_size / max(num_targets_global, 1)), {}
 
     def save_model(self, folder: str, state: Mapping[str, torch.Tensor]) -> None:
-        """Write the Hugging Face folder of a whole state dict."""
-        save_llava(folder, self.model, state, self._tokenizer, self.preprocess)
+        """Write the Hugging Face folder of a whole state dict (buffers that no folder holds are left out)."""
+        kept = {name: tensor for name, tensor in state.items() if name in self._saved_names}
+        save_llava(folder, self.model, kept, self._tokenizer, self.preprocess)
 
 
 def build_llava_task(recipe: TrainRecipe, tokenizer_folder: str | None) -> LlavaTask:
@@ -173,6 +182,10 @@ def build_llava_task(recipe: TrainRecipe, tokenizer_folder: str | None) -> Llava
         raise RecipeError("task.kind: this builds llava tasks")
     if task.mode == "align" and (task.blind or task.vision_learning_rate):
         raise RecipeError("task.mode: align trains the projector on images; blind and vision_learning_rate: instruct")
+    parts_of = recipe.model.llava
+    has_tokenizer = recipe.model.path or (parts_of and parts_of.language not in LANGUAGE_PRESETS)
+    if has_tokenizer and (recipe.tokenizer.path or recipe.tokenizer.train):
+        raise RecipeError("tokenizer: belongs to a language preset; a language model's folder brings its own")
     folder = recipe.init_from or recipe.model.path
     if folder is not None:
         parts = load_llava(folder)
@@ -181,12 +194,3 @@ def build_llava_task(recipe: TrainRecipe, tokenizer_folder: str | None) -> Llava
     else:
         raise RecipeError("model: task.kind llava takes model.llava or model.path")
     return LlavaTask(parts, task, recipe.optimizer)
-
-
-def texts_of(samples: Iterable[TrainSample]) -> Iterable[str]:
-    """Texts that a tokenizer is trained on: captions, or everything said in the conversations."""
-    for sample in samples:
-        if sample.conversation is None:
-            yield sample.caption
-        else:
-            yield from (turn.text for turn in without_image(sample.conversation).turns)

@@ -1,0 +1,188 @@
+"""Start the ranks of a training run: processes of this machine, or workers of a Ray cluster by Ray Train."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import InputError, PairloomError, UserError
+from schemas.recipe_io import parse_recipe
+from schemas.train_recipe import TrainRecipe
+
+SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_TO_STOP = 300.0  # a rank that is told to stop saves a checkpoint first
+_PR_SET_PDEATHSIG = 1
+RANK_SETTINGS = {
+    "DS_ACCELERATOR": "cpu",  # without a GPU: silences DeepSpeed's search for one
+    "OMP_WAIT_POLICY": "passive",  # threads that spin make small steps many times slower
+    "TOKENIZERS_PARALLELISM": "false",
+    "DS_IGNORE_CUDA_DETECTION": "1",
+}
+
+
+def launch_trainer(
+    recipe: TrainRecipe,
+    num_processes: int | None = None,
+    ray_address: str | None = None,
+    threads: int | None = None,
+) -> None:
+    """Run a recipe to its end. Default ranks: one a GPU, else one; `threads`: CPU threads of each.
+
+    Raises what a rank raised (UserError, PairloomError). Interrupted, the ranks save and stop; the same call goes on.
+    """
+    if ray_address is not None:
+        _launch_on_ray(recipe, num_processes or 1, ray_address)
+        return
+    count = num_processes or _num_gpus() or 1
+    with tempfile.TemporaryDirectory(prefix="pairloom-") as scratch:
+        path = Path(scratch, "recipe.json")
+        path.write_text(recipe.model_dump_json())
+        ranks = _start(path, count, threads)
+        try:
+            _wait(ranks)
+        except KeyboardInterrupt:
+            _stop(ranks, signal.SIGTERM)
+            raise
+        finally:
+            _stop(ranks, signal.SIGKILL)
+        _raise_failure(ranks, Path(scratch))
+
+
+def _start(recipe: Path, count: int, threads: int | None) -> list[subprocess.Popen[bytes]]:
+    port = _free_port()
+    command = [sys.executable, "-m", "trainers.train", str(recipe)]
+    return [
+        subprocess.Popen(
+            command,
+            env=_rank_environment(index, count, port, threads, recipe.parent),
+            start_new_session=True,  # Ctrl-C reaches this process only, which tells the ranks
+            preexec_fn=_die_with_parent,
+        )
+        for index in range(count)
+    ]
+
+
+def _rank_environment(index: int, count: int, port: int, threads: int | None, scratch: Path) -> dict[str, str]:
+    own = {
+        "RANK": str(index),
+        "LOCAL_RANK": str(index),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "PAIRLOOM_ERROR_FILE": str(scratch / f"error{index}.json"),
+    }
+    if threads is not None:
+        own["OMP_NUM_THREADS"] = str(threads)
+    defaults = {} if _num_gpus() else RANK_SETTINGS
+    return {**defaults, **os.environ, **own}
+
+
+def _die_with_parent() -> None:
+    """On Linux, ranks end with the launcher, however it ends: none goes on writing into the run."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Until all ranks have ended, or one has failed."""
+    while any(process.poll() is None for process in ranks):
+        if any(process.poll() not in (None, 0) for process in ranks):
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _stop(ranks: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for process in ranks:
+        if process.poll() is None:
+            process.send_signal(number)
+    for process in ranks:
+        process.wait(SECONDS_TO_STOP)
+
+
+def _raise_failure(ranks: Sequence[subprocess.Popen[bytes]], scratch: Path) -> None:
+    """Raise the first error that a rank has written down, or say which rank ended and how."""
+    for index in range(len(ranks)):
+        path = scratch / f"error{index}.json"
+        if path.exists():
+            error = json.loads(path.read_text())
+            raise (UserError if error["is_user_error"] else PairloomError)(error["message"])
+    for index, process in enumerate(ranks):
+        if process.returncode:
+            raise PairloomError(
+                f"rank {index} of {len(ranks)} ended with exit code {process.returncode} (its last lines are above); "
+                "run the same command to go on from the newest checkpoint"
+            )
+
+
+def _launch_on_ray(recipe: TrainRecipe, num_processes: int, address: str) -> None:
+    """The same entry point as workers of Ray Train; run.dir must be on storage that all nodes share."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from cluster.ray_session import start_ray
+
+    start_ray(address)
+    uses_gpu = ray.cluster_resources().get("GPU", 0) >= num_processes
+    with tempfile.TemporaryDirectory(prefix="pairloom-") as scratch:
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config={"recipe": recipe.model_dump(mode="json")},
+            scaling_config=ScalingConfig(num_workers=num_processes, use_gpu=uses_gpu),
+            torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo"),
+            run_config=RunConfig(storage_path=scratch),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _error_of_ray(error) from error
+
+
+def _ray_worker(config: dict[str, Any]) -> None:
+    """One rank: Ray Train has started the process group."""
+    from ray.train import get_context
+
+    from trainers.engine import start_process_group
+    from trainers.train import train
+
+    context = get_context()
+    os.environ |= {
+        **RANK_SETTINGS,
+        "RANK": str(context.get_world_rank()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+    }
+    start_process_group()
+    train(parse_recipe(config["recipe"], TrainRecipe, "recipe"))
+
+
+def _error_of_ray(error: BaseException) -> PairloomError:
+    """What a rank raised, found in the words of Ray Train."""
+    text = " ".join(str(error).split())
+    is_user_error = any(f"{kind}:" in text for kind in ("UserError", "RecipeError", "InputError"))
+    message = text.rpartition("Error: ")[2][-600:] or text[-600:]
+    return (InputError if is_user_error else PairloomError)(message)
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

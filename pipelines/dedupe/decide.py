@@ -1,0 +1,114 @@
+"""Decisions over all samples: exact duplicates, captions of one image, near-duplicates, and the groups they form."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.dedupe.components import Indices, connect
+from pipelines.dedupe.exact import best_of, best_of_captions, equal_images
+from pipelines.dedupe.near import Near, RawShards, near_duplicates
+from pipelines.dedupe.slim import Slim, uid_texts
+from schemas.curate_recipe import DedupeRecipe
+from schemas.drop_reason import DropReason
+
+REASONS = (None, DropReason.EXACT_DUPLICATE, DropReason.CAPTION_OF_KEPT_IMAGE, DropReason.PERCEPTUAL_DUPLICATE)
+EXACT, CAPTION, PERCEPTUAL = 1, 2, 3  # places in REASONS
+NUM_LARGEST = 10  # groups that the manifest names
+GIANT_GROUP = 1000  # samples; so large a component joins what only a chain links
+
+
+@dataclass
+class Decisions:
+    """One entry a sample with an image, in the order of the uids."""
+
+    reason: npt.NDArray[np.int8]  # place in REASONS
+    kept_instead: Indices  # the sample itself where it is kept
+    distance: npt.NDArray[np.int32]
+    group: Indices  # smallest sample of its component
+
+    def counts(self) -> Counter[str]:
+        """Samples by drop reason."""
+        numbers = np.bincount(self.reason, minlength=len(REASONS))
+        return Counter({reason.value: int(numbers[code]) for code, reason in enumerate(REASONS) if reason})
+
+
+def decide(slim: Slim, settings: DedupeRecipe, raw: RawShards) -> tuple[Decisions, dict[str, object]]:
+    """Decisions over all samples, and what the manifest tells about them."""
+    ranks = keep_ranks(slim, settings)
+    image_of = equal_images(slim)  # an image is named by its first sample
+    best_sample = best_of(image_of, ranks)  # of the image of each sample
+    decisions = _decide_exact(slim, settings, ranks, image_of, best_sample)
+    figures = _figures(slim, "most_repeated_images", image_of)  # placeholders show here
+    if settings.perceptual is not None:
+        images = np.flatnonzero((best_sample == np.arange(slim.num_rows)) & slim.has_phash)
+        images = images[np.argsort(ranks[images])]
+        near = near_duplicates(slim, images, settings.perceptual, raw)
+        _drop_near(decisions, images, near, best_sample)
+        figures["num_flat_candidates"] = int(near.is_flat.sum())
+        figures["num_flat_duplicates"] = int((near.is_flat & (near.kept_instead >= 0)).sum())
+    figures |= _figures(slim, "largest_groups", decisions.group)
+    figures["num_images"] = len(np.unique(image_of))
+    return decisions, figures
+
+
+def keep_ranks(slim: Slim, settings: DedupeRecipe) -> Indices:
+    """Place of each sample in the keep order: 0 is kept before all others. Samples are in the order of their uids."""
+    smallest_uid = np.arange(slim.num_rows)
+    score = np.where(np.isnan(slim.score), -np.inf, slim.score)
+    orders = {
+        "largest": (smallest_uid, -slim.area),
+        "highest_score": (smallest_uid, -slim.area, -score),
+        "smallest_uid": (smallest_uid,),
+    }
+    ranks = np.empty(slim.num_rows, np.int64)
+    ranks[np.lexsort(orders[settings.keep])] = np.arange(slim.num_rows)
+    return ranks
+
+
+def _decide_exact(
+    slim: Slim, settings: DedupeRecipe, ranks: Indices, image_of: Indices, best_sample: Indices
+) -> Decisions:
+    """Samples of one image: same caption, and other captions where only one is wanted."""
+    samples = np.arange(slim.num_rows)
+    reason, kept_instead = np.zeros(slim.num_rows, np.int8), samples
+    if settings.exact:
+        best_caption = best_of_captions(image_of, slim.caption, ranks)
+        kept_instead = best_caption
+        if settings.same_image_captions == "keep_one":
+            kept_instead = best_sample
+            reason[best_sample != samples] = CAPTION
+        reason[best_caption != samples] = EXACT
+    return Decisions(reason, kept_instead.copy(), np.zeros(slim.num_rows, np.int32), image_of)
+
+
+def _drop_near(decisions: Decisions, images: Indices, near: Near, best_sample: Indices) -> None:
+    """Drop all samples of the images that have a kept one near; join the groups of all that are near."""
+    kept_image = np.arange(len(best_sample))  # by the best sample of each image
+    distance = np.zeros(len(best_sample), np.int32)
+    dropped = near.kept_instead >= 0
+    kept_image[images[dropped]] = images[near.kept_instead[dropped]]
+    distance[images[dropped]] = near.distance[dropped]
+    samples = np.flatnonzero(kept_image[best_sample] != best_sample)
+    decisions.kept_instead[samples] = kept_image[best_sample[samples]]
+    decisions.distance[samples] = distance[best_sample[samples]]
+    decisions.reason[samples] = np.where(decisions.reason[samples] == 0, PERCEPTUAL, decisions.reason[samples])
+    everyone = np.arange(len(best_sample))
+    left, right = np.concatenate([everyone, images]), np.concatenate([decisions.group, images[near.root]])
+    decisions.group = connect(len(everyone), left, right)
+
+
+def _figures(slim: Slim, name: str, groups: Indices) -> dict[str, object]:
+    """How many groups of several samples there are, how many giant ones, and the largest by name."""
+    sizes = np.bincount(groups, minlength=1)
+    largest = np.lexsort((np.arange(len(sizes)), -sizes))[:NUM_LARGEST]
+    largest = largest[sizes[largest] > 1]
+    listed = zip(uid_texts(slim.uid[largest]), sizes[largest].tolist(), strict=True)
+    return {
+        f"num_{name.rpartition('_')[2]}_of_several": int((sizes > 1).sum()),
+        f"num_{name.rpartition('_')[2]}_giant": int((sizes >= GIANT_GROUP).sum()),
+        name: [{"uid": uid, "num_samples": size} for uid, size in listed],
+    }

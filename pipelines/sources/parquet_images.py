@@ -1,0 +1,78 @@
+"""Parquet tables that carry the images: a binary column, or a {bytes, path} struct as Hugging Face writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.sources.parquet_tables import Columns, kept_fields, read_piece, schema_of
+from pipelines.sources.source import (
+    Piece,
+    Prepared,
+    SourceFile,
+    SourceRow,
+    clean_text,
+    format_of,
+    list_source_files,
+    own_uid,
+)
+from pipelines.sources.url_table import UID_COLUMN, kept_values, prepare_table, readable_path
+from schemas.curate_recipe import SourceRecipe
+from schemas.errors import InputError
+
+BATCH_ROWS = 16  # images in memory at once
+
+
+class ParquetImages:
+    """Rows with image bytes; a URL column, where there is one, is kept as their origin."""
+
+    has_images = True
+    is_adopted = False
+
+    def __init__(self, recipe: SourceRecipe) -> None:
+        self._recipe = recipe
+        required = (recipe.image_column, recipe.caption_column, *recipe.keep_columns)
+        optional = (UID_COLUMN, recipe.url_column)
+        self._columns = Columns(recipe.caption_column, required, optional, tuple(recipe.keep_columns))
+
+    def list_files(self) -> list[SourceFile]:
+        """Parquet files that the source path names."""
+        return list_source_files(self._recipe.path, lambda path: format_of(path) == "parquet", "parquet file")
+
+    def prepare(self, file: SourceFile, staging_folder: str) -> Prepared:
+        """Check the columns and the type of the images; count the rows."""
+        prepared = prepare_table(file, self._columns, staging_folder)
+        kind = schema_of(self.readable(file, staging_folder)).field(self._recipe.image_column).type
+        is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        if not (is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            raise InputError(
+                f"{file.path}: column {self._recipe.image_column} is {kind}; images are binary or a struct with bytes"
+            )
+        return prepared
+
+    def readable(self, file: SourceFile, staging_folder: str) -> str:
+        """Plain parquet is read where it is."""
+        return readable_path(file, staging_folder)
+
+    def kept_schema(self, path: str) -> pa.Schema:
+        """Types of keep_columns."""
+        return kept_fields(path, self._columns.kept)
+
+    def read_rows(self, piece: Piece) -> Iterator[SourceRow]:
+        """Rows with images."""
+        kept = self.kept_schema(piece.path)
+        for row in read_piece(piece, self._columns, BATCH_ROWS):
+            yield SourceRow(
+                url=clean_text(row.get(self._recipe.url_column)),
+                caption=clean_text(row[self._recipe.caption_column]),
+                uid=own_uid(row.get(UID_COLUMN)),
+                image=_image_bytes(row[self._recipe.image_column]),
+                kept=kept_values(row, kept),
+            )
+
+
+def _image_bytes(value: Any) -> bytes | None:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    return data or None

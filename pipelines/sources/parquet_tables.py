@@ -1,0 +1,210 @@
+"""Rows of parquet tables, read by row groups. A list of captions counts as that many rows.
+
+Text formats are turned into parquet once (`stage_text`), so that any shard can read its rows without the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.sources.source import Piece, Prepared, SourceFile, format_of, require_columns
+from pipelines.sources.text_tables import ERROR_COLUMN, Row, header_of, open_bytes, read_text_rows
+from schemas import storage
+from schemas.errors import InputError
+
+STAGED_ROWS = 10_000  # of a row group of a staged table
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that a source reads."""
+
+    caption: str
+    required: tuple[str, ...]  # with the caption and the kept ones
+    optional: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every column that is read where it is there."""
+        return tuple(dict.fromkeys((*self.required, *self.optional)))
+
+
+def stage_text(file: SourceFile, columns: Columns, target: str) -> Prepared:
+    """Write the columns of a text table as parquet; lists of captions become rows. Raises InputError."""
+    schema = pa.schema([pa.field(name, pa.string()) for name in (*columns.all, ERROR_COLUMN)])
+    if format_of(file.path) in ("csv", "tsv"):
+        require_columns(columns.required, header_of(file.path), file.path)
+    seen: dict[str, None] = {}
+    num_rows = 0
+    with storage.build_locally(target) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for rows in _batches(_one_caption_a_row(read_text_rows(file.path), columns.caption, seen)):
+            arrays = [pa.array([_cell(row.get(name)) for row in rows], pa.string()) for name in schema.names]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            num_rows += len(rows)
+        if num_rows:  # JSON names its columns in its rows
+            require_columns(columns.required, list(seen), file.path)
+    return Prepared(num_rows, {name: "string" for name in columns.kept})
+
+
+def _one_caption_a_row(rows: Iterator[Row], caption: str, seen: dict[str, None]) -> Iterator[Row]:
+    for row in rows:
+        if row.keys() - seen.keys():
+            seen.update(dict.fromkeys(row))
+        captions = row.get(caption)
+        if isinstance(captions, list):
+            for one in captions or [None]:
+                yield {**row, caption: one}
+        else:
+            yield row
+
+
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == STAGED_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _cell(value: Any) -> str | None:
+    """Cells without a type of their own are text; JSON values that are no text stay JSON."""
+    if value is None or isinstance(value, str):
+        return None if value is None else value.encode("utf-8", "replace").decode("utf-8")
+    return json.dumps(value, ensure_ascii=True, sort_keys=True)
+
+
+def stage_packed(file: SourceFile, target: str) -> None:
+    """Unpack a compressed parquet file, which cannot be read by row groups as it is."""
+    with storage.build_locally(target) as path, open(path, "wb") as unpacked, open_bytes(file.path) as packed:
+        while chunk := packed.read(storage.COPY_BYTES):
+            unpacked.write(chunk)
+
+
+@contextmanager
+def _open(path: str) -> Iterator[pq.ParquetFile]:
+    try:
+        if storage.is_local(path):
+            with pq.ParquetFile(storage.local_path(path)) as table:
+                yield table
+        else:
+            with storage.filesystem(path).open(path, "rb") as remote, pq.ParquetFile(remote, pre_buffer=True) as table:
+                yield table
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable parquet table: {error}") from error
+
+
+def schema_of(path: str) -> pa.Schema:
+    """Columns and types of a parquet file."""
+    with _open(path) as table:
+        return table.schema_arrow
+
+
+def kept_fields(path: str, kept: Sequence[str]) -> pa.Schema:
+    """Fields of the columns that travel along; dictionaries as their values."""
+    schema = schema_of(path)
+    return pa.schema([pa.field(name, _plain_type(schema.field(name).type)) for name in kept])
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def prepare_parquet(path: str, columns: Columns, where: str) -> Prepared:
+    """Check the columns and count the rows; a list of captions counts as that many."""
+    with _open(path) as table:
+        schema = table.schema_arrow
+        require_columns(columns.required, schema.names, where)
+        num_rows = table.metadata.num_rows
+        if _is_list(schema.field(columns.caption).type):
+            num_rows = int(_captions_of_rows(table, columns.caption).sum())
+    kept = {name: str(_plain_type(schema.field(name).type)) for name in columns.kept}
+    return Prepared(num_rows, kept)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _captions_of_rows(table: pq.ParquetFile, caption: str) -> npt.NDArray[np.int64]:
+    """Captions of each table row; a row without any counts as one that will be dropped."""
+    lengths = [
+        np.asarray(pc.fill_null(pc.list_value_length(batch.column(0)), 0))
+        for batch in table.iter_batches(columns=[caption])
+    ]
+    return np.maximum(np.concatenate(lengths) if lengths else np.zeros(0, np.int64), 1).astype(np.int64)
+
+
+def read_piece(piece: Piece, columns: Columns, batch_size: int) -> Iterator[Row]:
+    """Rows of a piece of a prepared file as column -> value; text columns may come as bytes."""
+    with _open(piece.path) as table:
+        schema = table.schema_arrow
+        names = [name for name in (*columns.all, ERROR_COLUMN) if name in schema.names]
+        num_rows = piece.num_rows if piece.num_rows is not None else table.metadata.num_rows
+        if not _is_list(schema.field(columns.caption).type):
+            yield from _slice(table, names, piece.first_row, num_rows, batch_size)
+            return
+        ends = np.cumsum(_captions_of_rows(table, columns.caption))
+        first = int(np.searchsorted(ends, piece.first_row, side="right"))
+        last = int(np.searchsorted(ends, piece.first_row + num_rows - 1, side="right"))
+        place = int(ends[first - 1]) if first else 0
+        for row in _slice(table, names, first, last - first + 1, batch_size):
+            for caption in row[columns.caption] or [None]:
+                if piece.first_row <= place < piece.first_row + num_rows:
+                    yield {**row, columns.caption: caption}
+                place += 1
+
+
+def _slice(
+    table: pq.ParquetFile, names: Sequence[str], first_row: int, num_rows: int, batch_size: int
+) -> Iterator[Row]:
+    """Rows first_row .. first_row + num_rows - 1, from the row groups that hold them."""
+    groups: list[int] = []
+    start = place = 0
+    for group in range(table.num_row_groups):
+        length = table.metadata.row_group(group).num_rows
+        if place + length > first_row and place < first_row + num_rows:
+            start = start if groups else place
+            groups.append(group)
+        place += length
+    if not groups:
+        return
+    place = start
+    for batch in table.iter_batches(batch_size, row_groups=groups, columns=list(names)):
+        skipped = max(0, first_row - place)
+        wanted = min(batch.num_rows, first_row + num_rows - place)
+        place += batch.num_rows
+        if wanted > skipped:
+            yield from _rows_of(batch.slice(skipped, wanted - skipped))
+        if place >= first_row + num_rows:
+            return
+
+
+def _rows_of(batch: pa.RecordBatch) -> Iterator[Row]:
+    cells = {name: _values(batch.column(name)) for name in batch.schema.names}
+    for values in zip(*cells.values(), strict=True):
+        yield dict(zip(cells, values, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Python values; text comes as bytes, because parquet does not promise that it is UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.view(pa.binary() if pa.types.is_string(column.type) else pa.large_binary())
+    return list(column.to_pylist())

@@ -1,0 +1,36 @@
+"""Fixtures that many tests share: one Ray instance, and the real data that lies beside the repository."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def shared_data(name: str) -> Path:
+    """A folder of real data for tests; skips the test, with the reason, where it is not there."""
+    base = Path(os.environ.get("PAIRLOOM_SHARED", str(REPOSITORY.parent / "shared")))
+    path = base / "data" / name
+    if not path.exists():
+        pytest.skip(f"real data {name} is not at {path}; set PAIRLOOM_SHARED to the folder that holds data/")
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One embedded Ray of two CPUs for all tests of a run; it takes seconds to start."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -1,0 +1,63 @@
+"""Recipe -> task, by type; and the tokenizer that the task needs, made from the data once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from schemas import storage
+from schemas.errors import RecipeError
+from schemas.train_recipe import ContrastiveTask as ContrastiveRecipe
+from schemas.train_recipe import TrainRecipe
+from trainers.data.dataset import ConversationDataset, CuratedDataset, Dataset
+from trainers.task import Task
+from trainers.tokenizer import train_tokenizer
+
+PRESET_TEXT_LENGTH = 512  # tokens; models with fewer places cut earlier
+
+
+def build_task(recipe: TrainRecipe, tokenizer_folder: str | None) -> Task:
+    """The task that a recipe describes. Raises UserError."""
+    if isinstance(recipe.task, ContrastiveRecipe):
+        from trainers.tasks.contrastive import ContrastiveTask
+
+        if tokenizer_folder is None:
+            raise RecipeError("tokenizer: give path, or train, or a model folder that has one")
+        return ContrastiveTask(recipe, tokenizer_folder)
+    from trainers.tasks.llava import build_llava_task
+
+    return build_llava_task(recipe, tokenizer_folder)
+
+
+def prepare_tokenizer(recipe: TrainRecipe, datasets: Sequence[Dataset], run_dir: Path) -> str | None:
+    """The tokenizer's folder: named, made from the data (once a run), or the one that lies with the model."""
+    if recipe.tokenizer.path is not None:
+        return recipe.tokenizer.path
+    if recipe.tokenizer.train is not None:
+        folder = run_dir / "tokenizer"
+        if not (folder / "tokenizer_config.json").exists():
+            texts = _limited(_texts(datasets), recipe.tokenizer.train.max_captions)
+            train_tokenizer(texts, recipe.tokenizer.train.vocab_size, str(folder), PRESET_TEXT_LENGTH)
+        return str(folder)
+    if isinstance(recipe.task, ContrastiveRecipe):
+        beside = [recipe.init_from, recipe.model.path, recipe.model.dual.text if recipe.model.dual else None]
+        return next((folder for folder in beside if folder and _has_tokenizer(folder)), None)
+    return None
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return storage.exists(storage.join(folder, "tokenizer_config.json"))
+
+
+def _texts(datasets: Sequence[Dataset]) -> Iterator[str]:
+    for dataset in datasets:
+        if isinstance(dataset, ConversationDataset):
+            yield from dataset.texts()
+        elif isinstance(dataset, CuratedDataset):
+            for shard in range(len(dataset.shard_sizes)):
+                yield from dataset.captions(shard)
+
+
+def _limited(texts: Iterable[str], count: int) -> Iterator[str]:
+    for _, text in zip(range(count), texts, strict=False):
+        yield text

@@ -1,0 +1,169 @@
+"""What is trained on: curated data sets and files of conversations, with random access to each sample."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from schemas import storage
+from schemas.conversation import Conversation, load_conversations
+from schemas.drop_reason import DropReason
+from schemas.errors import InputError, SampleError
+from schemas.manifest import Manifest, load_manifest, resolve, table_url, tar_url
+from schemas.sample import fold_of, read_table
+from schemas.shard import ShardReader
+from schemas.train_recipe import DataSource
+
+T = TypeVar("T")
+
+OPEN_SHARDS = 64  # tables and tars that one process keeps open
+CONVERSATIONS_PER_SHARD = 1000
+COLUMNS = ["uid", "caption", "duplicate_group", "offset", "num_bytes"]
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One sample before its image is decoded; `image` is None for a conversation without one."""
+
+    uid: str
+    image: bytes | None
+    caption: str
+    conversation: Conversation | None = None
+
+
+class Dataset(Protocol):
+    """Samples by (shard, row)."""
+
+    shard_sizes: Sequence[int]  # usable rows
+    manifest_hash: str | None
+
+    def read(self, shard: int, row: int) -> RawSample:
+        """One sample. Raises SampleError (this sample) or StorageError."""
+        ...
+
+
+def open_dataset(source: DataSource) -> Dataset:
+    """The data set that a recipe names. Raises InputError."""
+    if source.path.endswith((".json", ".jsonl")):
+        return ConversationDataset(source)
+    return CuratedDataset(source)
+
+
+class CuratedDataset:
+    """A curated data set; rows of the fold that is held out are left out."""
+
+    def __init__(self, source: DataSource) -> None:
+        self._folder = resolve(source.path)
+        self._manifest: Manifest = load_manifest(self._folder)
+        self._hold_out = source.hold_out_fold
+        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
+        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self.manifest_hash: str | None = self._manifest.hash()
+        if self._hold_out is None:
+            self.shard_sizes: Sequence[int] = [shard.num_samples for shard in self._manifest.shards]
+        else:
+            self.shard_sizes = [self._table(index).num_rows for index in range(len(self._manifest.shards))]
+        if not sum(self.shard_sizes):
+            raise InputError(f"{source.path}: holds no sample to train on")
+
+    def read(self, shard: int, row: int) -> RawSample:
+        """One sample with the bytes of its image."""
+        values = self._table(shard).slice(row, 1).to_pylist()[0]
+        reader = _cached(self._readers, shard, self._open_tar)
+        image = reader.read(values["offset"], values["num_bytes"])
+        return RawSample(values["uid"], image, values["caption"])
+
+    def captions(self, shard: int) -> list[str]:
+        """All captions of a shard."""
+        texts: list[str] = self._table(shard)["caption"].to_pylist()
+        return texts
+
+    def rows_by_uid(self) -> dict[str, tuple[int, int]]:
+        """uid -> (shard, row) of every sample."""
+        return {
+            uid: (shard, row)
+            for shard in range(len(self._manifest.shards))
+            for row, uid in enumerate(self._table(shard)["uid"].to_pylist())
+        }
+
+    def _open_tar(self, shard: int) -> ShardReader:
+        return ShardReader(tar_url(self._folder, self._manifest.shards[shard]))
+
+    def _table(self, shard: int) -> pa.Table:
+        return _cached(self._tables, shard, self._read_table)
+
+    def _read_table(self, shard: int) -> pa.Table:
+        table = read_table(table_url(self._folder, self._manifest.shards[shard].name), COLUMNS)
+        if self._hold_out is None:
+            return table
+        held_out, num_folds = self._hold_out
+        rows = table.select(["uid", "duplicate_group"]).to_pylist()
+        folds = [fold_of(row["duplicate_group"] or row["uid"], num_folds) for row in rows]
+        return table.filter(pa.array(np.array(folds) != held_out))
+
+
+class ConversationDataset:
+    """LLaVA conversations; their images lie in a folder, or by uid in a curated data set."""
+
+    def __init__(self, source: DataSource) -> None:
+        self._conversations = load_conversations(source.path)
+        total = len(self._conversations)
+        starts = range(0, total, CONVERSATIONS_PER_SHARD)
+        self.shard_sizes: Sequence[int] = [min(CONVERSATIONS_PER_SHARD, total - start) for start in starts]
+        self.manifest_hash: str | None = storage.sha256_of(source.path)
+        self._images: str | None = None
+        self._curated: CuratedDataset | None = None
+        if source.images is not None and _is_curated(source.images):
+            self._curated = CuratedDataset(DataSource(path=source.images))
+            self._rows = self._curated.rows_by_uid()
+        elif any(conversation.image for conversation in self._conversations):
+            self._images = source.images or source.path.rpartition("/")[0] or "."
+
+    def read(self, shard: int, row: int) -> RawSample:
+        """One conversation with the bytes of its image."""
+        conversation = self._conversations[shard * CONVERSATIONS_PER_SHARD + row]
+        return RawSample(conversation.id, self._image(conversation), "", conversation)
+
+    def texts(self) -> list[str]:
+        """Everything that is said, for a tokenizer."""
+        return [turn.text for conversation in self._conversations for turn in conversation.turns]
+
+    def _image(self, conversation: Conversation) -> bytes | None:
+        name = conversation.image
+        if name is None:
+            return None
+        if self._curated is not None:
+            place = self._rows.get(name)
+            if place is None:
+                raise SampleError(
+                    DropReason.MISSING_IMAGE, f"conversation {conversation.id}: no sample with uid {name}"
+                )
+            return self._curated.read(*place).image
+        try:
+            return storage.read_bytes(storage.join(str(self._images), name))
+        except FileNotFoundError:
+            raise SampleError(DropReason.MISSING_IMAGE, f"conversation {conversation.id}: no image {name}") from None
+
+
+def _is_curated(path: str) -> bool:
+    try:
+        resolve(path)
+    except InputError:
+        return False
+    return True
+
+
+def _cached(cache: OrderedDict[int, T], key: int, make: Callable[[int], T]) -> T:
+    """`make(key)`, remembered for the OPEN_SHARDS newest keys."""
+    if key in cache:
+        cache.move_to_end(key)
+        return cache[key]
+    cache[key] = value = make(key)
+    if len(cache) > OPEN_SHARDS:
+        cache.popitem(last=False)
+    return value

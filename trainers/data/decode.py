@@ -1,0 +1,127 @@
+"""From places in the order to decoded samples, in worker processes; broken samples are replaced, never hidden."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from schemas.conversation import Conversation
+from schemas.errors import InputError, SampleError
+from schemas.image_decode import Pixels, decode_rgb
+from schemas.preprocess import Preprocess
+from schemas.train_recipe import AugmentRecipe
+from trainers.data.dataset import Dataset, RawSample
+from trainers.data.stream import Place, Stream, generator
+from trainers.task import TrainSample
+
+logger = logging.getLogger("pairloom.data")
+MAX_REPLACEMENTS = 20  # in a row, for one slot; more means that the data set itself is broken
+STEPS_AHEAD = 2  # that each worker has ready
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's samples of one step: pictures in one tensor, so that it travels in shared memory."""
+
+    pixels: torch.Tensor  # [images, size, size, 3] uint8
+    uids: list[str]
+    captions: list[str]
+    conversations: list[Conversation | None]
+    has_image: list[bool]
+    replaced: list[str]  # what was broken, one line each
+
+    def samples(self) -> list[TrainSample]:
+        """The samples, in order."""
+        images = iter(self.pixels.numpy())
+        return [
+            TrainSample(uid, next(images) if has_image else None, caption, conversation)
+            for uid, caption, conversation, has_image in zip(
+                self.uids, self.captions, self.conversations, self.has_image, strict=True
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class Loader(TorchDataset[Share]):
+    """Step number -> this rank's share, decoded. The result depends on nothing but the step."""
+
+    datasets: Sequence[Dataset]
+    stream: Stream
+    preprocess: Preprocess
+    augment: AugmentRecipe
+    seed: int
+    rank: int
+    world_size: int
+
+    def __getitem__(self, step: int) -> Share:
+        replaced: list[str] = []
+        found = [self._sample(place, replaced) for place in self.stream.step(step, self.rank, self.world_size)]
+        size = self.preprocess.size
+        images = [pixels for _, pixels in found if pixels is not None]
+        stacked = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+        return Share(
+            torch.from_numpy(stacked),
+            [raw.uid for raw, _ in found],
+            [raw.caption for raw, _ in found],
+            [raw.conversation for raw, _ in found],
+            [pixels is not None for _, pixels in found],
+            replaced,
+        )
+
+    def _sample(self, place: Place, replaced: list[str]) -> tuple[RawSample, Pixels | None]:
+        for attempt in range(MAX_REPLACEMENTS):
+            chosen = place if attempt == 0 else self.stream.replacement(place, attempt, self.seed)
+            try:
+                return self._decode(chosen)
+            except SampleError as error:
+                replaced.append(f"data set {chosen.dataset}, shard {chosen.shard}, row {chosen.row}: {error}")
+        raise InputError(f"{MAX_REPLACEMENTS} broken samples in a row ({replaced[-1]}); check the data set")
+
+    def _decode(self, place: Place) -> tuple[RawSample, Pixels | None]:
+        raw = self.datasets[place.dataset].read(place.shard, place.row)
+        if raw.image is None:
+            return raw, None
+        pixels = decode_rgb(raw.image)
+        if self.augment.random_resized_crop is not None:
+            draw = generator(self.seed, "crop", place.epoch, raw.uid)
+            pixels = random_crop(pixels, self.augment.random_resized_crop, draw)
+        return raw, self.preprocess.resize(pixels)
+
+
+def random_crop(pixels: Pixels, area: tuple[float, float], draw: np.random.Generator) -> Pixels:
+    """A crop that keeps a random share of the area and an aspect ratio within 3/4 .. 4/3 of the picture's own."""
+    height, width = pixels.shape[:2]
+    share = draw.uniform(*area)
+    ratio = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3)))
+    crop_height = min(height, max(1, round(height * np.sqrt(share / ratio))))
+    crop_width = min(width, max(1, round(width * np.sqrt(share * ratio))))
+    top, left = draw.integers(height - crop_height + 1), draw.integers(width - crop_width + 1)
+    return np.ascontiguousarray(pixels[top : top + crop_height, left : left + crop_width])
+
+
+def shares(loader: Loader, first_step: int, num_steps: int, num_workers: int) -> Iterator[Share]:
+    """The shares of steps first_step .. num_steps - 1, in order, decoded ahead of the model."""
+    steps = DataLoader(
+        loader,
+        batch_size=None,
+        sampler=range(first_step, num_steps),
+        num_workers=num_workers,
+        prefetch_factor=STEPS_AHEAD if num_workers else None,
+        worker_init_fn=_calm_worker if num_workers else None,
+    )
+    for share in steps:
+        for line in share.replaced:
+            logger.warning("broken sample replaced: %s", line)
+        yield share
+
+
+def _calm_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    Image.MAX_IMAGE_PIXELS = None

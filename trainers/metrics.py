@@ -1,0 +1,118 @@
+"""Figures of a run: metrics.jsonl, TensorBoard events, a bar on a terminal or plain lines elsewhere. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from schemas import storage
+from schemas.train_recipe import TrainRecipe
+from trainers.checkpoint import TrainState
+from trainers.distributed import rank
+
+logger = logging.getLogger("pairloom.train")
+SECONDS_BETWEEN_LINES = 10.0
+RATE_SMOOTHING = 0.9
+
+
+class Metrics:
+    """Writes one record a step on rank 0; lines after the checkpoint that a run goes on from are cut away."""
+
+    def __init__(self, run_dir: Path, recipe: TrainRecipe, state: TrainState) -> None:
+        self._is_writer = rank() == 0
+        self._total = recipe.run.total_samples
+        self._num_samples = recipe.batch.global_batch_size
+        self._bar: Progress | None = None
+        if self._is_writer:
+            self._open(run_dir, state)
+
+    def _open(self, run_dir: Path, state: TrainState) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        _cut_after(self._path, state.step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(run_dir / "tb"), purge_step=state.step + 1)
+        self._last_line = self._last_step = time.monotonic()
+        self._rate = 0.0
+        if sys.stderr.isatty():
+            columns = (
+                "{task.description}",
+                "{task.completed:,.0f} of {task.total:,.0f} samples",
+                "{task.fields[note]}",
+            )
+            texts = [TextColumn(column) for column in columns]
+            self._bar = Progress(
+                texts[0], BarColumn(), texts[1], TimeElapsedColumn(), TimeRemainingColumn(), texts[2],
+                console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._bar.add_task(run_dir.name, total=self._total, completed=state.samples_seen, note="")
+            self._bar.start()
+
+    def record(self, state: TrainState, figures: Mapping[str, float]) -> None:
+        """The figures of the step that led to `state`; speed and memory are added."""
+        if not self._is_writer:
+            return
+        now = time.monotonic()
+        rate = self._num_samples / max(1e-9, now - self._last_step)
+        self._rate = rate if self._rate == 0 else RATE_SMOOTHING * self._rate + (1 - RATE_SMOOTHING) * rate
+        self._last_step = now
+        values = {
+            "step": state.step,
+            "samples_seen": state.samples_seen,
+            **figures,
+            "samples_per_s": round(rate, 2),
+            "memory_bytes": memory_bytes(),
+        }
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, state.step)
+        self._show(state.step, state.samples_seen, figures)
+
+    def _show(self, step: int, samples_seen: int, figures: Mapping[str, float]) -> None:
+        note = f"loss {figures['loss']:.4f}  {self._rate:,.0f} samples/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=samples_seen, note=note)
+        elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or samples_seen >= self._total:
+            self._last_line = time.monotonic()
+            logger.info("%s: step %d, %d of %d samples, %s", self._path.parent, step, samples_seen, self._total, note)
+
+    def close(self) -> None:
+        """Finish all writers."""
+        if not self._is_writer:
+            return
+        self._file.close()
+        self._board.close()
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def memory_bytes() -> int:
+    """Peak memory of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _cut_after(path: Path, step: int) -> None:
+    """Keep the lines of the first `step` steps; a half-written last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line + "\n")
+    storage.put_bytes(str(path), "".join(kept).encode())

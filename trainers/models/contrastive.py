@@ -1,0 +1,131 @@
+"""Contrastive models: a Hugging Face class, its two scalars as 1-D parameters, and features of both towers.
+
+DeepSpeed fails on 0-D parameters on a CPU, so `logit_scale` (and SigLIP's `logit_bias`) are trained as [1] and saved
+in the shape that the class has. A dual encoder has no place for a bias: it is trained outside of the exported module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, CLIPModel, SiglipModel, VisionTextDualEncoderModel
+
+from schemas.errors import InputError, RecipeError
+from schemas.preprocess import Preprocess, load_preprocess
+from schemas.train_recipe import ContrastiveTask, ModelRecipe
+from trainers.models.folder import model_type_of
+from trainers.models.presets import preset_config
+
+MAX_LOG_SCALE = math.log(100)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+FAMILIES = {"clip": CLIPModel, "siglip": SiglipModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
+
+
+class Features(NamedTuple):
+    """L2-normalised features [B, D] and the bounded, exponentiated scale and the bias, each [1].
+
+    A tuple, because ZeRO-3 finds the tensors of a module's output in tuples, lists and dicts only.
+    """
+
+    image: torch.Tensor
+    text: torch.Tensor
+    logit_scale: torch.Tensor
+    logit_bias: torch.Tensor
+
+
+class ContrastiveModel(nn.Module):
+    """Wraps the exported class `hf`; forward gives both towers' features."""
+
+    def __init__(self, hf: Any, task: ContrastiveTask, is_new: bool) -> None:
+        super().__init__()
+        self.hf = hf
+        scale = hf.logit_scale.detach().float().reshape(1)
+        bias = hf.logit_bias.detach().float().reshape(1) if hasattr(hf, "logit_bias") else None
+        if is_new or task.initial_logit_scale is not None:
+            scale = torch.full((1,), _initial_scale(task))
+        if is_new or bias is None:
+            bias = torch.full((1,), task.initial_logit_bias)
+        self._scale_shape = tuple(hf.logit_scale.shape)
+        for name in ("logit_scale", "logit_bias"):
+            if hasattr(hf, name):
+                delattr(hf, name)
+        self.logit_scale = nn.Parameter(scale)
+        self.logit_bias = nn.Parameter(bias, requires_grad=task.loss == "siglip")
+
+    def forward(self, text: Mapping[str, torch.Tensor], pixel_values: torch.Tensor) -> Features:
+        """Features of a batch; a locked tower that the batch brings features of is not run."""
+        scale = self.logit_scale.float().clamp(0.0, MAX_LOG_SCALE).exp()
+        return Features(self.image_features(pixel_values), self.text_features(text), scale, self.logit_bias.float())
+
+    def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Normalised features of pictures [B, 3, S, S]."""
+        return F.normalize(_tensor(self.hf.get_image_features(pixel_values=pixel_values)).float(), dim=-1)
+
+    def text_features(self, text: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Normalised features of tokens: `input_ids` and, where the class takes one, `attention_mask` [B, L]."""
+        return F.normalize(_tensor(self.hf.get_text_features(**text)).float(), dim=-1)
+
+    def exported_state(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The state dict of the exported class from one of this module."""
+        exported = {name.removeprefix("hf."): value for name, value in state.items() if name.startswith("hf.")}
+        exported["logit_scale"] = state["logit_scale"].reshape(self._scale_shape)
+        if isinstance(self.hf, SiglipModel):
+            exported["logit_bias"] = state["logit_bias"].reshape(1)
+        return exported
+
+
+def _tensor(output: Any) -> torch.Tensor:
+    """Features of a get_*_features call: transformers returns them inside an output object."""
+    features: torch.Tensor = output.pooler_output
+    return features
+
+
+def _initial_scale(task: ContrastiveTask) -> float:
+    if task.initial_logit_scale is not None:
+        return task.initial_logit_scale
+    return math.log(1 / 0.07) if task.loss == "clip" else math.log(10)
+
+
+def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -> tuple[Any, Preprocess]:
+    """A model of a preset with random weights, and how its pictures are prepared."""
+    config = preset_config(str(recipe.preset), recipe.overrides, vocab_size, tokens)
+    size = int(config.vision_config.image_size)
+    if config.model_type == "clip":
+        return CLIPModel(config), Preprocess(size, "center_crop", CLIP_MEAN, CLIP_STD)
+    return SiglipModel(config), Preprocess(size)
+
+
+def load_model(folder: str) -> tuple[Any, Preprocess]:
+    """A contrastive model from a Hugging Face folder, in fp32. Raises InputError."""
+    model_type = model_type_of(folder)
+    if model_type not in FAMILIES:
+        raise InputError(f"{folder}: holds a {model_type} model; contrastive tasks take {', '.join(FAMILIES)}")
+    return FAMILIES[model_type].from_pretrained(folder, dtype=torch.float32), load_preprocess(folder)
+
+
+def join_towers(recipe: ModelRecipe) -> tuple[Any, Preprocess]:
+    """Two pretrained towers with new projection heads. Raises InputError, RecipeError."""
+    if recipe.dual is None:
+        raise RecipeError("model.dual: names two towers")
+    try:
+        vision = AutoModel.from_pretrained(recipe.dual.vision, dtype=torch.float32)
+        text = AutoModel.from_pretrained(recipe.dual.text, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.dual: {' '.join(str(error).split())[:300]}") from error
+    model = VisionTextDualEncoderModel(vision_model=vision, text_model=text)
+    for name, width in (("visual_projection", model.vision_embed_dim), ("text_projection", model.text_embed_dim)):
+        setattr(model, name, nn.Linear(width, recipe.dual.projection_dim, bias=False))
+    model.config.projection_dim = recipe.dual.projection_dim
+    return model, load_preprocess(recipe.dual.vision)
+
+
+def lock(model: ContrastiveModel, towers: Sequence[str]) -> None:
+    """Freeze the named towers; what lies between a tower and its projection head (a pooler) is part of the tower."""
+    for tower in towers:
+        for parameter in getattr(model.hf, f"{tower}_model").parameters():
+            parameter.requires_grad = False

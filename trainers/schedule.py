@@ -1,0 +1,21 @@
+"""The learning rate as a pure function of samples seen."""
+
+from __future__ import annotations
+
+import math
+
+from schemas.train_recipe import OptimizerRecipe
+
+
+def rate_factor(optimizer: OptimizerRecipe, total_samples: int, samples_seen: int) -> float:
+    """Share of the peak learning rate for the step that begins after `samples_seen` samples, 0..1.
+
+    Linear from 0 over `warmup_samples`, then constant, or a half cosine down to 0 at `total_samples`.
+    """
+    warmup = optimizer.warmup_samples
+    if samples_seen < warmup:
+        return samples_seen / warmup
+    if optimizer.schedule == "constant":
+        return 1.0
+    done = (samples_seen - warmup) / max(1, total_samples - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -1,0 +1,111 @@
+"""Contrastive pretraining: two towers with a CLIP or SigLIP loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+from schemas.errors import RecipeError
+from schemas.train_recipe import ContrastiveTask as ContrastiveRecipe
+from schemas.train_recipe import TrainRecipe
+from trainers.losses.clip import clip_loss
+from trainers.losses.siglip import siglip_loss
+from trainers.models.contrastive import ContrastiveModel, join_towers, load_model, lock, new_model
+from trainers.task import Batch, ParameterGroup, TrainSample
+
+PROCESSOR_CLASSES = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
+
+
+class ContrastiveTask:
+    """Images against captions over the samples of all ranks."""
+
+    accumulates = False
+
+    def __init__(self, recipe: TrainRecipe, tokenizer_folder: str) -> None:
+        task = recipe.task
+        if not isinstance(task, ContrastiveRecipe):
+            raise RecipeError("task.kind: this builds contrastive tasks")
+        self._task, self._optimizer = task, recipe.optimizer
+        self._locked = list(recipe.model.locked)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_folder)
+        torch.manual_seed(recipe.run.seed)
+        folder = recipe.init_from or recipe.model.path
+        if folder is not None:
+            hf, self.preprocess = load_model(folder)
+        elif recipe.model.dual is not None:
+            hf, self.preprocess = join_towers(recipe.model)
+        else:
+            hf, self.preprocess = new_model(recipe.model, len(self._tokenizer), _token_ids(self._tokenizer))
+        self.model: nn.Module = ContrastiveModel(hf, task, is_new=folder is None)
+        lock(self.model, self._locked)
+        self._pads_to_end = hf.config.model_type == "siglip"
+        places = int(hf.config.text_config.max_position_embeddings)
+        self._text_length = min(places, int(self._tokenizer.model_max_length))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Matrices decay; vectors, biases and the two scalars do not."""
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        groups = []
+        for decays in (True, False):
+            members = [(name, p) for name, p in trained if (p.ndim >= 2) == decays]
+            if members:
+                names, parameters = zip(*members, strict=True)
+                decay = self._optimizer.weight_decay if decays else 0.0
+                groups.append(ParameterGroup(names, parameters, decay, self._optimizer.learning_rate))
+        return groups
+
+    def collate(self, samples: Sequence[TrainSample]) -> Batch:
+        """pixel_values [B, 3, S, S], input_ids and attention_mask [B, L]."""
+        pixels = np.stack([sample.pixels for sample in samples if sample.pixels is not None])
+        tokens = self._tokenizer(
+            [sample.caption for sample in samples],
+            padding="max_length" if self._pads_to_end else "longest",
+            truncation=True,
+            max_length=self._text_length,
+            return_tensors="pt",
+        )
+        batch = {"pixel_values": torch.from_numpy(self.preprocess.normalise(pixels)), "input_ids": tokens["input_ids"]}
+        if not self._pads_to_end:
+            batch["attention_mask"] = tokens["attention_mask"]
+        return batch
+
+    def num_targets(self, batch: Batch) -> int:
+        """Samples."""
+        return len(batch["input_ids"])
+
+    def loss(
+        self, engine: nn.Module, batch: Batch, num_targets_global: int
+    ) -> tuple[torch.Tensor, Mapping[str, float]]:
+        """The loss of this rank's rows against all ranks' columns."""
+        text = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        features = engine(text, batch["pixel_values"])
+        if self._task.loss == "clip":
+            loss = clip_loss(features.image, features.text, features.logit_scale)
+        else:
+            loss = siglip_loss(features.image, features.text, features.logit_scale, features.logit_bias)
+        figures = {"logit_scale": float(features.logit_scale.detach())}
+        if self._task.loss == "siglip":
+            figures["logit_bias"] = float(features.logit_bias.detach())
+        return loss, figures
+
+    def save_model(self, folder: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Write the Hugging Face folder."""
+        model = self.model
+        assert isinstance(model, ContrastiveModel)
+        exported = {name: value.contiguous() for name, value in model.exported_state(state).items()}
+        model.hf.save_pretrained(folder, state_dict=exported)
+        self._tokenizer.save_pretrained(folder)
+        kind = PROCESSOR_CLASSES.get(model.hf.config.model_type, "ViTImageProcessor")
+        config = self.preprocess.processor_config(kind)
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
+
+
+def _token_ids(tokenizer: Any) -> dict[str, int]:
+    return {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
