@@ -58,6 +58,8 @@ def read_header(data: bytes) -> ImageHeader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            if image.format == "MPO":  # Pillow's name for a JPEG with further pictures behind it, as telephones write
+                image.format = "JPEG"
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if _has_exif(image, data) else 1
     except UnidentifiedImageError:
         raise SampleError(_why_unidentified(data), "no image format recognised") from None
@@ -72,7 +74,9 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def _has_exif(image: Image.Image, data: bytes) -> bool:
-    """Reading EXIF costs more than the rest of the header; most JPEGs have none."""
+    """Reading EXIF costs more than the rest of the header; most JPEGs have none. A PNG would be decoded for it."""
+    if image.format == "PNG":
+        return "exif" in image.info
     return image.format != "JPEG" or b"Exif\0" in data[: 1 << 16]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,19 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def shared_data(name: str) -> Path:
+def find_shared_data(name: str) -> Path:
     """A folder of real data for tests; skips the test, with the reason, where it is not there."""
     base = Path(os.environ.get("PAIRLOOM_SHARED", str(REPOSITORY.parent / "shared")))
     path = base / "data" / name
     if not path.exists():
         pytest.skip(f"real data {name} is not at {path}; set PAIRLOOM_SHARED to the folder that holds data/")
     return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """`shared_data("flickr8k")` is that folder, or skips the test."""
+    return find_shared_data
 
 
 @pytest.fixture(scope="session")

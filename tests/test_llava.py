@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def build(folders: Path, mode: str = "instruct", vision: str = "siglip", **changes: Any) -> LlavaTask:
+def make_recipe(folders: Path, mode: str = "instruct", vision: str = "siglip", **changes: Any) -> TrainRecipe:
     parts = {"vision": str(folders / vision), "language": "llama-test-tiny", **changes.pop("parts", {})}
     settings = {
         "run": {"dir": "unused", "total_samples": 8, "seed": 3},
@@ -43,11 +46,14 @@ def build(folders: Path, mode: str = "instruct", vision: str = "siglip", **chang
         "model": {"llava": parts},
         "data": {"train": [{"path": "unused"}]},
         "batch": {"global_batch_size": 8},
-        "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1},
+        "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.0},
         **changes,
     }
-    recipe = parse_recipe(settings, TrainRecipe, where="test")
-    return build_llava_task(recipe, str(folders / "tokenizer"))
+    return parse_recipe(settings, TrainRecipe, where="test")
+
+
+def build(folders: Path, mode: str = "instruct", vision: str = "siglip", **changes: Any) -> LlavaTask:
+    return build_llava_task(make_recipe(folders, mode, vision, **changes), str(folders / "tokenizer"))
 
 
 def make_samples(count: int, with_images: bool = True) -> list[TrainSample]:
@@ -142,6 +148,83 @@ def test_two_ranks_of_unequal_tokens_equal_one(folders: Path, tmp_path: Path) ->
     mp.spawn(_rank_gradients, args=(folders, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
     _, grads = gradients(build(folders), [make_samples(6)])
     assert_same(torch.load(tmp_path / "gradients.pt"), grads)
+
+
+def make_optimizer(task: LlavaTask) -> torch.optim.Optimizer:
+    groups = [
+        {"params": list(group.parameters), "lr": group.learning_rate, "weight_decay": group.weight_decay}
+        for group in task.parameter_groups()
+    ]
+    return torch.optim.AdamW(groups)
+
+
+def _zero_losses(rank: int, folders: Path, out: Path, stage: int) -> None:
+    import deepspeed
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=(out / "port").read_text())
+    torch.set_num_threads(1)
+    deepspeed.init_distributed("gloo")
+    task = build(folders)
+    config = {
+        "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2, "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }  # fmt: skip
+    engine, *_ = deepspeed.initialize(model=task.model, optimizer=make_optimizer(task), config=config)
+    mine = zero_shares()[rank]
+    batches = [task.collate(mine[:2]), task.collate(mine[2:])]
+    num_targets = torch.tensor(sum(task.num_targets(batch) for batch in batches))
+    dist.all_reduce(num_targets)
+    losses = []
+    for _ in range(2):
+        total = torch.zeros(())
+        for batch in batches:
+            loss, _ = task.loss(engine, batch, int(num_targets))
+            total += loss.detach()
+            engine.backward(loss * len(batches))  # DeepSpeed divides by the number of micro-batches
+            engine.step()
+        dist.all_reduce(total)
+        losses.append(total.item() / 2)
+    if rank == 0:
+        (out / "losses.json").write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+def zero_shares() -> list[list[TrainSample]]:
+    """Four samples a rank; the first micro-batch of rank 1 is text only."""
+    every = make_samples(12)
+    images = [sample for sample in every if sample.pixels is not None]
+    words = [sample for sample in every if sample.pixels is None]
+    return [images[:4], words[:2] + images[4:6]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_text_only_ranks_do_not_hang_zero(folders: Path, tmp_path: Path, stage: int) -> None:
+    """A rank with images beside one without: ZeRO gives the losses of one process, step after step."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(probe.getsockname()[1]))
+    mp.spawn(_zero_losses, args=(folders, tmp_path, stage), nprocs=2)  # type: ignore[no-untyped-call]
+    task = build(folders)
+    optimizer = make_optimizer(task)
+    expected = []
+    for _ in range(2):
+        loss, _ = gradients(task, [[*zero_shares()[0], *zero_shares()[1]]])
+        optimizer.step()
+        expected.append(loss)
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_bf16_is_near_fp32(folders: Path) -> None:
+    task = build(folders)
+    batch = task.collate(make_samples(3))
+    exact, _ = task.loss(task.model, batch, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = task.loss(task.model, batch, 50)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
 
 
 def test_text_only_batches_run_the_vision_tower_with_weight_zero(folders: Path) -> None:

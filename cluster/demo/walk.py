@@ -26,7 +26,7 @@ from trainers.evaluate.vqa import ImageMode
 
 logger = logging.getLogger("pairloom")
 RECIPES = Path(__file__).parent.parent / "recipes"
-NUM_PICTURES = 4000
+NUM_PICTURES = 6000
 NUM_CORES_A_RUN = 1  # two runs at a time on two cores finish sooner than one run on two
 
 
