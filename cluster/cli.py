@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from schemas.curate_recipe import CurateRecipe
 from schemas.errors import InputError, PairloomError, RecipeError, UserError
 from schemas.recipe_io import load_recipe
 from schemas.train_recipe import TrainRecipe
+
+if TYPE_CHECKING:
+    from trainers.evaluate.vqa import ImageMode
 
 CURATE_STEPS = ("ingest", "signals", "dedupe", "select", "reshard")
 RECIPES = Path(__file__).parent / "recipes"
@@ -73,12 +76,20 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
 @click.argument("model")
 @click.option("--kind", required=True, type=click.Choice(["zero-shot", "retrieval", "vqa"]))
 @click.option("--data", required=True, help="Evaluation data: a folder, a file or a curated data set.")
+@click.option(
+    "--image",
+    "image_mode",
+    type=click.Choice(["real", "none", "wrong"]),
+    default="real",
+    show_default=True,
+    help="vqa: show the image, none, or another one, to see what images are worth.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(model: str, kind: str, data: str, as_json: bool) -> None:
+def evaluate(model: str, kind: str, data: str, image_mode: ImageMode, as_json: bool) -> None:
     """Measure an exported model."""
     from trainers.evaluate.run import evaluate as run
 
-    _show(run(model, kind, data), as_json, render.plain_table)
+    _show(run(model, kind, data, image_mode), as_json, render.plain_table)
 
 
 @cli.command()

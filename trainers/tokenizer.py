@@ -19,7 +19,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str, max_leng
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, BOS, EOS],
+        special_tokens=[PAD, EOS, BOS],  # transformers pools CLIP texts another way where EOS has id 2
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cluster.demo.drawings import COLOURS
-from cluster.demo.pictures import NUMBER_WORDS, DrawnObject, Picture, generator
+from cluster.demo.pictures import NUMBER_WORDS, PLACES, DrawnObject, Picture, generator
 
 Kind = Literal["shape", "colour", "yes_no", "count"]
-_KINDS: tuple[Kind, ...] = ("shape", "colour", "yes_no")
-_KIND_WEIGHTS = (0.35, 0.35, 0.3)
+_KINDS: tuple[Kind, ...] = ("shape", "colour", "yes_no", "count")
+_KIND_WEIGHTS = (0.4, 0.4, 0.1, 0.1)
+_BY_COLOUR = 0.2  # of the questions for a shape, those that name it by its colour where colours differ
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,16 @@ class Question:
 
 
 def questions(picture: Picture, round_index: int = 0) -> list[Question]:
-    """Return the questions of one conversation about `picture`, in random order; another round asks others.
+    """Return the two questions of one conversation about `picture`; another round asks others.
 
-    Even rounds name objects by their places only and ask for the shape and the colour of all. Odd rounds ask one
-    question an object, which may name it by its colour or shape: no answer gives another one away.
-    Where all objects are alike, one is asked about.
+    They are of two kinds and about two objects, so that neither answer gives the other one away. A conversation is
+    this short because a small model learns to look things up sooner when the text names few places.
     """
     draw = generator("questions", picture.caption, picture.index, round_index)
-    order = [picture.objects[index] for index in draw.permutation(len(picture.objects))]
-    asked = order[:1] if picture.alike else order
-    if round_index % 2:
-        asked_questions = [_question(picture, drawn, draw) for drawn in asked]
-    else:
-        asked_questions = [_by_place(kind, drawn) for drawn in asked for kind in ("shape", "colour")]
-    asked_questions.append(Question("count", "How many shapes are there?", NUMBER_WORDS[len(order)]))
-    # Any kind may come first: a model that never saw a first question about colour cannot answer one alone.
-    return [asked_questions[index] for index in draw.permutation(len(asked_questions))]
+    kinds = draw.choice(len(_KINDS), 2, replace=False, p=_KIND_WEIGHTS)
+    asked = draw.permutation(len(picture.objects))[:2]
+    pairs = zip(kinds, asked, strict=True)
+    return [_question(_KINDS[kind], picture, picture.objects[index], draw) for kind, index in pairs]
 
 
 def llava_conversations(picture: Picture, image: str, num_rounds: int = 1) -> list[dict[str, Any]]:
@@ -59,24 +53,19 @@ def llava_conversations(picture: Picture, image: str, num_rounds: int = 1) -> li
     return records
 
 
-def _by_place(kind: Literal["shape", "colour"], asked: DrawnObject) -> Question:
-    return Question(kind, f"What {kind} is at the {asked.place}?", getattr(asked, kind))
-
-
-def _question(picture: Picture, asked: DrawnObject, draw: np.random.Generator) -> Question:
-    kind = _KINDS[draw.choice(len(_KINDS), p=_KIND_WEIGHTS)]
+def _question(kind: Kind, picture: Picture, asked: DrawnObject, draw: np.random.Generator) -> Question:
+    if kind == "count":
+        return Question(kind, "How many shapes are there?", NUMBER_WORDS[len(picture.objects)])
     if kind == "yes_no":
         return _yes_no(picture, asked, draw)
-    if kind == "shape" and not picture.alike and draw.random() < 0.5:
+    if kind == "shape" and not picture.alike and draw.random() < _BY_COLOUR:
         return Question(kind, f"What shape is {asked.colour}?", asked.shape)
-    return _by_place("shape" if kind == "shape" else "colour", asked)
+    return Question(kind, f"What {kind} is at the {asked.place}?", asked.shape if kind == "shape" else asked.colour)
 
 
 def _yes_no(picture: Picture, asked: DrawnObject, draw: np.random.Generator) -> Question:
-    """Ask for the colour of an object that is there or, as often, for a colour that no object has."""
-    present = {drawn.colour for drawn in picture.objects}
-    colour = asked.colour
-    if draw.random() < 0.5:
-        absent = [name for name in COLOURS if name not in present]
-        colour = absent[draw.integers(len(absent))]
-    return Question("yes_no", f"Is there a {colour} shape?", "yes" if colour in present else "no")
+    """Ask for a shape at the object's place or, as often where a place is empty, at an empty one."""
+    empty = [place for place in PLACES if all(drawn.place != place for drawn in picture.objects)]
+    if empty and draw.random() < 0.5:
+        return Question("yes_no", f"Is there a shape at the {empty[draw.integers(len(empty))]}?", "no")
+    return Question("yes_no", f"Is there a shape at the {asked.place}?", "yes")

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.sources.source import Piece, Prepared, SourceFile, format_of, require_columns
-from pipelines.sources.text_tables import ERROR_COLUMN, Row, header_of, open_bytes, read_text_rows
+from pipelines.sources.text_tables import ERROR_COLUMN, Row, blame, header_of, open_bytes, read_text_rows
 from schemas import storage
 from schemas.errors import InputError
 
@@ -90,7 +90,11 @@ def _cell(value: Any) -> str | None:
 def stage_packed(file: SourceFile, target: str) -> None:
     """Unpack a compressed parquet file, which cannot be read by row groups as it is."""
     with storage.build_locally(target) as path, open(path, "wb") as unpacked, open_bytes(file.path) as packed:
-        while chunk := packed.read(storage.COPY_BYTES):
+        while True:
+            with blame(file.path):
+                chunk = packed.read(storage.COPY_BYTES)
+            if not chunk:
+                return
             unpacked.write(chunk)
 
 

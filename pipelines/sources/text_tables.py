@@ -30,12 +30,18 @@ Row = dict[str, Any]
 def read_text_rows(url: str) -> Iterator[Row]:
     """Rows as column -> value; a row that is no row carries ERROR_COLUMN. Raises InputError: unreadable file."""
     kind = format_of(url)
+    with blame(url), open_text(url) as file:
+        if kind in ("csv", "tsv"):
+            yield from _csv_rows(file, "," if kind == "csv" else "\t", url)
+        else:
+            yield from _json_rows(file, url)
+
+
+@contextmanager
+def blame(url: str) -> Iterator[None]:
+    """Turn what reading a broken or missing file raises into an InputError that names it."""
     try:
-        with open_text(url) as file:
-            if kind in ("csv", "tsv"):
-                yield from _csv_rows(file, "," if kind == "csv" else "\t", url)
-            else:
-                yield from _json_rows(file, url)
+        yield
     except FileNotFoundError as error:
         raise InputError(f"{url}: no such file") from error
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
@@ -51,10 +57,47 @@ def open_bytes(url: str) -> Iterator[IO[bytes]]:
             with gzip.open(raw, "rb") as file:
                 yield file
         elif compression == "zst":
-            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
-                yield io.BufferedReader(stream)
+            yield io.BufferedReader(_ZstdReader(raw))
         else:
             yield raw
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompressed bytes of any number of frames; a frame that is cut short is an error, not an end."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed = packed
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._is_inside = False
+        self._ready = b""
+
+    def readable(self) -> bool:
+        """True: this is for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; 0 at the end. Raises EOFError where the file ends inside a frame."""
+        while not self._ready:
+            chunk = self._packed.read(CHUNK_CHARS)
+            if not chunk:
+                if self._is_inside:
+                    raise EOFError("compressed file ended before the end-of-stream marker was reached")
+                return 0
+            self._ready = self._unpack(chunk)
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+    def _unpack(self, chunk: bytes) -> bytes:
+        unpacked = []
+        while chunk:
+            unpacked.append(self._frame.decompress(chunk))
+            self._is_inside = not self._frame.eof
+            chunk = b""
+            if self._frame.eof:
+                chunk = self._frame.unused_data
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+        return b"".join(unpacked)
 
 
 @contextmanager
@@ -66,7 +109,7 @@ def open_text(url: str) -> Iterator[IO[str]]:
 
 def header_of(url: str) -> list[str]:
     """Column names of a csv or tsv. Raises InputError where there is no header."""
-    with open_text(url) as file:
+    with blame(url), open_text(url) as file:
         names: list[str] | None = next(_csv_reader(file, "," if format_of(url) == "csv" else "\t"), None)
     if not names:
         raise InputError(f"{url}: empty; the first line must name the columns")

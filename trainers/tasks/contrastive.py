@@ -47,7 +47,7 @@ class ContrastiveTask:
         lock(self.model, self._locked)
         self._pads_to_end = hf.config.model_type == "siglip"
         places = int(hf.config.text_config.max_position_embeddings)
-        self._text_length = min(places, int(self._tokenizer.model_max_length))
+        self._tokenizer.model_max_length = min(places, int(self._tokenizer.model_max_length))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Matrices decay; vectors, biases and the two scalars do not."""
@@ -68,7 +68,7 @@ class ContrastiveTask:
             [sample.caption for sample in samples],
             padding="max_length" if self._pads_to_end else "longest",
             truncation=True,
-            max_length=self._text_length,
+            max_length=self._tokenizer.model_max_length,
             return_tensors="pt",
         )
         batch = {"pixel_values": torch.from_numpy(self.preprocess.normalise(pixels)), "input_ids": tokens["input_ids"]}
