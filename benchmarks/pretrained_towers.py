@@ -55,6 +55,7 @@ def efficientnet_lite0(image_size: int) -> EfficientNetModel:
     config = EfficientNetConfig(
         image_size=image_size, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280, hidden_act="relu6",
         batch_norm_eps=1e-3, batch_norm_momentum=0.99, drop_connect_rate=0.0, dropout_rate=0.0,
+        hidden_size=1280,  # by this name a dual encoder finds the width
     )  # fmt: skip
     model = EfficientNetModel(config)
     state = {new: value for name, value in source.items() if (new := rename(name)) is not None}

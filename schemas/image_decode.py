@@ -36,6 +36,8 @@ EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "im
               "image/bmp": "bmp", "image/tiff": "tif", "image/avif": "avif",
               "image/x-portable-anymap": "ppm"}  # fmt: skip
 _FORMATS = tuple(MIME_TYPES)
+_OTHER_FORMATS = (b"<svg", b"<?xml", b"%pdf", b"%!ps", b"8bps", b"\x00\x00\x01\x00", b"\xff\x0a", b"\xffo\xffq")
+"""SVG, PDF, PostScript, PSD, ICO, JPEG XL, JPEG 2000 (their beginnings in lower case)."""
 _EXIF_ORIENTATION = 0x0112
 
 Image.MAX_IMAGE_PIXELS = None  # limits are checked on the header, where they give a drop reason
@@ -82,7 +84,7 @@ def _has_exif(image: Image.Image, data: bytes) -> bool:
 
 def _why_unidentified(data: bytes) -> DropReason:
     start = data[:256].lstrip().lower()
-    if start.startswith((b"<svg", b"<?xml", b"%pdf", b"%!ps")) or data[4:8] == b"ftyp":
+    if start.startswith(_OTHER_FORMATS) or data[4:8] in (b"ftyp", b"jP  "):
         return DropReason.UNSUPPORTED_FORMAT
     return DropReason.NOT_AN_IMAGE
 
@@ -94,8 +96,8 @@ def decode_rgb(data: bytes, header: ImageHeader | None = None) -> Pixels:
         try:
             pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
             return pixels
-        except ValueError as error:
-            raise SampleError(DropReason.DECODE_ERROR, str(error)) from error
+        except ValueError:
+            pass  # truncated, or only odd: Pillow tells which
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

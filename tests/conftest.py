@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.http_server import TestServer, serve
+from tests.ingest_builder import make_pages
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -40,3 +43,16 @@ def ray_session() -> Iterator[None]:
         ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pages() -> dict[str, bytes]:
+    """Images by name, and what the web calls images."""
+    return make_pages()
+
+
+@pytest.fixture(scope="session")
+def image_server(pages: dict[str, bytes]) -> Iterator[TestServer]:
+    """Serves `pages`."""
+    with serve(pages=pages) as running:
+        yield running

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from tests.ranks import run_ranks
 from trainers.distributed import rank, world_size
 from trainers.losses.clip import clip_loss
