@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ def launch_trainer(
         path.write_text(recipe.model_dump_json())
         ranks = _start(path, count, threads)
         try:
-            _wait(ranks)
+            with _termination_as_interrupt():
+                _wait(ranks)
         except KeyboardInterrupt:
             _stop(ranks, signal.SIGTERM)
             raise
@@ -92,6 +95,19 @@ def _die_with_parent() -> None:
     """On Linux, ranks end with the launcher, however it ends: none goes on writing into the run."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM (a scheduler wants the machine back) does what Ctrl-C does: the ranks save and stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -67,8 +67,7 @@ def test_questions_are_answered_as_the_picture_shows(pictures: list[Picture]) ->
 
 def test_most_questions_ask_for_shape_or_colour(pictures: list[Picture]) -> None:
     kinds = collections.Counter(question.kind for _, question in _asked(pictures, num_rounds=4))
-    assert kinds["shape"] + kinds["colour"] > 0.7 * kinds.total()
-    assert min(kinds.values()) > 0.08 * kinds.total()
+    assert kinds["shape"] + kinds["colour"] > 0.6 * kinds.total()
 
 
 def test_shape_and_colour_cannot_be_guessed_from_the_question() -> None:
@@ -80,22 +79,14 @@ def test_shape_and_colour_cannot_be_guessed_from_the_question() -> None:
     assert _largest_share(answers["yes_no"]) < 0.65
 
 
-def test_the_questions_of_a_conversation_are_of_two_kinds_about_two_objects(pictures: list[Picture]) -> None:
-    for picture in pictures:
-        for round_index in range(4):
-            first, second = questions(picture, round_index)
-            assert first.kind != second.kind
-            assert not set(_named(picture, first)) & set(_named(picture, second))
-
-
-def test_conversations_are_llava_records(pictures: list[Picture]) -> None:
+def test_conversations_are_llava_records_of_one_question(pictures: list[Picture]) -> None:
     records = llava_conversations(pictures[0], "images/000000.jpg", num_rounds=2)
-    assert [record["id"] for record in records] == ["0-0", "0-1"]
-    for record in records:
-        turns = record["conversations"]
-        assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
-        assert turns[0]["value"].startswith("<image>\n")
-        assert not any("<image>" in turn["value"] for turn in turns[1:])
+    asked = questions(pictures[0], 0) + questions(pictures[0], 1)
+    assert [record["id"] for record in records] == [f"0-{index}" for index in range(len(asked))]
+    for record, question in zip(records, asked, strict=True):
+        human, gpt = record["conversations"]
+        assert human == {"from": "human", "value": f"<image>\n{question.question}"}
+        assert gpt == {"from": "gpt", "value": question.answer}
 
 
 def test_facts_come_from_what_questions_only() -> None:

@@ -12,6 +12,7 @@ from cluster.demo.questions import questions
 from cluster.demo.source import encode_jpeg
 from schemas import storage
 
+NUM_QUESTION_ROUNDS = 2  # the second one asks yes or no as well
 NUM_PICTURES = 500  # each, for classes and for captions and questions
 CLASS_SEED, CAPTION_SEED = 1001, 1002
 
@@ -33,7 +34,8 @@ def build_held_out(folder: Path) -> None:
         (
             {"image": f"images/{image}", "question": q.question, "answer": q.answer, "kind": q.kind}
             for image, picture in zip(images, pictures, strict=True)
-            for q in questions(picture)
+            for round_index in range(NUM_QUESTION_ROUNDS)
+            for q in questions(picture, round_index)
         ),
     )
 

@@ -1,6 +1,6 @@
 """Questions about the demo's pictures, and LLaVA conversations made of them.
 
-Within one conversation no question or answer gives the answer of another one away, so that blind figures stay honest.
+A conversation holds one question: no answer gives another one away, and a small model learns to look places up sooner.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cluster.demo.pictures import NUMBER_WORDS, PLACES, DrawnObject, Picture, generator
+from cluster.demo.drawings import COLOURS
+from cluster.demo.pictures import NUMBER_WORDS, DrawnObject, Picture, generator
 
 Kind = Literal["shape", "colour", "yes_no", "count"]
-_KINDS: tuple[Kind, ...] = ("shape", "colour", "yes_no", "count")
-_KIND_WEIGHTS = (0.4, 0.4, 0.1, 0.1)
-_BY_COLOUR = 0.2  # of the questions for a shape, those that name it by its colour where colours differ
+_KINDS: tuple[Kind, ...] = ("shape", "colour", "yes_no")
+_KIND_WEIGHTS = (0.35, 0.35, 0.3)
 
 
 @dataclass(frozen=True)
@@ -28,44 +28,57 @@ class Question:
 
 
 def questions(picture: Picture, round_index: int = 0) -> list[Question]:
-    """Return the two questions of one conversation about `picture`; another round asks others.
+    """Return questions about `picture`, each to be asked alone; another round asks others.
 
-    They are of two kinds and about two objects, so that neither answer gives the other one away. A conversation is
-    this short because a small model learns to look things up sooner when the text names few places.
+    Even rounds ask for the shape and the colour of every object by its place. Odd rounds ask one question an object,
+    of any form. Where all objects are alike, one is asked about.
     """
     draw = generator("questions", picture.caption, picture.index, round_index)
-    kinds = draw.choice(len(_KINDS), 2, replace=False, p=_KIND_WEIGHTS)
-    asked = draw.permutation(len(picture.objects))[:2]
-    pairs = zip(kinds, asked, strict=True)
-    return [_question(_KINDS[kind], picture, picture.objects[index], draw) for kind, index in pairs]
+    order = [picture.objects[index] for index in draw.permutation(len(picture.objects))]
+    asked = order[:1] if picture.alike else order
+    if round_index % 2:
+        asked_questions = [_question(picture, drawn, draw) for drawn in asked]
+    else:
+        asked_questions = [_by_place(kind, drawn) for drawn in asked for kind in ("shape", "colour")]
+    asked_questions.append(Question("count", "How many shapes are there?", NUMBER_WORDS[len(order)]))
+    return [asked_questions[index] for index in draw.permutation(len(asked_questions))]
 
 
 def llava_conversations(picture: Picture, image: str, num_rounds: int = 1) -> list[dict[str, Any]]:
-    """Return `num_rounds` records in LLaVA's format; `image` is the file name that they refer to."""
-    records = []
-    for round_index in range(num_rounds):
-        turns = []
-        for question in questions(picture, round_index):
-            turns.append({"from": "human", "value": question.question})
-            turns.append({"from": "gpt", "value": question.answer})
-        turns[0]["value"] = f"<image>\n{turns[0]['value']}"
-        records.append({"id": f"{picture.index}-{round_index}", "image": image, "conversations": turns})
-    return records
+    """Return a record in LLaVA's format for each question of `num_rounds` rounds; `image` is the file they refer to."""
+    asked = [question for round_index in range(num_rounds) for question in questions(picture, round_index)]
+    return [
+        {
+            "id": f"{picture.index}-{position}",
+            "image": image,
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{question.question}"},
+                {"from": "gpt", "value": question.answer},
+            ],
+        }
+        for position, question in enumerate(asked)
+    ]
 
 
-def _question(kind: Kind, picture: Picture, asked: DrawnObject, draw: np.random.Generator) -> Question:
-    if kind == "count":
-        return Question(kind, "How many shapes are there?", NUMBER_WORDS[len(picture.objects)])
+def _by_place(kind: Literal["shape", "colour"], asked: DrawnObject) -> Question:
+    answer = asked.shape if kind == "shape" else asked.colour
+    return Question(kind, f"What {kind} is at the {asked.place}?", answer)
+
+
+def _question(picture: Picture, asked: DrawnObject, draw: np.random.Generator) -> Question:
+    kind = _KINDS[draw.choice(len(_KINDS), p=_KIND_WEIGHTS)]
     if kind == "yes_no":
         return _yes_no(picture, asked, draw)
-    if kind == "shape" and not picture.alike and draw.random() < _BY_COLOUR:
+    if kind == "shape" and not picture.alike and draw.random() < 0.5:
         return Question(kind, f"What shape is {asked.colour}?", asked.shape)
-    return Question(kind, f"What {kind} is at the {asked.place}?", asked.shape if kind == "shape" else asked.colour)
+    return _by_place("shape" if kind == "shape" else "colour", asked)
 
 
 def _yes_no(picture: Picture, asked: DrawnObject, draw: np.random.Generator) -> Question:
-    """Ask for a shape at the object's place or, as often where a place is empty, at an empty one."""
-    empty = [place for place in PLACES if all(drawn.place != place for drawn in picture.objects)]
-    if empty and draw.random() < 0.5:
-        return Question("yes_no", f"Is there a shape at the {empty[draw.integers(len(empty))]}?", "no")
-    return Question("yes_no", f"Is there a shape at the {asked.place}?", "yes")
+    """Ask for the colour of an object that is there or, as often, for a colour that no object has."""
+    present = {drawn.colour for drawn in picture.objects}
+    colour = asked.colour
+    if draw.random() < 0.5:
+        absent = [name for name in COLOURS if name not in present]
+        colour = absent[draw.integers(len(absent))]
+    return Question("yes_no", f"Is there a {colour} shape?", "yes" if colour in present else "no")

@@ -24,7 +24,7 @@ from trainers.evaluate.vqa import answer, load_questions, matches
 TEMPLATE = Path(__file__).parent / "report.html"
 NUM_SAMPLES = 8  # pictures of each kind in the report
 VQA_READERS = ("instruct", "wrong image", "image removed", "text only", "align alone")
-QUESTION_KINDS = ("shape", "colour", "yes_no", "place", "count")
+QUESTION_KINDS = ("shape", "colour", "yes_no", "count")
 
 Section = dict[str, Any]
 

@@ -144,7 +144,7 @@ def _broken_rows(folder: Path, captions: list[str]) -> list[Row]:
         "truncated.jpg": whole[: len(whole) // 3],
         "page.jpg": b"<!DOCTYPE html><html><body>Not here any more</body></html>",
         "empty.jpg": b"",
-        "bomb.png": _png_bomb(20_000),
+        "bomb.png": png_bomb(20_000),
     }
     for name, data in bodies.items():
         _write(folder, f"images/{name}", data)
@@ -160,7 +160,7 @@ def _broken_rows(folder: Path, captions: list[str]) -> list[Row]:
     return rows
 
 
-def _png_bomb(side: int) -> bytes:
+def png_bomb(side: int) -> bytes:
     """A valid 1-bit PNG of side x side pixels in a few kilobytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:

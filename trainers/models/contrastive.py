@@ -20,6 +20,7 @@ from schemas.preprocess import Preprocess, load_preprocess
 from schemas.train_recipe import ContrastiveTask, ModelRecipe
 from trainers.models.folder import model_type_of
 from trainers.models.presets import preset_config
+from trainers.task import Batch
 
 MAX_LOG_SCALE = math.log(100)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -44,6 +45,7 @@ class ContrastiveModel(nn.Module):
     def __init__(self, hf: Any, task: ContrastiveTask, is_new: bool) -> None:
         super().__init__()
         self.hf = hf
+        self._locked: list[nn.Module] = []
         scale = hf.logit_scale.detach().float().reshape(1)
         bias = hf.logit_bias.detach().float().reshape(1) if hasattr(hf, "logit_bias") else None
         if is_new or task.initial_logit_scale is not None:
@@ -57,18 +59,48 @@ class ContrastiveModel(nn.Module):
         self.logit_scale = nn.Parameter(scale)
         self.logit_bias = nn.Parameter(bias, requires_grad=task.loss == "siglip")
 
-    def forward(self, text: Mapping[str, torch.Tensor], pixel_values: torch.Tensor) -> Features:
-        """Features of a batch; a locked tower that the batch brings features of is not run."""
+    def forward(self, batch: Batch) -> Features:
+        """Features of a batch: `pixel_values` [B, 3, S, S] or what the locked vision tower gave (`pooled_image`
+        [B, P]); `input_ids` and, where the class takes one, `attention_mask` [B, L], or `pooled_text`.
+        """
+        pooled_image = batch["pooled_image"] if "pooled_image" in batch else self.pool_images(batch["pixel_values"])
+        pooled_text = batch["pooled_text"] if "pooled_text" in batch else self.pool_texts(batch)
+        image = self._project("visual_projection", pooled_image)
+        text = self._project("text_projection", pooled_text)
         scale = self.logit_scale.float().clamp(0.0, MAX_LOG_SCALE).exp()
-        return Features(self.image_features(pixel_values), self.text_features(text), scale, self.logit_bias.float())
+        return Features(
+            F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), scale, self.logit_bias.float()
+        )
 
-    def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Normalised features of pictures [B, 3, S, S]."""
-        return F.normalize(_tensor(self.hf.get_image_features(pixel_values=pixel_values)).float(), dim=-1)
+    def pool_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the vision tower gives for pictures: [B, P]."""
+        pooled: torch.Tensor = self.hf.vision_model(pixel_values=pixel_values).pooler_output
+        return pooled.flatten(1)
 
-    def text_features(self, text: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Normalised features of tokens: `input_ids` and, where the class takes one, `attention_mask` [B, L]."""
-        return F.normalize(_tensor(self.hf.get_text_features(**text)).float(), dim=-1)
+    def pool_texts(self, batch: Batch) -> torch.Tensor:
+        """What the text tower gives for tokens: [B, P]."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        pooled: torch.Tensor = self.hf.text_model(**inputs).pooler_output
+        return pooled
+
+    def _project(self, name: str, pooled: torch.Tensor) -> torch.Tensor:
+        """CLIP and dual encoders project what their towers give; SigLIP's towers end in the shared space."""
+        projected: torch.Tensor = getattr(self.hf, name)(pooled) if hasattr(self.hf, name) else pooled
+        return projected
+
+    def lock(self, towers: Sequence[str]) -> None:
+        """Freeze towers, poolers included: they stay in eval mode, and only what lies behind them is trained."""
+        self._locked = [getattr(self.hf, f"{tower}_model") for tower in towers]
+        for tower in self._locked:
+            tower.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ContrastiveModel:
+        """Train mode for all but the locked towers: no dropout, and no new batch statistics, in those."""
+        super().train(mode)
+        for tower in self._locked:
+            tower.eval()
+        return self
 
     def exported_state(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The state dict of the exported class from one of this module."""
@@ -77,12 +109,6 @@ class ContrastiveModel(nn.Module):
         if isinstance(self.hf, SiglipModel):
             exported["logit_bias"] = state["logit_bias"].reshape(1)
         return exported
-
-
-def _tensor(output: Any) -> torch.Tensor:
-    """Features of a get_*_features call: transformers returns them inside an output object."""
-    features: torch.Tensor = output.pooler_output
-    return features
 
 
 def _initial_scale(task: ContrastiveTask) -> float:
@@ -122,10 +148,3 @@ def join_towers(recipe: ModelRecipe) -> tuple[Any, Preprocess]:
         setattr(model, name, nn.Linear(width, recipe.dual.projection_dim, bias=False))
     model.config.projection_dim = recipe.dual.projection_dim
     return model, load_preprocess(recipe.dual.vision)
-
-
-def lock(model: ContrastiveModel, towers: Sequence[str]) -> None:
-    """Freeze the named towers; what lies between a tower and its projection head (a pooler) is part of the tower."""
-    for tower in towers:
-        for parameter in getattr(model.hf, f"{tower}_model").parameters():
-            parameter.requires_grad = False

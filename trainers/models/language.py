@@ -21,11 +21,12 @@ class LanguagePreset:
     num_heads: int
     intermediate_size: int
     max_length: int  # tokens
+    initializer_range: float = 0.02
 
 
 LANGUAGE_PRESETS = {
     "llama-test-tiny": LanguagePreset(64, 2, 4, 128, 512),
-    "llama-demo": LanguagePreset(128, 3, 4, 256, 512),  # 0.45M parameters and the embeddings
+    "llama-demo": LanguagePreset(128, 2, 4, 384, 512, 0.08),  # 0.43M parameters and the embeddings
 }
 
 
@@ -65,6 +66,7 @@ def _from_preset(preset: LanguagePreset, vocab_size: int, seed: int) -> Language
         num_key_value_heads=preset.num_heads,
         intermediate_size=preset.intermediate_size,
         max_position_embeddings=preset.max_length,
+        initializer_range=preset.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,

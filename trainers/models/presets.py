@@ -47,7 +47,7 @@ B_TEXT = Tower(12, 768, 12, 3072)
 PRESETS: Mapping[str, Preset] = {
     "siglip-test-tiny": Preset("siglip", Tower(2, 64, 2, 128), Tower(2, 64, 2, 128), 64, 16, 16),
     "clip-test-tiny": Preset("clip", Tower(2, 64, 2, 128), Tower(2, 64, 2, 128), 64, 16, 16, 64),
-    "siglip-demo": Preset("siglip", Tower(4, 128, 4, 512), Tower(1, 128, 4, 512), 64, 16, 40),
+    "siglip-demo": Preset("siglip", Tower(4, 128, 4, 512), Tower(1, 128, 4, 512), 64, 32, 40),
     "siglip-vit-b-16": Preset("siglip", Tower(12, 768, 12, 3072), B_TEXT, 224, 16, 64),
     "siglip-vit-l-16": Preset("siglip", Tower(24, 1024, 16, 4096), Tower(24, 1024, 16, 4096), 256, 16, 64),
     "siglip-so400m-14": Preset("siglip", Tower(27, 1152, 16, 4304), Tower(27, 1152, 16, 4304), 224, 14, 64),
