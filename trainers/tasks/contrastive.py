@@ -15,9 +15,11 @@ from transformers import AutoTokenizer
 from schemas.errors import RecipeError
 from schemas.train_recipe import ContrastiveTask as ContrastiveRecipe
 from schemas.train_recipe import TrainRecipe
+from trainers.distributed import rank
+from trainers.locked_cache import LockedCache
 from trainers.losses.clip import clip_loss
 from trainers.losses.siglip import siglip_loss
-from trainers.models.contrastive import ContrastiveModel, join_towers, load_model, lock, new_model
+from trainers.models.contrastive import ContrastiveModel, join_towers, load_model, new_model
 from trainers.task import Batch, ParameterGroup, TrainSample
 
 PROCESSOR_CLASSES = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
@@ -33,7 +35,6 @@ class ContrastiveTask:
         if not isinstance(task, ContrastiveRecipe):
             raise RecipeError("task.kind: this builds contrastive tasks")
         self._task, self._optimizer = task, recipe.optimizer
-        self._locked = list(recipe.model.locked)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_folder)
         torch.manual_seed(recipe.run.seed)
         folder = recipe.init_from or recipe.model.path
@@ -43,8 +44,10 @@ class ContrastiveTask:
             hf, self.preprocess = join_towers(recipe.model)
         else:
             hf, self.preprocess = new_model(recipe.model, len(self._tokenizer), _token_ids(self._tokenizer))
-        self.model: nn.Module = ContrastiveModel(hf, task, is_new=folder is None)
-        lock(self.model, self._locked)
+        self._model = ContrastiveModel(hf, task, is_new=folder is None)
+        self._model.lock(recipe.model.locked)
+        self.model: nn.Module = self._model
+        self._caches = _open_caches(recipe, self._model)
         self._pads_to_end = hf.config.model_type == "siglip"
         places = int(hf.config.text_config.max_position_embeddings)
         self._tokenizer.model_max_length = min(places, int(self._tokenizer.model_max_length))
@@ -62,8 +65,28 @@ class ContrastiveTask:
         return groups
 
     def collate(self, samples: Sequence[TrainSample]) -> Batch:
-        """pixel_values [B, 3, S, S], input_ids and attention_mask [B, L]."""
+        """pixel_values [B, 3, S, S], input_ids and attention_mask [B, L]; for a locked tower what it gives instead."""
+        uids = [sample.uid for sample in samples]
+        batch = {}
+        if "vision" in self._caches:
+            batch["pooled_image"] = self._caches["vision"].lookup(
+                uids, lambda missing: self._pool_images([samples[index] for index in missing])
+            )
+        else:
+            batch["pixel_values"] = self._pixel_values(samples)
+        if "text" in self._caches:
+            batch["pooled_text"] = self._caches["text"].lookup(
+                uids, lambda missing: self._pool_texts([samples[index] for index in missing])
+            )
+        else:
+            batch |= self._tokens(samples)
+        return batch
+
+    def _pixel_values(self, samples: Sequence[TrainSample]) -> torch.Tensor:
         pixels = np.stack([sample.pixels for sample in samples if sample.pixels is not None])
+        return torch.from_numpy(self.preprocess.normalise(pixels))
+
+    def _tokens(self, samples: Sequence[TrainSample]) -> Batch:
         tokens = self._tokenizer(
             [sample.caption for sample in samples],
             padding="max_length" if self._pads_to_end else "longest",
@@ -71,21 +94,27 @@ class ContrastiveTask:
             max_length=self._tokenizer.model_max_length,
             return_tensors="pt",
         )
-        batch = {"pixel_values": torch.from_numpy(self.preprocess.normalise(pixels)), "input_ids": tokens["input_ids"]}
-        if not self._pads_to_end:
-            batch["attention_mask"] = tokens["attention_mask"]
-        return batch
+        names = ("input_ids",) if self._pads_to_end else ("input_ids", "attention_mask")
+        return {name: tokens[name] for name in names}
+
+    @torch.no_grad()
+    def _pool_images(self, samples: Sequence[TrainSample]) -> torch.Tensor:
+        return self._model.pool_images(self._pixel_values(samples).to(self._model.logit_scale.device))
+
+    @torch.no_grad()
+    def _pool_texts(self, samples: Sequence[TrainSample]) -> torch.Tensor:
+        tokens = self._tokens(samples)
+        return self._model.pool_texts({name: t.to(self._model.logit_scale.device) for name, t in tokens.items()})
 
     def num_targets(self, batch: Batch) -> int:
         """Samples."""
-        return len(batch["input_ids"])
+        return len(next(iter(batch.values())))
 
     def loss(
         self, engine: nn.Module, batch: Batch, num_targets_global: int
     ) -> tuple[torch.Tensor, Mapping[str, float]]:
         """The loss of this rank's rows against all ranks' columns."""
-        text = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
-        features = engine(text, batch["pixel_values"])
+        features = engine(batch)
         if self._task.loss == "clip":
             loss = clip_loss(features.image, features.text, features.logit_scale)
         else:
@@ -97,14 +126,28 @@ class ContrastiveTask:
 
     def save_model(self, folder: str, state: Mapping[str, torch.Tensor]) -> None:
         """Write the Hugging Face folder."""
-        model = self.model
-        assert isinstance(model, ContrastiveModel)
+        model = self._model
         exported = {name: value.contiguous() for name, value in model.exported_state(state).items()}
         model.hf.save_pretrained(folder, state_dict=exported)
         self._tokenizer.save_pretrained(folder)
         kind = PROCESSOR_CLASSES.get(model.hf.config.model_type, "ViTImageProcessor")
         config = self.preprocess.processor_config(kind)
         Path(folder, "preprocessor_config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
+
+
+def _open_caches(recipe: TrainRecipe, model: ContrastiveModel) -> dict[str, LockedCache]:
+    """A cache for each locked tower whose output is a function of the sample (ZeRO-3 takes the weights apart)."""
+    if recipe.zero.stage == 3:
+        return {}
+    widths = {"vision": "vision_embed_dim", "text": "text_embed_dim"}
+    is_augmented = {"vision": recipe.data.augment.random_resized_crop is not None, "text": False}
+    return {
+        tower: LockedCache(
+            Path(recipe.run.dir, "locked", f"{tower}-{rank()}.bin"), int(getattr(model.hf, widths[tower]))
+        )
+        for tower in recipe.model.locked
+        if not is_augmented[tower] and hasattr(model.hf, widths[tower])
+    }
 
 
 def _token_ids(tokenizer: Any) -> dict[str, int]:
