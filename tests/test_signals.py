@@ -238,9 +238,11 @@ def test_each_model_scores_the_fold_it_was_not_trained_on(tmp_path: Path, ray_se
     assert [row["fold"] for row in rows[12:]] == [row["fold"] for row in rows[:6]]  # a copy falls where its twin does
 
 
-def write_provenance(folder: Path, hold_out_fold: list[int]) -> None:
+def write_provenance(folder: Path, hold_out_fold: list[int] | None, parent: list[int] | None = None) -> None:
     folder.mkdir(exist_ok=True)
     provenance = {"recipe": {"data": {"train": [{"path": "x", "hold_out_fold": hold_out_fold}]}}}
+    if parent is not None:
+        provenance["parent"] = {"recipe": {"data": {"train": [{"path": "y", "hold_out_fold": parent}]}}}
     (folder / "provenance.json").write_text(json.dumps(provenance))
 
 
@@ -255,3 +257,6 @@ def test_models_that_saw_their_fold_are_refused(tmp_path: Path) -> None:
         check_held_out([*folders, folders[0]])
     with pytest.raises(InputError, match="no provenance"):
         check_held_out([str(tmp_path), folders[1]])
+    write_provenance(Path(folders[0]), [0, 2], parent=[1, 2])
+    with pytest.raises(InputError, match="what it began from"):
+        check_held_out(folders)

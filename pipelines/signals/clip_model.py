@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
@@ -55,7 +55,7 @@ def model_fingerprint(folder: str) -> str:
 
 
 def check_held_out(models: Sequence[str]) -> None:
-    """Raise InputError unless every model's provenance says that model k of n was trained without fold k."""
+    """Raise InputError unless model k of n, and every model that it began from, was trained without fold k."""
     for fold, folder in enumerate(models):
         url = storage.join(folder, "provenance.json")
         if not storage.exists(url):
@@ -63,13 +63,21 @@ def check_held_out(models: Sequence[str]) -> None:
                 f"{folder}: no provenance.json that tells which fold it was trained without; "
                 "`models` takes pairloom exports, a model from elsewhere goes under `model`"
             )
-        recipe = json.loads(storage.read_text(url))["recipe"]
-        held_out = recipe["data"]["train"][0].get("hold_out_fold")
-        if held_out != [fold, len(models)]:
-            raise InputError(
-                f"{folder}: trained with hold_out_fold {held_out}, but scores fold {fold} of {len(models)}; "
-                f"train it with data.train.0.hold_out_fold=[{fold},{len(models)}], or change the order of models"
-            )
+        for held_out in _folds_left_out(json.loads(storage.read_text(url))):
+            if held_out != [fold, len(models)]:
+                raise InputError(
+                    f"{folder}: it or what it began from was trained with hold_out_fold {held_out}, but it scores fold "
+                    f"{fold} of {len(models)}; train with data.train.0.hold_out_fold=[{fold},{len(models)}], or change "
+                    "the order of models"
+                )
+
+
+def _folds_left_out(provenance: Mapping[str, Any] | None) -> Iterator[list[int] | None]:
+    """hold_out_fold of every data set that a model, and the models that it began from, were trained on."""
+    while provenance is not None:
+        for source in provenance["recipe"]["data"]["train"]:
+            yield source.get("hold_out_fold")
+        provenance = provenance.get("parent")
 
 
 class ClipModel:
