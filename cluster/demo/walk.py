@@ -27,7 +27,7 @@ from trainers.evaluate.vqa import ImageMode
 logger = logging.getLogger("pairloom")
 RECIPES = Path(__file__).parent.parent / "recipes"
 NUM_PICTURES = 6000
-NUM_CORES_A_RUN = 1  # two runs at a time on two cores finish sooner than one run on two
+NUM_CORES = 2  # that the demo keeps busy: with two runs of one rank, or with two ranks of one run
 
 
 @dataclass
@@ -108,11 +108,14 @@ def _tune_llava(result: Walk) -> None:
     conversations = build_conversations(result.out / "source", result.folders["curated/basic"])
     vision = _set("model.llava.vision", result.run("filtered") / "export")
     data = (_set("data.train.0.path", conversations), _set("data.train.0.images", result.data / "curated" / "basic"))
-    _train(_llava("demo-text-only", result.run("text_only"), vision, *data))
+    captions = result.data / "curated" / "filtered"
+    texts = _set("data.train.1.path", captions)
+    launch_trainer(_llava("demo-text-only", result.run("text_only"), vision, *data, texts), num_processes=NUM_CORES)
     language = _set("model.llava.language", result.run("text_only") / "export")
-    captions = _set("data.train.0.path", result.data / "curated" / "filtered")
-    _train(_llava("demo-align", result.run("align"), vision, language, captions))
-    _train(_llava("demo-instruct", result.run("instruct"), _set("model.path", result.run("align") / "export"), *data))
+    pictures = _set("data.train.0.path", captions)
+    launch_trainer(_llava("demo-align", result.run("align"), vision, language, pictures), num_processes=NUM_CORES)
+    aligned = _set("model.path", result.run("align") / "export")
+    launch_trainer(_llava("demo-instruct", result.run("instruct"), aligned, *data), num_processes=NUM_CORES)
 
 
 def _evaluate(result: Walk) -> None:
@@ -134,14 +137,10 @@ def _evaluate(result: Walk) -> None:
         result.scores[f"{name}/vqa"] = evaluate(model, "vqa", questions, image_mode=image_mode)
 
 
-def _train(recipe: TrainRecipe) -> None:
-    launch_trainer(recipe)
-
-
 def _train_both(result: Walk, first: TrainRecipe, second: TrainRecipe) -> None:
     """Two runs side by side, one core each."""
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda recipe: launch_trainer(recipe, threads=NUM_CORES_A_RUN), (first, second)))
+        list(pool.map(lambda recipe: launch_trainer(recipe, threads=1), (first, second)))
 
 
 def _set(key: str, value: object) -> str:
