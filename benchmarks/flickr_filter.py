@@ -4,8 +4,8 @@
     python benchmarks/flickr_filter.py --data FLICKR8K --out out/flickr
 
 FLICKR8K holds images/ and pairs.jsonl ({image, captions}). Each photograph gets its first caption; 30% of the captions
-are dealt to other photographs. Two models are trained on the halves and score the other half; with --in-sample a third one,
-trained on everything, scores what it was trained on. Prints the AUC of matching against wrong captions.
+are dealt to other photographs. Two models are trained on the halves and score the other half; with --in-sample a third
+one, trained on everything, scores what it was trained on. Prints the AUC of matching against wrong captions.
 """
 
 from __future__ import annotations

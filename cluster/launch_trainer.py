@@ -29,6 +29,7 @@ RANK_SETTINGS = {
     "OMP_WAIT_POLICY": "passive",  # threads that spin make small steps many times slower
     "TOKENIZERS_PARALLELISM": "false",
     "DS_IGNORE_CUDA_DETECTION": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # DeepSpeed imports an optimizer that torch would prepare to compile: 2 s
 }
 
 

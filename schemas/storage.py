@@ -51,7 +51,8 @@ def name_of(url: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _remote(protocol: str) -> Any:
+def _remote(protocol: str, process_id: int) -> Any:
+    """One for each process: a connection does not survive a fork, and fsspec refuses to use it there."""
     return fsspec.filesystem(protocol)
 
 
@@ -59,7 +60,7 @@ def filesystem(url: str) -> Any:
     """The fsspec file system of `url`; settings (endpoint, keys) come from fsspec's own configuration."""
     protocol = "file" if is_local(url) else url.split("://", 1)[0]
     try:
-        return _remote(protocol)
+        return _remote(protocol, os.getpid())
     except (ImportError, ValueError) as error:
         raise InputError(f"cannot use storage {protocol}://: {error}") from error
 

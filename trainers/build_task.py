@@ -9,7 +9,7 @@ from schemas import storage
 from schemas.errors import RecipeError
 from schemas.train_recipe import ContrastiveTask as ContrastiveRecipe
 from schemas.train_recipe import TrainRecipe
-from trainers.data.dataset import ConversationDataset, CuratedDataset, Dataset
+from trainers.data.dataset import ConversationDataset, CuratedDataset, Dataset, is_conversations
 from trainers.task import Task
 from trainers.tokenizer import train_tokenizer
 
@@ -23,6 +23,11 @@ def build_task(recipe: TrainRecipe, tokenizer_folder: str | None) -> Task:
 
         if tokenizer_folder is None:
             raise RecipeError("tokenizer: give path, or train, or a model folder that has one")
+        for source in recipe.data.train:
+            if is_conversations(source):
+                raise RecipeError(
+                    f"data.train: contrastive tasks take curated data sets, not conversations: {source.path}"
+                )
         return ContrastiveTask(recipe, tokenizer_folder)
     from trainers.tasks.llava import build_llava_task
 
@@ -30,17 +35,24 @@ def build_task(recipe: TrainRecipe, tokenizer_folder: str | None) -> Task:
 
 
 def prepare_tokenizer(recipe: TrainRecipe, datasets: Sequence[Dataset], run_dir: Path) -> str | None:
-    """The tokenizer's folder: named, made from the data (once a run), or the one that lies with the model."""
+    """The tokenizer's folder: that of the export a run begins with, one that is named, one made from the data (once a
+    run), or the one that lies with the model.
+    """
+    is_contrastive = isinstance(recipe.task, ContrastiveRecipe)
+    if is_contrastive and recipe.init_from and _has_tokenizer(recipe.init_from):
+        return recipe.init_from
+    if is_contrastive and recipe.model.path and recipe.tokenizer.train:
+        raise RecipeError("tokenizer.train: the model of model.path has learned another tokenizer's ids; name its path")
     if recipe.tokenizer.path is not None:
         return recipe.tokenizer.path
     if recipe.tokenizer.train is not None:
         folder = run_dir / "tokenizer"
-        if not (folder / "tokenizer_config.json").exists():
+        if not folder.exists():
             texts = _limited(_texts(datasets), recipe.tokenizer.train.max_captions)
             train_tokenizer(texts, recipe.tokenizer.train.vocab_size, str(folder), PRESET_TEXT_LENGTH)
         return str(folder)
-    if isinstance(recipe.task, ContrastiveRecipe):
-        beside = [recipe.init_from, recipe.model.path, recipe.model.dual.text if recipe.model.dual else None]
+    if is_contrastive:
+        beside = [recipe.model.path, recipe.model.dual.text if recipe.model.dual else None]
         return next((folder for folder in beside if folder and _has_tokenizer(folder)), None)
     return None
 

@@ -2,7 +2,7 @@
 
 deepspeed/    what DeepSpeed needs to go on: optimizer and weights, a file or two a rank
 model/        a Hugging Face folder of the whole model, frozen parameters included
-state.json    step, samples_seen, world_size, stage
+state.json    step, samples_seen, world_size, zero_stage, data
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class TrainState:
     samples_seen: int
     world_size: int
     zero_stage: int
+    data: Sequence[Mapping[str, str | None]] = ()  # path and manifest_hash of each data set
 
 
 def folder_name(step: int) -> str:
@@ -56,7 +57,7 @@ def save_checkpoint(engine: Engine, task: Task, state: TrainState, run_dir: Path
         task.save_model(str(partial / "model"), weights)
         (partial / "state.json").write_text(json.dumps(asdict(state), sort_keys=True))
         _seal(partial)
-        shutil.rmtree(final, ignore_errors=True)
+        _remove(final)
         partial.rename(final)
         _prune(run_dir, keep)
     dist.barrier()
@@ -71,7 +72,13 @@ def _seal(folder: Path) -> None:
 
 def _prune(run_dir: Path, keep: int) -> None:
     for old in complete_checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Its manifest goes first: what is left after an interruption is not complete."""
+    (checkpoint / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
@@ -88,20 +95,22 @@ def newest_state(run_dir: Path) -> TrainState | None:
 
 def read_state(checkpoint: Path) -> TrainState:
     """The state of one checkpoint."""
-    values: Mapping[str, int] = json.loads((checkpoint / "state.json").read_text())
-    return TrainState(**values)
+    return TrainState(**json.loads((checkpoint / "state.json").read_text()))
 
 
-def load_checkpoint(engine: Engine, state: TrainState, run_dir: Path) -> None:
-    """Put the engine back where `state` was. Raises RecipeError (other ranks or stage), InputError (damaged)."""
-    checkpoint = run_dir / "checkpoints" / folder_name(state.step)
-    stage = engine.zero_stage
-    if state.zero_stage != stage:
-        raise RecipeError(f"{checkpoint}: saved at zero.stage {state.zero_stage}, not {stage}; go on with that stage")
-    if state.world_size != world_size() and stage != 0:
+def load_checkpoint(engine: Engine, saved: TrainState, now: TrainState, run_dir: Path) -> None:
+    """Put the engine back where `saved` was. Raises RecipeError (other data, ranks or stage), InputError (damaged)."""
+    checkpoint = run_dir / "checkpoints" / folder_name(saved.step)
+    for before, after in zip(saved.data, now.data, strict=False):
+        if before["manifest_hash"] != after["manifest_hash"]:
+            raise RecipeError(
+                f"data.train: {after['path']} is not what {run_dir} began with; name another run.dir, "
+                "or the folder of the data set that it began with"
+            )
+    if saved.world_size != world_size() and saved.zero_stage != 0:
         raise RecipeError(
-            f"{checkpoint}: saved by {state.world_size} ranks, now {world_size()}; ZeRO stage {stage} goes on with as "
-            f"many ranks (--num-processes {state.world_size})"
+            f"{checkpoint}: saved by {saved.world_size} ranks, now {world_size()}; ZeRO stage {saved.zero_stage} goes "
+            f"on with as many ranks (--num-processes {saved.world_size})"
         )
     if rank() == 0:
         verify(checkpoint)
@@ -118,6 +127,7 @@ def verify(checkpoint: Path) -> None:
 
 
 def remove_partial(run_dir: Path) -> None:
-    """Remove what an interrupted save left."""
-    for partial in (run_dir / "checkpoints").glob(f"*{PARTIAL}"):
-        shutil.rmtree(partial, ignore_errors=True)
+    """Remove what an interrupted save or removal left."""
+    for folder in (run_dir / "checkpoints").glob("step-*"):
+        if folder.name.endswith(PARTIAL) or not (folder / "manifest.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -44,7 +44,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        gradient_ND = gradients[0].contiguous()
+        gradient_ND = gradients[0].clone(memory_format=torch.contiguous_format)  # summed in place
         dist.all_reduce(gradient_ND)  # gloo has no reduce-scatter
         size = gradient_ND.shape[0] // world_size()
         return gradient_ND[rank() * size : (rank() + 1) * size]
@@ -78,19 +78,25 @@ def _exchange(tensor: torch.Tensor, to: int, source: int) -> torch.Tensor:
     return received
 
 
-def sum_over_ranks(value: float, device: torch.device) -> float:
-    """Sum of a number over all ranks."""
+def sum_over_ranks(*values: float) -> list[float]:
+    """Sums of numbers over all ranks, in one exchange."""
     if world_size() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return float(total)
+        return list(values)
+    on_gpu = dist.get_backend() == "nccl"
+    device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
+    totals = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(totals)
+    return [float(total) for total in totals]
 
 
 def any_rank(flag: bool) -> bool:
     """True on every rank when it is true on one."""
-    return sum_over_ranks(float(flag), torch.device("cuda", local_rank()) if _on_gpu() else torch.device("cpu")) > 0
+    return sum_over_ranks(float(flag))[0] > 0
 
 
-def _on_gpu() -> bool:
-    return dist.is_initialized() and dist.get_backend() == "nccl"
+def join_lists(values: list[str]) -> list[str]:
+    """The lists of all ranks, one after another."""
+    parts: list[list[str]] = [values] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]

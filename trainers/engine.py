@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from trainers.deepspeed_config import deepspeed_config, micro_batch_size
 from trainers.distributed import local_rank, rank, world_size
 from trainers.task import Task
 
+EXCHANGE_TIMEOUT = timedelta(hours=2)  # ranks wait while rank 0 saves, evaluates and exports
+
 
 def start_process_group() -> None:
     """Join the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
@@ -23,7 +26,7 @@ def start_process_group() -> None:
         torch.cuda.set_device(local_rank())
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=EXCHANGE_TIMEOUT)
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +36,39 @@ def open_run(recipe: TrainRecipe) -> Path:
     if not storage.is_local(recipe.run.dir):
         raise RecipeError(f"run.dir {recipe.run.dir}: must be a local path for now; export to a URL afterwards")
     run_dir = Path(storage.local_path(recipe.run.dir))
-    path = run_dir / "recipe.yaml"
-    wanted = recipe.model_dump(mode="json")
-    if path.exists():
-        _check_same(yaml.safe_load(path.read_text()), wanted, run_dir)
     if rank() == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        storage.put_bytes(str(path), yaml.safe_dump(wanted, sort_keys=False).encode())
+        _begin_or_go_on(run_dir, recipe.model_dump(mode="json"))
     dist.barrier()
     return run_dir
 
 
-def _check_same(before: dict[str, Any], wanted: dict[str, Any], run_dir: Path) -> None:
+def _begin_or_go_on(run_dir: Path, wanted: dict[str, Any]) -> None:
+    """Write recipe.yaml; what another recipe left before its first checkpoint is removed."""
+    path = run_dir / "recipe.yaml"
+    difference = _first_difference(yaml.safe_load(path.read_text()), wanted) if path.exists() else None
+    if difference is not None:
+        if complete_checkpoints(run_dir):
+            raise RecipeError(f"{run_dir}: {difference}; name another run.dir")
+        for name in ("tokenizer", "locked", "tb"):
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+        (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    storage.put_bytes(str(path), yaml.safe_dump(wanted, sort_keys=False).encode())
+
+
+def _first_difference(before: Any, wanted: Any) -> str | None:
+    """The first field, in words, whose change makes another run."""
     old, new = _flat(before), _flat(wanted)
     for key in sorted(set(old) | set(new)):
         if old.get(key) != new.get(key) and not any(key == m or key.startswith(f"{m}.") for m in MAY_CHANGE):
-            raise RecipeError(
-                f"{run_dir}: began with {key}={old.get(key)}, the recipe says {new.get(key)}; name another run.dir"
-            )
+            return f"began with {key}={old.get(key)}, the recipe says {new.get(key)}"
+    return None
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted path, through lists as well."""
+    if isinstance(settings, list):
+        settings = {str(index): value for index, value in enumerate(settings)}
     if not isinstance(settings, dict):
         return {prefix: settings}
     flat: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,5 +35,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str, max_leng
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],
     )
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    fast.save_pretrained(folder)
+    partial = Path(f"{folder}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fast.save_pretrained(partial)
+    partial.rename(folder)

@@ -11,22 +11,19 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import transformers
 
-from schemas.errors import PairloomError, UserError
+from schemas.errors import PairloomError, RecipeError, UserError
 from schemas.recipe_io import parse_recipe
 from schemas.train_recipe import TrainRecipe
 from trainers.build_task import build_task, prepare_tokenizer
@@ -41,16 +38,18 @@ from trainers.checkpoint import (
 from trainers.data.dataset import Dataset, open_dataset
 from trainers.data.decode import Loader, Share, shares
 from trainers.data.stream import Order, Stream, check_world_size
-from trainers.distributed import any_rank, rank, sum_over_ranks, world_size
+from trainers.distributed import any_rank, join_lists, rank, sum_over_ranks, world_size
 from trainers.engine import Engine, calm_threads, device, start_engine, start_process_group
 from trainers.metrics import Metrics
 from trainers.run_folder import evaluate_checkpoint, finish_run, open_run
 from trainers.schedule import rate_factor
+from trainers.stop_signal import StopSignal
 from trainers.task import Batch, Task
 
 T = TypeVar("T")
 logger = logging.getLogger("pairloom.train")
 MESSAGE_OF_NAN = "the loss is {loss} at step {step}; samples: {uids}; last good checkpoint: {checkpoint}"
+NUM_UIDS_SHOWN = 8
 
 
 @dataclass
@@ -66,13 +65,16 @@ class Training:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the whole run; a last part of a global batch is not trained."""
-        return self.recipe.run.total_samples // self.recipe.batch.global_batch_size
+        """Steps of the whole run."""
+        return count_steps(self.recipe)
 
 
 def train(recipe: TrainRecipe) -> None:
     """Train from the newest checkpoint to the end, then evaluate and export. Raises UserError, StorageError."""
     run_dir = open_run(recipe)
+    if is_trained(recipe, run_dir):
+        finish_run(recipe, run_dir)
+        return
     training = start(recipe, run_dir)
     stop = StopSignal()
     metrics = Metrics(run_dir, recipe, training.state)
@@ -91,6 +93,26 @@ def train(recipe: TrainRecipe) -> None:
     finish_run(recipe, run_dir)
 
 
+def count_steps(recipe: TrainRecipe) -> int:
+    """Steps of the whole run; a last part of a global batch is not trained."""
+    return recipe.run.total_samples // recipe.batch.global_batch_size
+
+
+def is_trained(recipe: TrainRecipe, run_dir: Path) -> bool:
+    """True when the run has reached its end before. Raises RecipeError where its length makes no sense."""
+    total, batch = recipe.run.total_samples, recipe.batch.global_batch_size
+    if total < batch:
+        raise RecipeError(f"run.total_samples {total} is less than one step of batch.global_batch_size {batch}")
+    state = newest_state(run_dir)
+    if state is None:
+        return False
+    if state.samples_seen > total:
+        raise RecipeError(f"run.total_samples {total} is less than the {state.samples_seen} that {run_dir} has seen")
+    if state.step == count_steps(recipe):
+        logger.info("%s: trained to its end already (step %d)", run_dir, state.step)
+    return state.step == count_steps(recipe)
+
+
 def start(recipe: TrainRecipe, run_dir: Path) -> Training:
     """Data, task and engine, at the newest checkpoint."""
     check_world_size(recipe.data.num_lanes, world_size())
@@ -100,11 +122,13 @@ def start(recipe: TrainRecipe, run_dir: Path) -> Training:
     engine = start_engine(task, recipe)
     if rank() == 0:
         remove_partial(run_dir)
-    state = newest_state(run_dir)
-    if state is not None:
-        load_checkpoint(engine, state, run_dir)
-    else:
-        state = TrainState(0, 0, world_size(), recipe.zero.stage)
+    pairs = zip(recipe.data.train, datasets, strict=True)
+    data = [{"path": source.path, "manifest_hash": dataset.manifest_hash} for source, dataset in pairs]
+    state = TrainState(0, 0, world_size(), recipe.zero.stage, data)
+    if (newest := newest_state(run_dir)) is not None:
+        load_checkpoint(engine, newest, state, run_dir)
+        state = replace(state, step=newest.step, samples_seen=newest.samples_seen)
+        logger.info("%s: goes on after step %d", run_dir, state.step)
     loader = make_loader(recipe, datasets, task)
     return Training(recipe, run_dir, task, engine, loader, state)
 
@@ -126,17 +150,20 @@ def train_step(training: Training, share: Share) -> dict[str, float]:
     factor = rate_factor(recipe.optimizer, recipe.run.total_samples, training.state.samples_seen)
     engine.set_rate_factor(factor)
     batches = [to_device(batch) for batch in micro_batches(training, share)]
-    num_targets = int(sum_over_ranks(sum(task.num_targets(batch) for batch in batches), device()))
+    num_targets = int(sum_over_ranks(sum(task.num_targets(batch) for batch in batches))[0])
     total, norm = 0.0, None
     figures: Mapping[str, float] = {}
     for batch in batches:
         loss, figures = task.loss(engine.deepspeed, batch, num_targets)
         total += float(loss.detach())
         norm = engine.backward_and_step(loss * len(batches))  # DeepSpeed divides by the number of micro-batches
-    mean = sum_over_ranks(total, device()) / world_size()
-    stop_at_nan(training, mean, share)
+    total_of_ranks, num_replaced = sum_over_ranks(total, len(share.replaced))
+    mean = total_of_ranks / world_size()
+    if not math.isfinite(mean):
+        raise_at_nan(training, mean, [] if math.isfinite(total) else share.uids)
     rate = recipe.optimizer.learning_rate * factor
-    return {"loss": mean, "learning_rate": rate, "grad_norm": norm or 0.0, **figures}
+    figures = {**figures, "grad_norm": norm or 0.0, "num_replaced": num_replaced}
+    return {"loss": mean, "learning_rate": rate, **figures}
 
 
 def micro_batches(training: Training, share: Share) -> Iterator[Batch]:
@@ -163,25 +190,22 @@ def save_or_evaluate(training: Training, stops: bool) -> None:
         dist.barrier()
 
 
-def stop_at_nan(training: Training, loss: float, share: Share) -> None:
-    """Raise PairloomError when the loss is not a number: nothing after it is worth computing."""
-    if math.isfinite(loss):
-        return
+def raise_at_nan(training: Training, loss: float, own_uids: list[str]) -> None:
+    """Raise PairloomError: nothing after a loss that is no number is worth computing. Every rank calls it."""
+    uids = join_lists(own_uids)
     good = complete_checkpoints(training.run_dir)
-    raise PairloomError(
-        MESSAGE_OF_NAN.format(
-            loss=loss,
-            step=training.state.step + 1,
-            uids=", ".join(share.uids[:8]) + (" ..." if len(share.uids) > 8 else ""),
-            checkpoint=good[-1] if good else "none",
-        )
-    )
+    shown = ", ".join(uids[:NUM_UIDS_SHOWN])
+    if len(uids) > NUM_UIDS_SHOWN:
+        shown += f" and {len(uids) - NUM_UIDS_SHOWN} more"
+    checkpoint = good[-1] if good else "none"
+    step = training.state.step + 1
+    raise PairloomError(MESSAGE_OF_NAN.format(loss=loss, step=step, uids=shown, checkpoint=checkpoint))
 
 
 def advance(training: Training) -> TrainState:
     """The state after one more step."""
     state, size = training.state, training.recipe.batch.global_batch_size
-    return TrainState(state.step + 1, state.samples_seen + size, world_size(), state.zero_stage)
+    return replace(state, step=state.step + 1, samples_seen=state.samples_seen + size)
 
 
 def is_due(training: Training, every_samples: int | None) -> bool:
@@ -222,21 +246,6 @@ def one_rank_first(work: Callable[[], T]) -> T:
         return result
     dist.barrier()
     return work()
-
-
-@dataclass
-class StopSignal:
-    """Notices SIGTERM (preemption) and SIGINT, so that the step in hand is finished and saved."""
-
-    received: bool = field(default=False)
-
-    def __post_init__(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # not so in a worker of Ray Train
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
 
 
 def main(path: str) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +17,9 @@ from schemas.manifest import Manifest, load_manifest, resolve, table_url, tar_ur
 from schemas.sample import fold_of, read_table
 from schemas.shard import ShardReader
 from schemas.train_recipe import DataSource
-
-T = TypeVar("T")
+from trainers.data.recent import Recent
 
 OPEN_SHARDS = 64  # tables and tars that one process keeps open
-CONVERSATIONS_PER_SHARD = 1000
 COLUMNS = ["uid", "caption", "duplicate_group", "offset", "num_bytes"]
 
 
@@ -49,9 +46,12 @@ class Dataset(Protocol):
 
 def open_dataset(source: DataSource) -> Dataset:
     """The data set that a recipe names. Raises InputError."""
-    if source.path.endswith((".json", ".jsonl")):
-        return ConversationDataset(source)
-    return CuratedDataset(source)
+    return ConversationDataset(source) if is_conversations(source) else CuratedDataset(source)
+
+
+def is_conversations(source: DataSource) -> bool:
+    """True for a file of conversations, false for a curated data set."""
+    return source.path.endswith((".json", ".jsonl"))
 
 
 class CuratedDataset:
@@ -61,8 +61,8 @@ class CuratedDataset:
         self._folder = resolve(source.path)
         self._manifest: Manifest = load_manifest(self._folder)
         self._hold_out = source.hold_out_fold
-        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
-        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._tables: Recent[pa.Table] = Recent(OPEN_SHARDS)
+        self._readers: Recent[ShardReader] = Recent(OPEN_SHARDS)
         self.manifest_hash: str | None = self._manifest.hash()
         if self._hold_out is None:
             self.shard_sizes: Sequence[int] = [shard.num_samples for shard in self._manifest.shards]
@@ -74,7 +74,7 @@ class CuratedDataset:
     def read(self, shard: int, row: int) -> RawSample:
         """One sample with the bytes of its image."""
         values = self._table(shard).slice(row, 1).to_pylist()[0]
-        reader = _cached(self._readers, shard, self._open_tar)
+        reader = self._readers.get(shard, lambda: ShardReader(tar_url(self._folder, self._manifest.shards[shard])))
         image = reader.read(values["offset"], values["num_bytes"])
         return RawSample(values["uid"], image, values["caption"])
 
@@ -91,11 +91,8 @@ class CuratedDataset:
             for row, uid in enumerate(self._table(shard)["uid"].to_pylist())
         }
 
-    def _open_tar(self, shard: int) -> ShardReader:
-        return ShardReader(tar_url(self._folder, self._manifest.shards[shard]))
-
     def _table(self, shard: int) -> pa.Table:
-        return _cached(self._tables, shard, self._read_table)
+        return self._tables.get(shard, lambda: self._read_table(shard))
 
     def _read_table(self, shard: int) -> pa.Table:
         table = read_table(table_url(self._folder, self._manifest.shards[shard].name), COLUMNS)
@@ -112,9 +109,8 @@ class ConversationDataset:
 
     def __init__(self, source: DataSource) -> None:
         self._conversations = load_conversations(source.path)
-        total = len(self._conversations)
-        starts = range(0, total, CONVERSATIONS_PER_SHARD)
-        self.shard_sizes: Sequence[int] = [min(CONVERSATIONS_PER_SHARD, total - start) for start in starts]
+        # One shard: they are in memory, and conversations about one image often lie together in the file.
+        self.shard_sizes: Sequence[int] = [len(self._conversations)]
         self.manifest_hash: str | None = storage.sha256_of(source.path)
         self._images: str | None = None
         self._curated: CuratedDataset | None = None
@@ -126,12 +122,14 @@ class ConversationDataset:
 
     def read(self, shard: int, row: int) -> RawSample:
         """One conversation with the bytes of its image."""
-        conversation = self._conversations[shard * CONVERSATIONS_PER_SHARD + row]
+        conversation = self._conversations[row]
         return RawSample(conversation.id, self._image(conversation), "", conversation)
 
     def texts(self) -> list[str]:
-        """Everything that is said, for a tokenizer."""
-        return [turn.text for conversation in self._conversations for turn in conversation.turns]
+        """Everything that is said, with the words that templates put before it, for a tokenizer."""
+        return [
+            f"{turn.role.upper()}: {turn.text}" for conversation in self._conversations for turn in conversation.turns
+        ]
 
     def _image(self, conversation: Conversation) -> bytes | None:
         name = conversation.image
@@ -156,14 +154,3 @@ def _is_curated(path: str) -> bool:
     except InputError:
         return False
     return True
-
-
-def _cached(cache: OrderedDict[int, T], key: int, make: Callable[[int], T]) -> T:
-    """`make(key)`, remembered for the OPEN_SHARDS newest keys."""
-    if key in cache:
-        cache.move_to_end(key)
-        return cache[key]
-    cache[key] = value = make(key)
-    if len(cache) > OPEN_SHARDS:
-        cache.popitem(last=False)
-    return value

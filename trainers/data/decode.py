@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from schemas.conversation import Conversation
-from schemas.errors import InputError, SampleError
+from schemas.errors import InputError, PairloomError, SampleError
 from schemas.image_decode import Pixels, decode_rgb
 from schemas.preprocess import Preprocess
 from schemas.train_recipe import AugmentRecipe
@@ -49,7 +49,14 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Loader(TorchDataset[Share]):
+class Failure:
+    """What stops the run, carried from a worker process as it is; torch would wrap it in a traceback."""
+
+    error: PairloomError
+
+
+@dataclass(frozen=True)
+class Loader(TorchDataset[Share | Failure]):
     """Step number -> this rank's share, decoded. The result depends on nothing but the step."""
 
     datasets: Sequence[Dataset]
@@ -60,7 +67,14 @@ class Loader(TorchDataset[Share]):
     rank: int
     world_size: int
 
-    def __getitem__(self, step: int) -> Share:
+    def __getitem__(self, step: int) -> Share | Failure:
+        try:
+            return self.share(step)
+        except PairloomError as error:
+            return Failure(error)
+
+    def share(self, step: int) -> Share:
+        """This rank's samples of a step. Raises InputError, StorageError."""
         replaced: list[str] = []
         found = [self._sample(place, replaced) for place in self.stream.step(step, self.rank, self.world_size)]
         size = self.preprocess.size
@@ -88,7 +102,10 @@ class Loader(TorchDataset[Share]):
         raw = self.datasets[place.dataset].read(place.shard, place.row)
         if raw.image is None:
             return raw, None
-        pixels = decode_rgb(raw.image)
+        try:
+            pixels = decode_rgb(raw.image)
+        except SampleError as error:
+            raise SampleError(error.drop_reason, f"uid {raw.uid}: {error}") from error
         if self.augment.random_resized_crop is not None:
             draw = generator(self.seed, "crop", place.epoch, raw.uid)
             pixels = random_crop(pixels, self.augment.random_resized_crop, draw)
@@ -117,11 +134,15 @@ def shares(loader: Loader, first_step: int, num_steps: int, num_workers: int) ->
         worker_init_fn=_calm_worker if num_workers else None,
     )
     for share in steps:
+        if isinstance(share, Failure):
+            raise share.error
         for line in share.replaced:
             logger.warning("broken sample replaced: %s", line)
         yield share
 
 
 def _calm_worker(_: int) -> None:
+    """One thread; and signals that reach the whole job are the rank's to answer, which still needs its workers."""
     torch.set_num_threads(1)
-    Image.MAX_IMAGE_PIXELS = None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

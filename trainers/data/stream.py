@@ -3,7 +3,8 @@
 Epoch e of a data set permutes its shards and the rows inside each shard; the epochs lie end to end as one endless
 sequence of positions. Consumption index q goes to lane q % n. Inside a block of L * n positions (L = max(1, N // n))
 lane l reads the run of L positions that begins at l * L, so that each lane keeps one shard open. The remainder of an
-epoch wraps into the next block: nothing is lost or repeated.
+epoch wraps into the next block: nothing is lost or repeated. In a mixture each data set has a consumption index of
+its own: the number of slots that earlier steps and slots have given to it.
 
 Step s takes `global_batch_size` slots, the same whatever the world size; a rank owns num_lanes / world_size lanes. So
 the only state is `samples_seen`.
@@ -14,15 +15,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import RecipeError
+from trainers.data.recent import Recent
 
 Indices = npt.NDArray[np.int64]
-CACHED_PERMUTATIONS = 512  # of shards: 80 KB each at 10,000 samples
+CACHED_PERMUTATIONS = 512  # of the rows of a shard: 80 KB each at 10,000 samples
+CACHED_EPOCHS = 4  # orders of all shards
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,18 @@ class Order:
         self.num_samples = int(sum(shard_sizes))
         self._sizes = np.asarray(shard_sizes, np.int64)
         self._seed, self._dataset = seed, dataset
-        self._shards_of_epoch = lru_cache(maxsize=4)(self._permute_shards)
-        self._rows_of_shard = lru_cache(maxsize=CACHED_PERMUTATIONS)(self._permute_rows)
+        self._epochs: Recent[tuple[Indices, Indices]] = Recent(CACHED_EPOCHS)
+        self._rows: Recent[Indices] = Recent(CACHED_PERMUTATIONS)
 
     def place(self, position: int) -> Place:
         """The sample at a position."""
         epoch, index = divmod(position, self.num_samples)
-        shards, ends = self._shards_of_epoch(epoch)
+        shards, ends = self._epochs.get(epoch, lambda: self._permute_shards(epoch))
         turn = int(np.searchsorted(ends, index, side="right"))
         shard = int(shards[turn])
         inside = index - (int(ends[turn - 1]) if turn else 0)
-        return Place(self._dataset, epoch, shard, int(self._rows_of_shard(epoch, shard)[inside]), position)
+        rows = self._rows.get((epoch, shard), lambda: self._permute_rows(epoch, shard))
+        return Place(self._dataset, epoch, shard, int(rows[inside]), position)
 
     def _permute_shards(self, epoch: int) -> tuple[Indices, Indices]:
         order = generator(self._seed, "shards", self._dataset, epoch).permutation(len(self._sizes))
@@ -71,7 +74,6 @@ class Stream:
     ) -> None:
         self._orders = orders
         self._weights = np.asarray(weights, np.float64) / np.sum(weights)
-        self._heaviest = int(np.argmax(self._weights))
         self._num_lanes, self._batch = num_lanes, global_batch_size
 
     def step(self, step: int, rank: int, world_size: int) -> list[Place]:
@@ -99,10 +101,17 @@ class Stream:
         return dataset_of_slot, np.cumsum(counts) - counts, before
 
     def _given(self, num_steps: int) -> Indices:
-        """Samples that each data set gives in the first steps: its share rounded down; the heaviest takes the rest."""
-        given = np.floor(self._weights * self._batch * num_steps + 1e-9).astype(np.int64)
-        given[self._heaviest] += self._batch * num_steps - int(given.sum())
-        return np.asarray(given, np.int64)
+        """Samples that each data set gives in the first steps: about its weight of them.
+
+        The divisor method of Sainte-Lague: sample by sample, the next comes from the data set with the smallest
+        (given + 1/2) / weight. Unlike largest remainders it never takes a sample back when the total grows.
+        """
+        total, count = self._batch * num_steps, len(self._weights)
+        surely = np.maximum(0, np.ceil(self._weights * (total - count / 2) - 0.5 - 1e-6))
+        given: Indices = surely.astype(np.int64)
+        for _ in range(total - int(given.sum())):  # twice `count` at most
+            given[np.argmin((given + 0.5) / self._weights)] += 1
+        return given
 
     def _place(self, dataset: int, consumed: int) -> Place:
         order, n = self._orders[dataset], self._num_lanes

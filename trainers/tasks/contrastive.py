@@ -48,6 +48,7 @@ class ContrastiveTask:
         self._model.lock(recipe.model.locked)
         self.model: nn.Module = self._model
         self._caches = _open_caches(recipe, self._model)
+        _check_tokenizer(self._tokenizer, hf.config, tokenizer_folder)
         self._pads_to_end = hf.config.model_type == "siglip"
         places = int(hf.config.text_config.max_position_embeddings)
         self._tokenizer.model_max_length = min(places, int(self._tokenizer.model_max_length))
@@ -65,7 +66,9 @@ class ContrastiveTask:
         return groups
 
     def collate(self, samples: Sequence[TrainSample]) -> Batch:
-        """pixel_values [B, 3, S, S], input_ids and attention_mask [B, L]; for a locked tower what it gives instead."""
+        """pixels [B, S, S, 3] (uint8: normalised where the model lies), input_ids and attention_mask [B, L]; for a
+        locked tower what it gives instead.
+        """
         uids = [sample.uid for sample in samples]
         batch = {}
         if "vision" in self._caches:
@@ -73,7 +76,7 @@ class ContrastiveTask:
                 uids, lambda missing: self._pool_images([samples[index] for index in missing])
             )
         else:
-            batch["pixel_values"] = self._pixel_values(samples)
+            batch["pixels"] = _stack(samples)
         if "text" in self._caches:
             batch["pooled_text"] = self._caches["text"].lookup(
                 uids, lambda missing: self._pool_texts([samples[index] for index in missing])
@@ -82,9 +85,11 @@ class ContrastiveTask:
             batch |= self._tokens(samples)
         return batch
 
-    def _pixel_values(self, samples: Sequence[TrainSample]) -> torch.Tensor:
-        pixels = np.stack([sample.pixels for sample in samples if sample.pixels is not None])
-        return torch.from_numpy(self.preprocess.normalise(pixels))
+    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What `Preprocess.normalise` does, bit for bit, on any device."""
+        mean, std = pixels.new_tensor([self.preprocess.mean, self.preprocess.std], dtype=torch.float32)
+        values: torch.Tensor = (pixels.float() * (1 / 255) - mean) / std
+        return values.permute(0, 3, 1, 2).contiguous()
 
     def _tokens(self, samples: Sequence[TrainSample]) -> Batch:
         tokens = self._tokenizer(
@@ -99,7 +104,7 @@ class ContrastiveTask:
 
     @torch.no_grad()
     def _pool_images(self, samples: Sequence[TrainSample]) -> torch.Tensor:
-        return self._model.pool_images(self._pixel_values(samples).to(self._model.logit_scale.device))
+        return self._model.pool_images(self._normalise(_stack(samples).to(self._model.logit_scale.device)))
 
     @torch.no_grad()
     def _pool_texts(self, samples: Sequence[TrainSample]) -> torch.Tensor:
@@ -114,6 +119,9 @@ class ContrastiveTask:
         self, engine: nn.Module, batch: Batch, num_targets_global: int
     ) -> tuple[torch.Tensor, Mapping[str, float]]:
         """The loss of this rank's rows against all ranks' columns."""
+        if "pixels" in batch:
+            others = {name: tensor for name, tensor in batch.items() if name != "pixels"}
+            batch = {**others, "pixel_values": self._normalise(batch["pixels"])}
         features = engine(batch)
         if self._task.loss == "clip":
             loss = clip_loss(features.image, features.text, features.logit_scale)
@@ -148,6 +156,28 @@ def _open_caches(recipe: TrainRecipe, model: ContrastiveModel) -> dict[str, Lock
         for tower in recipe.model.locked
         if not is_augmented[tower] and hasattr(model.hf, widths[tower])
     }
+
+
+def _stack(samples: Sequence[TrainSample]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([sample.pixels for sample in samples if sample.pixels is not None]))
+
+
+def _check_tokenizer(tokenizer: Any, config: Any, folder: str) -> None:
+    """Raise RecipeError where texts would get ids that the model does not have, or CLIP would pool at a wrong place."""
+    size = int(config.text_config.vocab_size)
+    if tokenizer.pad_token_id is None:
+        raise RecipeError(f"tokenizer {folder}: has no pad token")
+    if len(tokenizer) > size:
+        raise RecipeError(f"tokenizer {folder}: has {len(tokenizer)} tokens, the model {size}; it belongs to another")
+    if config.model_type != "clip":
+        return
+    eos = tokenizer.eos_token_id
+    if eos is None or tokenizer("a")["input_ids"][-1] != eos:
+        raise RecipeError(f"tokenizer {folder}: CLIP pools at the end-of-text token, and this one does not add it")
+    if config.text_config.eos_token_id == 2 and eos != len(tokenizer) - 1:
+        raise RecipeError(
+            f"tokenizer {folder}: with end-of-text id 2 transformers' CLIP pools at the largest id instead"
+        )
 
 
 def _token_ids(tokenizer: Any) -> dict[str, int]:

@@ -1,0 +1,61 @@
+"""Every parallel form gives the numbers of one process: ZeRO stages 0-3, both losses, any number of workers."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import run_ranks
+from tests.tiny_runs import metrics_of, tiny_data, tiny_recipe, train_in_ranks
+from trainers.distributed import gather_with_gradient, join_lists, rank, sum_over_ranks
+
+STAGES = (0, 1, 2, 3)
+LOSSES = ("clip", "siglip")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one process (`one-LOSS`) and of two ranks (`two-LOSS-STAGE`) below one folder."""
+    root = tmp_path_factory.mktemp("runs")
+    data = tiny_data(root / "data")
+
+    def recipe(name: str, loss: str, stage: int):  # type: ignore[no-untyped-def]
+        return tiny_recipe(
+            root / name, data, f"zero.stage={stage}", f"task.loss={loss}", f"model.preset={loss}-test-tiny"
+        )
+
+    run_ranks(train_in_ranks, 1, [recipe(f"one-{loss}", loss, 0) for loss in LOSSES])
+    run_ranks(train_in_ranks, 2, [recipe(f"two-{loss}-{stage}", loss, stage) for loss in LOSSES for stage in STAGES])
+    return root
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_equal_one_process(runs: Path, loss: str, stage: int) -> None:
+    one, two = metrics_of(runs / f"one-{loss}"), metrics_of(runs / f"two-{loss}-{stage}")
+    assert len(one) == len(two) == 6
+    for single, split in zip(one, two, strict=True):
+        assert split["loss"] == pytest.approx(single["loss"], rel=1e-6)
+        assert split["logit_scale"] == pytest.approx(single["logit_scale"], rel=1e-6)
+        assert split["grad_norm"] == pytest.approx(single["grad_norm"], rel=1e-5)
+
+
+def test_the_loss_falls(runs: Path) -> None:
+    losses = [record["loss"] for record in metrics_of(runs / "one-siglip")]
+    assert losses[-1] < losses[0] / 2
+
+
+def exchanges() -> tuple[list[float], list[str], list[list[float]]]:
+    import torch
+
+    own = torch.full((1, 2), float(rank() + 1), requires_grad=True)
+    whole = gather_with_gradient(own)
+    (whole * torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])[: len(whole)]).sum().backward()  # type: ignore[no-untyped-call]
+    assert own.grad is not None
+    return sum_over_ranks(1.0, float(rank())), join_lists([f"of rank {rank()}"]), own.grad.tolist()
+
+
+def test_exchanges() -> None:
+    for number, (sums, lists, gradient) in enumerate(run_ranks(exchanges, 3)):
+        assert sums == [3.0, 3.0]
+        assert lists == ["of rank 0", "of rank 1", "of rank 2"]
+        assert gradient == [[3.0 * (number + 1), 30.0 * (number + 1)]]

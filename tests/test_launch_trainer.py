@@ -1,0 +1,92 @@
+"""Starting the ranks: what they raise comes out, signals save, and a killed run goes on with the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster.launch_trainer import launch_trainer
+from schemas.errors import UserError
+from tests.tiny_runs import BATCH, metrics_of, tiny_data, tiny_recipe
+
+TIMES = {"samples_per_s", "data_wait_fraction", "memory_bytes"}
+NUM_STEPS = 60
+SETTINGS = (f"run.total_samples={NUM_STEPS * BATCH}", f"run.checkpoint_every_samples={5 * BATCH}", "data.num_workers=1")
+SCRIPT = """
+import json, sys
+from cluster.launch_trainer import launch_trainer
+from schemas.recipe_io import parse_recipe
+from schemas.train_recipe import TrainRecipe
+launch_trainer(parse_recipe(json.loads(sys.argv[1]), TrainRecipe, "test"), num_processes=2)
+"""
+
+
+@contextmanager
+def launcher(run: Path, data: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The launcher with two ranks in a process of its own."""
+    recipe = tiny_recipe(run, data, *SETTINGS, "zero.stage=2")
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, recipe.model_dump_json()])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Until metrics.jsonl has reached a step."""
+    for _ in range(1200):
+        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{run} did not reach step {step}")
+
+
+def results(run: Path) -> list[dict[str, float]]:
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in metrics_of(run)]
+
+
+@pytest.mark.slow
+def test_killed_stopped_and_whole_runs_are_equal(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "data")
+    launch_trainer(tiny_recipe(tmp_path / "whole", data, *SETTINGS, "zero.stage=2"), num_processes=2)
+    run = tmp_path / "killed"
+    with launcher(run, data) as process:
+        wait_for_step(run, 8)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert len((run / "metrics.jsonl").read_text().splitlines()) < NUM_STEPS
+    with launcher(run, data) as process:
+        wait_for_step(run, 20)
+        process.terminate()
+        assert process.wait(60) != 0
+    stopped_at = len(metrics_of(run))
+    assert stopped_at < NUM_STEPS
+    assert (run / "checkpoints" / f"step-{stopped_at:07d}" / "manifest.json").exists()
+    launch_trainer(tiny_recipe(run, data, *SETTINGS, "zero.stage=2"), num_processes=2)
+    assert results(run) == results(tmp_path / "whole")
+    weights = Path("export", "model.safetensors")
+    assert (run / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_errors_of_ranks_come_out(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "data")
+    with pytest.raises(UserError, match="4 cannot be dealt out to 3 ranks"):
+        launch_trainer(tiny_recipe(tmp_path / "run", data), num_processes=3)
+
+
+@pytest.mark.slow
+def test_ray_train_runs_the_same_entry_point(tmp_path: Path, ray_session: None) -> None:
+    data = tiny_data(tmp_path / "data")
+    launch_trainer(tiny_recipe(tmp_path / "local", data), num_processes=2)
+    launch_trainer(tiny_recipe(tmp_path / "ray", data), num_processes=2, ray_address="auto")
+    assert results(tmp_path / "ray") == results(tmp_path / "local")
+    provenance = json.loads((tmp_path / "ray" / "export" / "provenance.json").read_text())
+    assert provenance["step"] == 6

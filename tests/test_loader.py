@@ -1,0 +1,121 @@
+"""Decoded samples: the same for any number of ranks and worker processes; broken ones are replaced and told."""
+
+import logging
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas import storage
+from schemas.errors import InputError, StorageError
+from schemas.preprocess import Preprocess
+from schemas.sample import fold_of
+from schemas.train_recipe import AugmentRecipe, DataSource
+from tests.curated_builder import build_curated, colour_pairs
+from trainers.data.dataset import CuratedDataset, open_dataset
+from trainers.data.decode import Loader, Share, shares
+from trainers.data.stream import Order, Stream
+
+NUM, BATCH, LANES = 40, 8, 4
+BROKEN = (3, 17)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """40 samples in three shards, two of them without a readable picture."""
+    pairs = colour_pairs(NUM)
+    for index in BROKEN:
+        image, caption = pairs[index]
+        pairs[index] = (image[: len(image) // 3], caption)
+    return build_curated(tmp_path_factory.mktemp("data"), pairs)
+
+
+def loader(data: str, rank: int = 0, world_size: int = 1, crop: tuple[float, float] | None = None) -> Loader:
+    dataset = open_dataset(DataSource(path=data))
+    stream = Stream([Order(dataset.shard_sizes, 0, 0)], [1.0], LANES, BATCH)
+    return Loader([dataset], stream, Preprocess(32), AugmentRecipe(random_resized_crop=crop), 0, rank, world_size)
+
+
+def whole(parts: Sequence[Share]) -> tuple[list[str], bytes, list[str]]:
+    uids = [uid for part in parts for uid in part.uids]
+    replaced = [line for part in parts for line in part.replaced]
+    return uids, b"".join(part.pixels.numpy().tobytes() for part in parts), replaced
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ranks_and_workers_change_nothing(data: str, world_size: int, num_workers: int) -> None:
+    crop = (0.5, 1.0)
+    expected = [whole([loader(data, crop=crop).share(step)]) for step in range(6)]
+    ranks = [shares(loader(data, rank, world_size, crop), 0, 6, num_workers) for rank in range(world_size)]
+    assert [whole(parts) for parts in zip(*ranks, strict=True)] == expected
+
+
+def test_a_resumed_loader_goes_on(data: str) -> None:
+    assert whole(list(shares(loader(data), 2, 5, 1))) == whole([loader(data).share(step) for step in (2, 3, 4)])
+
+
+def test_broken_samples_are_replaced_and_told(data: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "pairloom"):
+        found = list(shares(loader(data), 0, 5, 0))  # one epoch
+    assert sum(len(share.uids) for share in found) == NUM
+    broken = [row for shard in range(3) for row in CuratedDataset(DataSource(path=data))._table(shard).to_pylist()]
+    for index in BROKEN:
+        uid = broken[index]["uid"]
+        assert any(uid in line for share in found for line in share.replaced)
+        assert uid in caplog.text
+        assert all(uid not in share.uids for share in found)
+
+
+def test_crops_are_drawn_by_seed_epoch_and_uid(data: str) -> None:
+    cropped = [loader(data, crop=(0.3, 0.6)).share(step) for step in range(10)]  # two epochs
+    by_uid: dict[str, list[np.ndarray]] = {}  # type: ignore[type-arg]
+    for share in cropped:
+        for uid, pixels in zip(share.uids, share.pixels.numpy(), strict=True):
+            by_uid.setdefault(uid, []).append(pixels)
+    twice = [views for views in by_uid.values() if len(views) >= 2]
+    assert twice
+    assert all(not np.array_equal(views[0], views[-1]) for views in twice)
+
+
+def test_a_fold_is_held_out(data: str) -> None:
+    halves = [CuratedDataset(DataSource(path=data, hold_out_fold=(fold, 2))) for fold in (0, 1)]
+    assert sum(sum(half.shard_sizes) for half in halves) == NUM
+    for fold, half in enumerate(halves):
+        uids = half.rows_by_uid()
+        assert uids
+        assert all(fold_of(uid, 2) != fold for uid in uids)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_errors_come_out_of_the_workers_as_they_are(data: str, num_workers: int) -> None:
+    class Failing:
+        shard_sizes = (16, 16, 8)
+        manifest_hash = None
+
+        def read(self, shard: int, row: int) -> None:
+            raise StorageError("cannot read s3://bucket/0.tar: slow down")
+
+    failing = replace(loader(data), datasets=[Failing()])  # type: ignore[list-item]
+    with pytest.raises(StorageError, match=r"^cannot read s3://bucket/0\.tar: slow down$"):
+        next(shares(failing, 0, 2, num_workers))
+
+
+def test_nothing_but_broken_samples_stops(tmp_path: Path) -> None:
+    data = build_curated(tmp_path, [(image[: len(image) // 3], caption) for image, caption in colour_pairs(4)])
+    with pytest.raises(InputError, match="20 broken samples in a row"):
+        loader(data).share(0)
+
+
+def test_a_forked_worker_makes_its_own_connection_to_remote_storage() -> None:
+    storage.filesystem("s3://bucket/0.tar")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(connects)
+
+
+def connects() -> bool:
+    """fsspec raises here for what was opened before the fork."""
+    return storage.filesystem("s3://bucket/0.tar").loop is not None

@@ -1,0 +1,179 @@
+"""Contrastive runs from end to end: loss curves, what is exported, what is locked, what is refused."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from schemas.errors import PairloomError
+from schemas.image_decode import decode_rgb
+from schemas.preprocess import Preprocess, load_preprocess
+from schemas.train_recipe import DataSource, TrainRecipe
+from tests.conftest import REPOSITORY
+from tests.ranks import run_ranks
+from tests.tiny_models import write_siglip
+from tests.tiny_runs import BATCH, metrics_of, tiny_data, tiny_recipe, train_in_ranks
+from trainers.data.dataset import CuratedDataset
+from trainers.models.contrastive import CLIP_MEAN, CLIP_STD
+from trainers.tasks.contrastive import ContrastiveTask
+
+GOLDEN = REPOSITORY / "tests" / "golden" / "loss_curves.json"
+NUM_STEPS = 20
+LENGTH = f"run.total_samples={NUM_STEPS * BATCH}"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one rank below one folder."""
+    root = tmp_path_factory.mktemp("runs")
+    data = tiny_data(root / "data")
+    write_siglip(root / "tower")
+    export = f"model={{path: {root / 'tower'}, locked: [vision]}}"
+    crops = "data.augment.random_resized_crop=[0.5, 1.0]"
+    recipes = {
+        "siglip": [LENGTH],
+        "clip": [LENGTH, "task.loss=clip", "model.preset=clip-test-tiny"],
+        "bf16": ["precision=bf16"],
+        "crops": ["data.num_workers=2", crops],
+        "locked": [export, "tokenizer={}", "zero.stage=2"],
+        "next": [f"init_from={root / 'siglip' / 'export'}", "task.initial_logit_scale=2.0"],
+    }
+    run_ranks(train_in_ranks, 1, [tiny_recipe(root / name, data, *parts) for name, parts in recipes.items()])
+    return root
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in metrics_of(run)]
+
+
+@pytest.mark.parametrize("name", ["siglip", "clip"])
+def test_golden_loss_curve(root: Path, name: str) -> None:
+    golden: Mapping[str, list[float]] = json.loads(GOLDEN.read_text())
+    assert losses(root / name) == pytest.approx(golden[name], rel=1e-5)
+
+
+def test_metrics_say_what_the_interface_promises(root: Path) -> None:
+    record = metrics_of(root / "siglip")[-1]
+    promised = (
+        "step samples_seen loss learning_rate logit_scale grad_norm samples_per_s data_wait_fraction memory_bytes"
+    )
+    assert set(promised.split()) <= record.keys()
+    assert record["samples_seen"] == NUM_STEPS * BATCH
+    assert list((root / "siglip" / "tb").iterdir())
+
+
+@pytest.mark.parametrize("name", ["siglip", "clip", "locked"])
+def test_the_export_gives_the_features_of_the_trained_model(root: Path, name: str) -> None:
+    receipt = json.loads((root / name / "export" / "receipt.json").read_text())
+    assert receipt["largest_output_difference"] < 1e-5
+    model = AutoModel.from_pretrained(root / name / "export")
+    tokenizer = AutoTokenizer.from_pretrained(root / name / "export")
+    places = model.config.text_config.max_position_embeddings
+    assert tokenizer.model_max_length == places
+    dataset = CuratedDataset(DataSource(path=str(root / "data" / "curated" / "train")))
+    raw = dataset.read(0, 0)
+    preprocess = load_preprocess(str(root / name / "export"))
+    pixels = preprocess.normalise(preprocess.resize(decode_rgb(raw.image or b""))[None])
+    tokens = tokenizer([raw.caption], padding="max_length", max_length=places, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(input_ids=tokens["input_ids"], pixel_values=torch.from_numpy(pixels))
+    assert output.image_embeds.shape == output.text_embeds.shape
+    assert torch.isfinite(output.logits_per_image).all()
+
+
+def test_bf16_is_near_fp32(root: Path) -> None:
+    assert losses(root / "bf16")[0] == pytest.approx(losses(root / "siglip")[0], rel=0.02)
+    weights = load_file(root / "bf16" / "export" / "model.safetensors")
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+
+
+def test_a_locked_tower_stays_as_it_was(root: Path) -> None:
+    before = load_file(root / "tower" / "model.safetensors")
+    after = load_file(root / "locked" / "export" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) == name.startswith("vision_model."), name
+
+
+def test_the_next_round_begins_with_the_export(root: Path) -> None:
+    assert losses(root / "next")[0] < losses(root / "siglip")[0] / 2
+    assert metrics_of(root / "next")[0]["logit_scale"] == pytest.approx(np.exp(2.0))
+    provenance = json.loads((root / "next" / "export" / "provenance.json").read_text())
+    assert provenance["parent"]["recipe"]["run"]["dir"] == str(root / "siglip")
+
+
+def test_augmentation_changes_what_is_seen(root: Path) -> None:
+    assert losses(root / "crops")[0] != losses(root / "siglip")[0]
+
+
+def test_pixels_are_normalised_as_by_the_processor() -> None:
+    task = ContrastiveTask.__new__(ContrastiveTask)
+    task.preprocess = Preprocess(8, mean=CLIP_MEAN, std=CLIP_STD)
+    pixels = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+    assert np.array_equal(task._normalise(torch.from_numpy(pixels)).numpy(), task.preprocess.normalise(pixels))
+
+
+def messages(recipes: Sequence[TrainRecipe], errors: type[PairloomError]) -> list[str]:
+    """What is said where each recipe fails."""
+    found = []
+    for recipe in recipes:
+        try:
+            train_in_ranks([recipe])
+        except errors as error:
+            found.append(str(error))
+    return found
+
+
+def test_wrong_recipes_are_refused(root: Path) -> None:
+    data = str(root / "data" / "curated" / "train")
+    cases: dict[str, list[str]] = {
+        "no preset siglip-vit-b-61": ["model.preset=siglip-vit-b-61"],
+        "micro_batch_size 4 is less than the 8 samples": ["batch.micro_batch_size=4"],
+        "tokenizer: give path, or train": ["tokenizer={}"],
+        "no finished data set": ["data.train.0.path=/nowhere/curated/train"],
+        "data.num_lanes 1 cannot be dealt out to 2 ranks": ["data.num_lanes=1"],
+        "another tokenizer": [f"model={{path: {root / 'tower'}}}"],
+        "must be a local path": ["run.dir=s3://bucket/run"],
+    }
+    recipes = {part: tiny_recipe(root / f"bad{i}", data, *cases[part]) for i, part in enumerate(cases)}
+    lanes = recipes.pop("data.num_lanes 1 cannot be dealt out to 2 ranks")
+    said = run_ranks(messages, 1, list(recipes.values()), PairloomError)[0]
+    assert len(said) == len(recipes)
+    for part, message in zip(recipes, said, strict=True):
+        assert part in message
+    assert "data.num_lanes 1" in run_ranks(messages, 2, [lanes], PairloomError)[1][0]
+
+
+def spoiled(recipe: TrainRecipe) -> str:
+    """Train with a loss that is not a number from the third step on; returns the error."""
+    from trainers.tasks.contrastive import ContrastiveTask
+
+    honest, calls = ContrastiveTask.loss, []
+
+    def loss(self: Any, engine: Any, batch: Any, num_targets: int) -> Any:
+        value, figures = honest(self, engine, batch, num_targets)
+        calls.append(batch)
+        return (value * float("nan") if len(calls) > 2 else value), figures
+
+    ContrastiveTask.loss = loss  # type: ignore[method-assign]
+    logging.disable(logging.ERROR)
+    return messages([recipe], PairloomError)[0]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(root: Path) -> None:
+    recipe = tiny_recipe(
+        root / "nan", str(root / "data" / "curated" / "train"), f"run.checkpoint_every_samples={2 * BATCH}"
+    )
+    message = run_ranks(spoiled, 2, recipe)[0]
+    assert "the loss is nan at step 3" in message
+    assert "step-0000002" in message
+    uids = CuratedDataset(DataSource(path=recipe.data.train[0].path)).rows_by_uid()
+    assert any(uid in message for uid in uids)
+    assert [path.name for path in (root / "nan" / "checkpoints").iterdir()] == ["step-0000002"]
