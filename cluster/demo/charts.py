@@ -14,8 +14,8 @@ SMOOTHING = 0.9  # of the loss curves, exponential
 
 
 def loss_chart(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Smoothed losses over samples seen."""
-    smoothed = {name: _smooth(points) for name, points in curves.items() if points}
+    """Smoothed losses over samples seen, without the first steep drop, which would flatten all that follows."""
+    smoothed = {name: _smooth(points[len(points) // 30 :]) for name, points in curves.items() if points}
     return _lines(smoothed, x_label="samples seen")
 
 
