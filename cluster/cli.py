@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,8 +166,18 @@ def _show(result: Mapping[str, Any], as_json: bool, table: Any) -> None:
     click.echo(json.dumps(result, sort_keys=True, default=str) if as_json else table(result))
 
 
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each model that is loaded would bury our own
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "passive",  # threads that spin slow every process beside them
+}
+
+
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)  # before the libraries are imported
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("pairloom").setLevel(logging.INFO)
     try:

@@ -1,30 +1,28 @@
-"""Checkpoints: what is interrupted goes on with the same bits, and what does not fit is refused."""
+"""Checkpoints: what is interrupted goes on with the same bits, and what does not fit is refused.
+
+Starting ranks costs seconds: each number of ranks is started once, and the tests look at what is left.
+"""
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from schemas.errors import UserError
 from schemas.train_recipe import TrainRecipe
 from tests.curated_builder import build_curated, colour_pairs
 from tests.ranks import run_ranks
-from tests.tiny_runs import BATCH, metrics_of, tiny_data, tiny_recipe, train_in_ranks
+from tests.tiny_runs import BATCH, metrics_of, results_of, tiny_data, tiny_recipe, train_in_ranks
 
-TIMES = {"samples_per_s", "data_wait_fraction", "memory_bytes"}
 STAGES = (0, 1, 2, 3)
 HALF = f"run.checkpoint_every_samples={3 * BATCH}"
-Runs = tuple[Path, str]
+Times = Mapping[Path, int]
 
 
-def results(run: Path) -> list[dict[str, float]]:
-    """Metrics without what the clock says."""
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in metrics_of(run)]
-
-
-def interrupted(run: Path, name: str, step: int = 3) -> Path:
-    """A copy of a run as if it had been killed after the checkpoint of `step`, while writing the next one."""
+def interrupted(run: Path, name: str) -> Path:
+    """A copy of a run as if it had been killed after step 6, with the checkpoint of step 3 and half of that of 6."""
     copy = run.with_name(name)
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "export", ignore_errors=True)
@@ -36,51 +34,64 @@ def interrupted(run: Path, name: str, step: int = 3) -> Path:
     return copy
 
 
+def times_of(run: Path) -> Times:
+    return {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "recipe.yaml"}
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
     """Two-rank runs of every stage, never interrupted, with checkpoints after steps 3 and 6."""
     root = tmp_path_factory.mktemp("runs")
-    data = tiny_data(root / "data")
     run_ranks(train_in_ranks, 2, [tiny_recipe(root / f"z{s}", data, HALF, f"zero.stage={s}") for s in STAGES])
-    return root, data
+    return root
 
 
-def test_a_resumed_run_has_the_same_bits(whole: Runs) -> None:
-    root, data = whole
-    copies = [interrupted(root / f"z{stage}", f"resumed{stage}") for stage in STAGES]
-    pairs = zip(copies, STAGES, strict=True)
-    run_ranks(train_in_ranks, 2, [tiny_recipe(copy, data, HALF, f"zero.stage={stage}") for copy, stage in pairs])
-    for copy, stage in zip(copies, STAGES, strict=True):
-        assert results(copy) == results(root / f"z{stage}"), stage
-        weights = "checkpoints/step-0000006/model/model.safetensors"
-        assert (copy / weights).read_bytes() == (root / f"z{stage}" / weights).read_bytes()
-        assert (copy / "export" / "provenance.json").exists()
-        assert not list(copy.glob("checkpoints/*.partial"))
+@pytest.fixture(scope="module")
+def resumed(whole: Path, data: str) -> tuple[Path, Times]:
+    """Two ranks go on: `resumed0` .. `resumed3`, `longer`, and `z3`, which is finished (with its files' times before)."""
+    recipes = [
+        tiny_recipe(interrupted(whole / f"z{stage}", f"resumed{stage}"), data, HALF, f"zero.stage={stage}")
+        for stage in STAGES
+    ]
+    shutil.copytree(whole / "z1", whole / "longer")
+    length = (f"run.total_samples={8 * BATCH}", "run.keep_checkpoints=2")
+    recipes.append(tiny_recipe(whole / "longer", data, "zero.stage=1", *length))
+    recipes.append(tiny_recipe(whole / "z3", data, HALF, "zero.stage=3"))
+    before = times_of(whole / "z3")
+    run_ranks(train_in_ranks, 2, recipes)
+    return whole, before
 
 
-def test_stage_0_goes_on_with_another_number_of_ranks(whole: Runs) -> None:
-    root, data = whole
-    copy = interrupted(root / "z0", "one_rank")
-    run_ranks(train_in_ranks, 1, [tiny_recipe(copy, data, HALF, "zero.stage=0")])
-    for one, two in zip(results(copy), results(root / "z0"), strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_has_the_same_bits(resumed: tuple[Path, Times], stage: int) -> None:
+    root, _ = resumed
+    copy, run = root / f"resumed{stage}", root / f"z{stage}"
+    assert results_of(copy) == results_of(run)
+    weights = "checkpoints/step-0000006/model/model.safetensors"
+    assert (copy / weights).read_bytes() == (run / weights).read_bytes()
+    assert (copy / "export" / "provenance.json").exists()
+    assert not list(copy.glob("checkpoints/*.partial"))
 
 
-def test_a_longer_run_goes_on(whole: Runs) -> None:
-    root, data = whole
-    copy = root / "longer"
-    shutil.copytree(root / "z1", copy)
-    recipe = tiny_recipe(copy, data, "zero.stage=1", f"run.total_samples={8 * BATCH}", "run.keep_checkpoints=2")
-    run_ranks(train_in_ranks, 2, [recipe])
+def test_a_longer_run_goes_on(resumed: tuple[Path, Times]) -> None:
+    copy = resumed[0] / "longer"
     assert [record["step"] for record in metrics_of(copy)] == list(range(1, 9))
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["step-0000006", "step-0000008"]
     assert json.loads((copy / "export" / "provenance.json").read_text())["step"] == 8
 
 
-def failures(recipes: Sequence[TrainRecipe]) -> list[str]:
-    """What the ranks say of each recipe; an empty text where it trains."""
-    from schemas.errors import UserError
+def test_a_finished_run_is_left_alone(resumed: tuple[Path, Times]) -> None:
+    root, before = resumed
+    assert times_of(root / "z3") == before
 
+
+def outcomes(recipes: Sequence[TrainRecipe]) -> list[str]:
+    """What the ranks say of each recipe; an empty text where it trains."""
     messages = []
     for recipe in recipes:
         try:
@@ -91,47 +102,47 @@ def failures(recipes: Sequence[TrainRecipe]) -> list[str]:
     return messages
 
 
-def test_what_does_not_fit_is_refused(whole: Runs, tmp_path: Path) -> None:
-    root, data = whole
-    run = interrupted(root / "z1", "refused")
-    copied_data = tmp_path / "curated" / "train"
-    shutil.copytree(data, copied_data)
-    moved = interrupted(root / "z1", "other_data")
-    recipe = (moved / "recipe.yaml").read_text().replace(data, str(copied_data))
-    (moved / "recipe.yaml").write_text(recipe)
-    build_curated(tmp_path, colour_pairs(40))
-    recipes = [
-        tiny_recipe(run, data, HALF, "zero.stage=1"),
-        tiny_recipe(run, data, HALF, "zero.stage=1", "optimizer.learning_rate=0.5"),
-        tiny_recipe(moved, str(copied_data), HALF, "zero.stage=1"),
-        tiny_recipe(run, data, HALF, "zero.stage=0"),
-        tiny_recipe(root / "z2", data, HALF, "zero.stage=2", f"run.total_samples={4 * BATCH}"),
-        tiny_recipe(root / "short", data, "run.total_samples=4"),
-    ]
-    expected = [
-        "saved by 2 ranks, now 1",
-        "began with optimizer.learning_rate=0.001, the recipe says 0.5",
-        f"{copied_data} is not what",
-        "began with zero.stage=1",
-        "run.total_samples 32 is less than the 48",
-        "less than one step of batch.global_batch_size 8",
-    ]
-    for message, part in zip(run_ranks(failures, 1, recipes)[0], expected, strict=True):
-        assert part in message
-
-
-def test_a_damaged_file_is_refused(whole: Runs) -> None:
-    root, data = whole
-    damaged = interrupted(root / "z0", "damaged0")
+@pytest.fixture(scope="module")
+def said(whole: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """What one rank says to runs of two ranks."""
+    run = interrupted(whole / "z1", "refused")
+    other = interrupted(whole / "z0", "other_data")
+    copied = tmp_path_factory.mktemp("copy") / "curated" / "train"
+    shutil.copytree(data, copied)
+    (other / "recipe.yaml").write_text((other / "recipe.yaml").read_text().replace(data, str(copied)))
+    build_curated(copied.parent.parent, colour_pairs(40))
+    damaged = interrupted(whole / "z0", "damaged")
     next((damaged / "checkpoints" / "step-0000003" / "deepspeed").iterdir()).write_bytes(b"broken")
-    message = run_ranks(failures, 1, [tiny_recipe(damaged, data, HALF, "zero.stage=0")])[0][0]
-    assert "damaged or missing; remove" in message
+    recipes = {
+        "stage 0": tiny_recipe(interrupted(whole / "z0", "one_rank"), data, HALF, "zero.stage=0"),
+        "stage 1": tiny_recipe(run, data, HALF, "zero.stage=1"),
+        "other rate": tiny_recipe(run, data, HALF, "zero.stage=1", "optimizer.learning_rate=0.5"),
+        "other stage": tiny_recipe(run, data, HALF, "zero.stage=0"),
+        "other data": tiny_recipe(other, str(copied), HALF, "zero.stage=0"),
+        "damaged": tiny_recipe(damaged, data, HALF, "zero.stage=0"),
+        "shorter": tiny_recipe(whole / "z2", data, HALF, "zero.stage=2", f"run.total_samples={4 * BATCH}"),
+        "nothing": tiny_recipe(whole / "short", data, "run.total_samples=4"),
+    }
+    return dict(zip(recipes, run_ranks(outcomes, 1, list(recipes.values()))[0], strict=True))
 
 
-def test_a_finished_run_is_left_alone(whole: Runs) -> None:
-    root, data = whole
-    before = {path: path.stat().st_mtime_ns for path in (root / "z3").rglob("*") if path.is_file()}
-    run_ranks(train_in_ranks, 2, [tiny_recipe(root / "z3", data, HALF, "zero.stage=3")])
-    after = {path: path.stat().st_mtime_ns for path in (root / "z3").rglob("*") if path.is_file()}
-    changed = {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-    assert changed <= {"recipe.yaml"}
+def test_stage_0_goes_on_with_another_number_of_ranks(said: Mapping[str, str], whole: Path) -> None:
+    assert said["stage 0"] == ""
+    for one, two in zip(results_of(whole / "one_rank"), results_of(whole / "z0"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "part"),
+    [
+        ("stage 1", "saved by 2 ranks, now 1"),
+        ("other rate", "began with optimizer.learning_rate=0.001, the recipe says 0.5"),
+        ("other stage", "began with zero.stage=1, the recipe says 0"),
+        ("other data", "curated/train is not what"),
+        ("damaged", "damaged or missing; remove"),
+        ("shorter", "run.total_samples 32 is less than the 48"),
+        ("nothing", "less than one step of batch.global_batch_size 8"),
+    ],
+)
+def test_what_does_not_fit_is_refused(said: Mapping[str, str], case: str, part: str) -> None:
+    assert part in said[case]

@@ -14,9 +14,8 @@ import pytest
 
 from cluster.launch_trainer import launch_trainer
 from schemas.errors import UserError
-from tests.tiny_runs import BATCH, metrics_of, tiny_data, tiny_recipe
+from tests.tiny_runs import BATCH, metrics_of, results_of, tiny_data, tiny_recipe
 
-TIMES = {"samples_per_s", "data_wait_fraction", "memory_bytes"}
 NUM_STEPS = 60
 SETTINGS = (f"run.total_samples={NUM_STEPS * BATCH}", f"run.checkpoint_every_samples={5 * BATCH}", "data.num_workers=1")
 SCRIPT = """
@@ -49,10 +48,6 @@ def wait_for_step(run: Path, step: int) -> None:
     raise AssertionError(f"{run} did not reach step {step}")
 
 
-def results(run: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in metrics_of(run)]
-
-
 @pytest.mark.slow
 def test_killed_stopped_and_whole_runs_are_equal(tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "data")
@@ -71,7 +66,7 @@ def test_killed_stopped_and_whole_runs_are_equal(tmp_path: Path) -> None:
     assert stopped_at < NUM_STEPS
     assert (run / "checkpoints" / f"step-{stopped_at:07d}" / "manifest.json").exists()
     launch_trainer(tiny_recipe(run, data, *SETTINGS, "zero.stage=2"), num_processes=2)
-    assert results(run) == results(tmp_path / "whole")
+    assert results_of(run) == results_of(tmp_path / "whole")
     weights = Path("export", "model.safetensors")
     assert (run / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 
@@ -87,6 +82,6 @@ def test_ray_train_runs_the_same_entry_point(tmp_path: Path, ray_session: None) 
     data = tiny_data(tmp_path / "data")
     launch_trainer(tiny_recipe(tmp_path / "local", data), num_processes=2)
     launch_trainer(tiny_recipe(tmp_path / "ray", data), num_processes=2, ray_address="auto")
-    assert results(tmp_path / "ray") == results(tmp_path / "local")
+    assert results_of(tmp_path / "ray") == results_of(tmp_path / "local")
     provenance = json.loads((tmp_path / "ray" / "export" / "provenance.json").read_text())
     assert provenance["step"] == 6

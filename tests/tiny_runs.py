@@ -16,6 +16,7 @@ from schemas.train_recipe import TrainRecipe
 from tests.curated_builder import build_curated, colour_pairs
 
 NUM_PAIRS, BATCH = 48, 8
+MEASURED = {"samples_per_s", "data_wait_fraction", "memory_bytes"}
 
 
 def tiny_data(root: str | Path) -> str:
@@ -58,3 +59,8 @@ def train_in_ranks(recipes: Sequence[TrainRecipe]) -> None:
 def metrics_of(run_dir: str | Path) -> list[dict[str, float]]:
     """The records of a run's metrics.jsonl."""
     return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def results_of(run_dir: str | Path) -> list[dict[str, float]]:
+    """The records without what the clock and the machine say."""
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in metrics_of(run_dir)]
