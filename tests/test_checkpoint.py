@@ -53,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
 
 @pytest.fixture(scope="module")
 def resumed(whole: Path, data: str) -> tuple[Path, Times]:
-    """Two ranks go on: `resumed0` .. `resumed3`, `longer`, and `z3`, which is finished (with its files' times before)."""
+    """Two ranks go on: `resumed0` .. `resumed3`, `longer`, and the finished `z3` (its file times before)."""
     recipes = [
         tiny_recipe(interrupted(whole / f"z{stage}", f"resumed{stage}"), data, HALF, f"zero.stage={stage}")
         for stage in STAGES
