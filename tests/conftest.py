@@ -10,19 +10,17 @@ import pytest
 
 from tests.http_server import TestServer, serve
 from tests.ingest_builder import make_pages
+from tests.shared_data import SHARED_DATA
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-
 
 def find_shared_data(name: str) -> Path:
     """A folder of real data for tests; skips the test, with the reason, where it is not there."""
-    base = Path(os.environ.get("PAIRLOOM_SHARED", str(REPOSITORY.parent / "shared")))
-    path = base / "data" / name
+    path = SHARED_DATA / name
     if not path.exists():
         pytest.skip(f"real data {name} is not at {path}; set PAIRLOOM_SHARED to the folder that holds data/")
     return path

@@ -10,7 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-STORIES = Path(__file__).resolve().parents[2] / "shared/data/stories260K"
+from tests.shared_data import SHARED_DATA
+
+STORIES = SHARED_DATA / "stories260K"
 WORD_MARK = "▁"
 
 

@@ -140,7 +140,7 @@ def test_num_image_tokens() -> None:
     assert num_image_tokens(clip, "full") == 577
 
 
-@pytest.mark.skipif(not STORIES.exists(), reason="needs ../shared/data")
+@pytest.mark.skipif(not STORIES.exists(), reason="needs real data: set PAIRLOOM_SHARED")
 def test_sentencepiece_style_tokenizer_keeps_words_whole(tmp_path: Path) -> None:
     """Segments of a tokenizer that prefixes words with a mark equal the tokens of the whole text."""
     stories = load_tokenizer(str(write_stories260k(tmp_path)), None)

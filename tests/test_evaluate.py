@@ -21,6 +21,7 @@ from schemas.recipe_io import parse_recipe
 from schemas.sample import CURATED, make_uid, write_table
 from schemas.shard import ShardWriter
 from schemas.train_recipe import TrainRecipe
+from tests.shared_data import SHARED_DATA
 from tests.tiny_models import write_clip, write_siglip, write_tokenizer
 from trainers.evaluate.load import DualEncoder, ImageSource, LlavaReader
 from trainers.evaluate.retrieval import load_captioned_images, recalls
@@ -30,8 +31,8 @@ from trainers.evaluate.zero_shot import class_features, load_classification
 from trainers.task import TrainSample
 from trainers.tasks.llava import build_llava_task
 
-DATA = Path(__file__).resolve().parents[2] / "shared/data"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
+DATA = SHARED_DATA
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs real data: set PAIRLOOM_SHARED")
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "yellow": (220, 220, 30)}
 
 

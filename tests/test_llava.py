@@ -25,7 +25,7 @@ from trainers.chat import JINJA_TEMPLATES
 from trainers.task import TrainSample
 from trainers.tasks.llava import LlavaTask, build_llava_task
 
-needs_stories = pytest.mark.skipif(not STORIES.exists(), reason="needs ../shared/data")
+needs_stories = pytest.mark.skipif(not STORIES.exists(), reason="needs real data: set PAIRLOOM_SHARED")
 
 
 @pytest.fixture(scope="module")
