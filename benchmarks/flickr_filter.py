@@ -41,7 +41,8 @@ def write_pairs(data: Path, out: Path, num_images: int | None) -> dict[str, bool
         (out / "images").symlink_to((data / "images").absolute())
     pairs = zip(rows, captions, strict=True)
     lines = [json.dumps({"image": row["image"], "caption": caption}) for row, caption in pairs]
-    (out / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    if not (out / "pairs.jsonl").exists():  # a source that is written again counts as changed
+        (out / "pairs.jsonl").write_text("\n".join(lines) + "\n")
     return {row["image"]: caption != row["captions"][0] for row, caption in zip(rows, captions, strict=True)}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +15,7 @@ import torch.distributed as dist
 from schemas.train_recipe import TrainRecipe
 from trainers.deepspeed_config import deepspeed_config, micro_batch_size
 from trainers.distributed import local_rank, rank, world_size
+from trainers.operators import build_operators
 from trainers.task import Task
 
 EXCHANGE_TIMEOUT = timedelta(hours=2)  # ranks wait while rank 0 saves, evaluates and exports
@@ -20,6 +23,7 @@ EXCHANGE_TIMEOUT = timedelta(hours=2)  # ranks wait while rank 0 saves, evaluate
 
 def start_process_group() -> None:
     """Join the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    build_operators()
     import deepspeed
 
     if torch.cuda.is_available():
@@ -27,7 +31,8 @@ def start_process_group() -> None:
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=EXCHANGE_TIMEOUT)
-    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints what it has loaded
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 
 
 def device() -> torch.device:
@@ -68,6 +73,7 @@ class Engine:
 
 def start_engine(task: Task, recipe: TrainRecipe) -> Engine:
     """DeepSpeed around the task's model. Raises RecipeError where sizes do not divide."""
+    build_operators()
     import deepspeed
 
     micro = micro_batch_size(recipe, world_size(), task.accumulates)
