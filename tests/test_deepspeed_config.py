@@ -5,7 +5,7 @@ import json
 import pytest
 
 from schemas.errors import RecipeError
-from tests.conftest import REPOSITORY
+from tests.shared_data import REPOSITORY
 from tests.tiny_runs import tiny_recipe
 from trainers.deepspeed_config import deepspeed_config, micro_batch_size
 

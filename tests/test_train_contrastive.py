@@ -16,8 +16,8 @@ from schemas.errors import PairloomError
 from schemas.image_decode import decode_rgb
 from schemas.preprocess import Preprocess, load_preprocess
 from schemas.train_recipe import DataSource, TrainRecipe
-from tests.conftest import REPOSITORY
 from tests.ranks import run_ranks
+from tests.shared_data import REPOSITORY
 from tests.tiny_models import write_siglip
 from tests.tiny_runs import BATCH, metrics_of, tiny_data, tiny_recipe, train_in_ranks
 from trainers.data.dataset import CuratedDataset
