@@ -22,6 +22,7 @@ from schemas.train_recipe import TrainRecipe
 from tests.stories260k import STORIES, write_stories260k
 from tests.tiny_models import write_clip, write_siglip, write_tokenizer
 from trainers.chat import JINJA_TEMPLATES
+from trainers.operators import build_operators
 from trainers.task import TrainSample
 from trainers.tasks.llava import LlavaTask, build_llava_task
 
@@ -164,6 +165,7 @@ def _zero_losses(rank: int, folders: Path, out: Path, stage: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=(out / "port").read_text())
     torch.set_num_threads(1)
+    build_operators()
     deepspeed.init_distributed("gloo")
     task = build(folders)
     config = {
