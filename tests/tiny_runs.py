@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from schemas.recipe_io import apply_override, parse_recipe
 from schemas.train_recipe import TrainRecipe
@@ -42,16 +41,16 @@ def tiny_recipe(run_dir: str | Path, data: str, *overrides: str) -> TrainRecipe:
 
 def train_in_ranks(recipes: Sequence[TrainRecipe]) -> None:
     """Train one recipe after another in the ranks that call this; for `tests.ranks.run_ranks`."""
-    import deepspeed
     import transformers
 
+    from trainers.engine import start_process_group
     from trainers.train import train
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    start_process_group()
     for recipe in recipes:
         train(recipe)
 
