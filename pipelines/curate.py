@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.balance.balance import balance
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.ingest import ingest, raw_folder
 from pipelines.reshard import reshard
-from pipelines.select import difference, select
+from pipelines.select import difference, inputs_of, select
 from pipelines.signals.signal import is_out_of_fold, measure_signal
 from pipelines.step_folder import BeforeWork, latest_folder, nothing, only_command
 from schemas.curate_recipe import CurateRecipe
 from schemas.errors import RecipeError
 from schemas.manifest import load_manifest
 
-STEPS = ("ingest", "signals", "dedupe", "select", "reshard")
+STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 
 
 def curate(recipe: CurateRecipe, start_ray: Callable[[], None], only: str | None = None) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def curate(recipe: CurateRecipe, start_ray: Callable[[], None], only: str | None
     walk.signals(out_of_fold=False)
     walk.dedupe()
     walk.signals(out_of_fold=True)
+    walk.balance()
     walk.select()
     walk.reshard()
     return walk.summary()
@@ -41,6 +43,7 @@ class Walk:
         _check(recipe, only)
         self._recipe, self._start_ray, self._only = recipe, start_ray, only
         self._raw = self._dedupe = self._selection = ""
+        self._balance: str | None = None
         self._signals: dict[str, str] = {}
         self._steps: list[dict[str, Any]] = []
         self._difference: dict[str, Any] | None = None
@@ -72,6 +75,14 @@ class Walk:
         self._dedupe = dedupe(self._recipe, self._raw, self._signals, before_work)
         self._note("dedupe", self._dedupe)
 
+    def balance(self) -> None:
+        """Captions -> the entries that they match; `select` draws by them."""
+        if self._recipe.balance is None or self._is_past("balance"):
+            return
+        before_work = self._before("balance", self._recipe.balance.name, self._start_ray)
+        self._balance = balance(self._recipe, self._raw, before_work)
+        self._note("balance", self._balance)
+
     def select(self) -> None:
         """Columns -> every uid kept or dropped."""
         if self._is_past("select"):
@@ -79,7 +90,8 @@ class Walk:
         name = self._recipe.select.name
         last = latest_folder(self._recipe.root, "selections", name)
         before_work = self._before("select", name, nothing)
-        self._selection = select(self._recipe, self._raw, self._signals, self._dedupe, before_work)
+        inputs = inputs_of(self._recipe, self._raw, self._signals, self._dedupe, self._balance)
+        self._selection = select(self._recipe, inputs, before_work)
         if last is not None and load_manifest(last).parents[0] == load_manifest(self._raw).hash():
             self._difference = difference(last, self._selection)
         self._note("select", self._selection)

@@ -138,6 +138,18 @@ class SelectRecipe(StrictModel):
     scores: list[ScoreRule] = []
 
 
+class BalanceRecipe(StrictModel):
+    """Thin out what is common, after all other rules: MetaCLIP's balancing over a list of entries."""
+
+    kind: Literal["metaclip"]
+    name: Name = "default"
+    entries: str | None = None  # a text file, one a line; null: words and pairs of words of the captions themselves
+    min_count: Annotated[int, Field(gt=0)] = 20  # of a word or pair, to become an entry; without a file
+    min_information: float = 3.0  # bits of pointwise mutual information, for a pair to become an entry; without a file
+    t: Annotated[int, Field(gt=0)] = 20_000  # matches up to which an entry is kept whole; 20k for 400M pairs
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
 class ReshardRecipe(StrictModel):
     """Kept samples -> curated shards."""
 
@@ -157,6 +169,7 @@ class CurateRecipe(StrictModel):
     signals: list[SignalRecipe] = []
     dedupe: DedupeRecipe = DedupeRecipe()
     select: SelectRecipe = SelectRecipe()
+    balance: BalanceRecipe | None = None
     reshard: ReshardRecipe = ReshardRecipe()
 
     @field_validator("signals")

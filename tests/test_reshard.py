@@ -18,7 +18,7 @@ import webdataset
 
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.reshard import plan_groups, reshard, reshard_folder
-from pipelines.select import select
+from pipelines.select import inputs_of, select
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError
@@ -57,7 +57,7 @@ def make_pairs() -> list[Pair]:
 def prepare(root: Path, recipe: CurateRecipe) -> tuple[str, str]:
     """Raw folder and selection of the pairs above."""
     raw = build_raw(root, make_pairs(), samples_per_shard=4)
-    return raw, select(recipe, raw, {}, dedupe(recipe, raw, {}))
+    return raw, select(recipe, inputs_of(recipe, raw, {}, dedupe(recipe, raw, {})))
 
 
 def curated_rows(folder: str) -> list[dict[str, Any]]:
@@ -136,7 +136,7 @@ def test_an_unfinished_group_is_finished(tmp_path: Path, ray_session: None) -> N
 def test_a_selection_without_samples_is_an_error(tmp_path: Path, ray_session: None) -> None:
     recipe = recipe_for(tmp_path)
     raw = build_raw(tmp_path, [GONE])
-    selection = select(recipe, raw, {}, dedupe(recipe, raw, {}))
+    selection = select(recipe, inputs_of(recipe, raw, {}, dedupe(recipe, raw, {})))
     with pytest.raises(InputError, match=r"keeps no sample \(timeout 1\)"):
         reshard(recipe, raw, selection)
 
@@ -183,7 +183,7 @@ def test_killed_at_any_moment_the_bytes_are_the_same(tmp_path: Path, ray_session
     for name in ("whole", "killed"):
         recipe = recipe_for(tmp_path / name, samples_per_shard=8, raw_shards_per_group=1)
         raw = build_raw(tmp_path / name, pairs, samples_per_shard=10)
-        folders[name] = (recipe, raw, select(recipe, raw, {}, dedupe(recipe, raw, {})))
+        folders[name] = (recipe, raw, select(recipe, inputs_of(recipe, raw, {}, dedupe(recipe, raw, {}))))
     whole = files_of(reshard(*folders["whole"]))
     recipe, raw, selection = folders["killed"]
     target = Path(reshard_folder(recipe, raw, selection).url)
