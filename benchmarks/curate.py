@@ -10,6 +10,7 @@ memory. `metaclip` times matching alone and the whole of it (captions in, table 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -112,7 +113,7 @@ def time_metaclip(num_captions: int, num_entries: int) -> dict[str, float]:
     draw = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
     words = ["".join(draw.choice(letters, draw.integers(3, 9))) for _ in range(num_entries // 2)]
-    pairs = [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+    pairs = [f"{first} {second}" for first, second in itertools.pairwise(words)]
     entries = list(dict.fromkeys([*words, *pairs]))[:num_entries]
     unknown = ["zz" + word for word in words]  # no entry: about half of the words match, five hits a caption
     captions = []
