@@ -58,8 +58,8 @@ class Walk:
 
     def signals(self, out_of_fold: bool) -> None:
         """Raw shards -> columns. Out-of-fold scores come after dedupe, whose groups they are cut by."""
-        for signal in self._recipe.signals:
-            if self._is_past("signals") or is_out_of_fold(signal) != out_of_fold:
+        for signal in sorted(self._recipe.signals, key=lambda signal: signal.kind == "feature_head"):
+            if self._is_past("signals") or is_out_of_fold(self._recipe, signal) != out_of_fold:
                 continue
             before_work = self._before("signals", signal.name, self._start_ray)
             folder = measure_signal(self._recipe, signal, self._raw, self._dedupe or None, before_work)
@@ -68,7 +68,7 @@ class Walk:
 
     def dedupe(self) -> None:
         """Slim columns of all shards -> who duplicates whom."""
-        needed = any(is_out_of_fold(signal) for signal in self._recipe.signals)
+        needed = any(is_out_of_fold(self._recipe, signal) for signal in self._recipe.signals)
         if self._is_past("dedupe") and not (self._only == "signals" and needed):
             return
         before_work = self._before("dedupe", self._recipe.dedupe.name, self._start_ray)
@@ -131,7 +131,7 @@ class Walk:
 def _check(recipe: CurateRecipe, only: str | None) -> None:
     if only is not None and only not in STEPS:
         raise RecipeError(f"no step {only}; there are {', '.join(STEPS)}")
-    folded = {signal.name for signal in recipe.signals if is_out_of_fold(signal)}
+    folded = {signal.name for signal in recipe.signals if is_out_of_fold(recipe, signal)}
     if recipe.dedupe.score_signal in folded:
         name = recipe.dedupe.score_signal
         raise RecipeError(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.curate_recipe import ScoreRule, SelectRecipe
+from schemas.curate_recipe import CurateRecipe, ScoreRule, SelectRecipe
 from schemas.drop_reason import DropReason
 from schemas.sample import STATUS_SUCCESS
 
@@ -49,15 +49,22 @@ class Verdicts:
         return pa.array(_REASONS, pa.string()).take(codes)
 
 
-def decide(table: pa.Table, rules: SelectRecipe, thresholds: Sequence[float]) -> Verdicts:
-    """The verdicts of all rules up to the given number of score rules."""
+def decide(table: pa.Table, recipe: CurateRecipe, thresholds: Sequence[float]) -> Verdicts:
+    """The verdicts of all rules up to the given number of score rules; `thresholds` are their lower ends."""
     verdicts = Verdicts(table)
-    for reason, fails in _fixed_rules(table, rules):
+    for reason, fails in _fixed_rules(table, recipe.select):
         verdicts.drop(reason, fails)
-    for rule, threshold in zip(rules.scores, thresholds, strict=False):
-        passes = scores_of(table, rule).astype(np.float64) >= threshold  # false where there is no score
-        verdicts.drop(DropReason.LOW_SCORE, ~passes)
+    for rule, threshold in zip(recipe.select.scores, thresholds, strict=False):
+        scores = table[score_column(recipe, rule)].to_numpy().astype(np.float64)  # nan where there is no score
+        verdicts.drop(DropReason.LOW_SCORE, ~(scores >= threshold))
+        if rule.max is not None:
+            verdicts.drop(DropReason.HIGH_SCORE, ~(scores <= rule.max))
     return verdicts
+
+
+def score_column(recipe: CurateRecipe, rule: ScoreRule) -> str:
+    """What the column of a score rule is called beside those of other signals."""
+    return f"{rule.signal}.{recipe.column_of(rule)}"
 
 
 def _fixed_rules(table: pa.Table, rules: SelectRecipe) -> Iterator[tuple[DropReason, Mask]]:
@@ -82,12 +89,6 @@ def _numbers(column: Any) -> npt.NDArray[np.float64]:
     """A column as floats, nan where it is null: every comparison with nan fails."""
     numbers: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     return numbers
-
-
-def scores_of(table: pa.Table, rule: ScoreRule) -> npt.NDArray[np.float32]:
-    """The scores that a rule looks at, nan where there is none."""
-    scores: npt.NDArray[np.float32] = table[f"{rule.signal}.clip_score"].to_numpy().astype(np.float32)
-    return scores
 
 
 def top_fraction_threshold(scores: npt.NDArray[np.float32], fraction: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from pipelines.balance.balance import entries_url
 from pipelines.balance.draw import Counts, count_entries, draws, keep_probabilities
 from pipelines.balance.entries import load_entries
 from pipelines.duplicate_rows import pack_uids
-from pipelines.rules import Verdicts, decide, scores_of, top_fraction_threshold
+from pipelines.rules import Verdicts, decide, score_column, top_fraction_threshold
 from pipelines.step_folder import BeforeWork, StepFolder, nothing
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
@@ -41,12 +42,12 @@ class Inputs:
     raw: str
     dedupe: str
     captions: str | None  # None: no rule looks at captions
-    scores: Mapping[str, str]  # signal name -> folder, of the score rules only
+    scores: Mapping[str, tuple[str, tuple[str, ...]]]  # signal name -> folder and columns, of the score rules only
     balance: str | None  # None: nothing is thinned out
 
     def parents(self) -> tuple[str, ...]:
         """Hashes of their manifests."""
-        folders = [self.raw, self.dedupe, self.captions, *self.scores.values(), self.balance]
+        folders = [self.raw, self.dedupe, self.captions, *(folder for folder, _ in self.scores.values()), self.balance]
         return tuple(load_manifest(folder).hash() for folder in folders if folder is not None)
 
 
@@ -54,7 +55,7 @@ class Inputs:
 class Limits:
     """What the data set as a whole decides: thresholds of the score rules, matches of the entries."""
 
-    thresholds: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()  # lower ends
     counts: Counts | None = None  # samples that match an entry, of those that all other rules keep
 
 
@@ -71,7 +72,10 @@ def inputs_of(
     if rules.min_words or rules.min_chars or rules.languages is not None:
         names = [signal.name for signal in recipe.signals if signal.kind == "captions"]
         captions = signal_folders[names[0]]
-    scores = {rule.signal: signal_folders[rule.signal] for rule in rules.scores}
+    columns: dict[str, list[str]] = {}
+    for rule in rules.scores:
+        columns.setdefault(rule.signal, []).append(recipe.column_of(rule))
+    scores = {name: (signal_folders[name], tuple(dict.fromkeys(columns[name]))) for name in columns}
     return Inputs(raw_folder, dedupe_folder, captions, scores, balance_folder)
 
 
@@ -102,7 +106,12 @@ def select(recipe: CurateRecipe, inputs: Inputs, before_work: BeforeWork = nothi
     ]
     counts = sum((counter for _, counter in results), Counter[str]())
     named = [
-        {"signal": rule.signal, "threshold": threshold}
+        {
+            "signal": rule.signal,
+            "column": recipe.column_of(rule),
+            "threshold": threshold if math.isfinite(threshold) else None,
+            "max": rule.max,
+        }
         for rule, threshold in zip(recipe.select.scores, limits.thresholds, strict=True)
     ]
     target.finish(entries, counts, {"thresholds": named})
@@ -113,12 +122,12 @@ def find_limits(pool: ThreadPoolExecutor, recipe: CurateRecipe, inputs: Inputs, 
     """The threshold of each score rule, then the matches of each entry; each looks at what the rules before it keep."""
     thresholds: tuple[float, ...] = ()
     for rule in recipe.select.scores:
-        if rule.min is not None:
-            thresholds += (rule.min,)
+        if rule.top_fraction is None:
+            thresholds += (float("-inf") if rule.min is None else rule.min,)
             continue
         work = partial(_passing_scores, recipe, inputs, thresholds)
         scores = np.concatenate(list(pool.map(work, names)))
-        thresholds += (top_fraction_threshold(scores, float(rule.top_fraction or 1.0)),)
+        thresholds += (top_fraction_threshold(scores, rule.top_fraction),)
     if inputs.balance is None:
         return Limits(thresholds)
     num_entries = len(load_entries(entries_url(inputs.balance)))
@@ -133,8 +142,9 @@ def _passing_scores(
 ) -> npt.NDArray[np.float32]:
     """Scores under the next score rule, of the samples of one shard that pass all rules before it."""
     table = read_values(inputs, name)
-    scores = scores_of(table, recipe.select.scores[len(thresholds)])
-    chosen: npt.NDArray[np.float32] = scores[decide(table, recipe.select, thresholds).passing & ~np.isnan(scores)]
+    rule = recipe.select.scores[len(thresholds)]
+    scores: npt.NDArray[np.float32] = table[score_column(recipe, rule)].to_numpy().astype(np.float32)
+    chosen: npt.NDArray[np.float32] = scores[decide(table, recipe, thresholds).passing & ~np.isnan(scores)]
     return chosen
 
 
@@ -143,7 +153,7 @@ def _passing_entries(
 ) -> Counts:
     """Matches of each entry, of the samples of one shard that pass all rules."""
     table = read_values(inputs, name)
-    return count_entries(table["entries"], decide(table, recipe.select, thresholds).passing, num_entries)
+    return count_entries(table["entries"], decide(table, recipe, thresholds).passing, num_entries)
 
 
 def read_values(inputs: Inputs, name: str) -> pa.Table:
@@ -157,8 +167,10 @@ def read_values(inputs: Inputs, name: str) -> pa.Table:
         captions = _joined(raw, inputs.captions, name, _CAPTION_COLUMNS)
         for column in _CAPTION_COLUMNS:
             table = table.append_column(column, captions[column])
-    for signal, folder in inputs.scores.items():
-        table = table.append_column(f"{signal}.clip_score", _joined(raw, folder, name, ["clip_score"])["clip_score"])
+    for signal, (folder, names) in inputs.scores.items():
+        joined = _joined(raw, folder, name, list(names))
+        for column in names:
+            table = table.append_column(f"{signal}.{column}", joined[column])
     if inputs.balance is not None:
         table = table.append_column("entries", _joined(raw, inputs.balance, name, ["entries"])["entries"])
     return table
@@ -175,7 +187,7 @@ def _select_shard(
 ) -> tuple[int, Counter[str]]:
     """Write the decisions of one shard with the values that decided; returns kept samples and counts of reasons."""
     table = read_values(inputs, name)
-    verdicts = decide(table, recipe.select, limits.thresholds)
+    verdicts = decide(table, recipe, limits.thresholds)
     if recipe.balance is not None and limits.counts is not None:
         probabilities = keep_probabilities(table["entries"], limits.counts, recipe.balance.t)
         _thin_out(verdicts, table, probabilities, recipe.balance.seed)

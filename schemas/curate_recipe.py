@@ -61,7 +61,7 @@ class IngestRecipe(StrictModel):
 
 
 class CaptionSignals(StrictModel):
-    """num_words, num_chars, language, language_score."""
+    """num_words, num_chars, language, language_score, non_word_share, junk."""
 
     kind: Literal["captions"]
     name: Name = "captions"
@@ -85,7 +85,43 @@ class ClipSignals(StrictModel):
         return self
 
 
-SignalRecipe = Annotated[CaptionSignals | ClipSignals, Field(discriminator="kind")]
+class QualitySignals(StrictModel):
+    """sharpness, entropy, flatness of the stored image."""
+
+    kind: Literal["quality"]
+    name: Name = "quality"
+
+
+class ClassifierSignals(StrictModel):
+    """score: what a Hugging Face image classifier gives for one of its labels (NSFW, watermark), 0..1."""
+
+    kind: Literal["image_classifier"]
+    name: Name
+    model: str
+    label: str
+    batch_size: Annotated[int, Field(gt=0)] = 64
+
+
+class HeadSignals(StrictModel):
+    """score: a small network on the image features of a clip signal (aesthetics, NSFW heads)."""
+
+    kind: Literal["feature_head"]
+    name: Name
+    features: Name  # a clip signal
+    head: str  # a safetensors file
+
+
+SignalRecipe = Annotated[
+    CaptionSignals | ClipSignals | QualitySignals | ClassifierSignals | HeadSignals, Field(discriminator="kind")
+]
+SCORE_COLUMNS = {
+    "captions": ("num_words", "num_chars", "language_score", "non_word_share", "junk"),
+    "clip": ("clip_score",),
+    "quality": ("sharpness", "entropy", "flatness"),
+    "image_classifier": ("score",),
+    "feature_head": ("score",),
+}
+"""Columns of each kind of signal that a score rule may look at."""
 
 
 class PerceptualRecipe(StrictModel):
@@ -113,16 +149,18 @@ class DedupeRecipe(StrictModel):
 
 
 class ScoreRule(StrictModel):
-    """Keep by clip_score of one signal: at least `min`, or the best `top_fraction` of what is left."""
+    """Keep by one column of a signal: from `min` to `max`, or the best `top_fraction` of what is left."""
 
     signal: Name
+    column: str | None = None  # needed where the signal has several
     min: float | None = None
+    max: float | None = None
     top_fraction: Fraction | None = None
 
     @model_validator(mode="after")
     def _one_rule(self) -> ScoreRule:
-        if (self.min is None) == (self.top_fraction is None):
-            raise ValueError("give min or top_fraction, one of them")
+        if (self.min is None and self.max is None) == (self.top_fraction is None):
+            raise ValueError("give min, max or both, or give top_fraction")
         return self
 
 
@@ -183,13 +221,27 @@ class CurateRecipe(StrictModel):
 
     @model_validator(mode="after")
     def _rules_have_signals(self) -> CurateRecipe:
-        scored = {signal.name for signal in self.signals if signal.kind == "clip"}
+        kinds = {signal.name: signal.kind for signal in self.signals}
         for rule in self.select.scores:
-            if rule.signal not in scored:
-                raise ValueError(f"select.scores: {rule.signal} is not a clip signal; there are {sorted(scored)}")
-        if self.dedupe.score_signal and self.dedupe.score_signal not in scored:
+            if rule.signal not in kinds:
+                raise ValueError(f"select.scores: {rule.signal} is not a signal; there are {sorted(kinds)}")
+            self.column_of(rule)
+        if self.dedupe.score_signal and kinds.get(self.dedupe.score_signal) != "clip":
             raise ValueError(f"dedupe.score_signal: {self.dedupe.score_signal} is not a clip signal")
+        for signal in self.signals:
+            if isinstance(signal, HeadSignals) and kinds.get(signal.features) != "clip":
+                raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal")
         needs_captions = self.select.min_words or self.select.min_chars or self.select.languages
-        if needs_captions and not any(signal.kind == "captions" for signal in self.signals):
+        if needs_captions and "captions" not in kinds.values():
             raise ValueError("select: min_words, min_chars and languages need `- kind: captions` in signals")
         return self
+
+    def column_of(self, rule: ScoreRule) -> str:
+        """The column that a score rule looks at. Raises ValueError where it does not exist or is not clear."""
+        kind = next(signal.kind for signal in self.signals if signal.name == rule.signal)
+        columns = SCORE_COLUMNS[kind]
+        if rule.column is None and len(columns) == 1:
+            return columns[0]
+        if rule.column not in columns:
+            raise ValueError(f"select.scores: give the column of {rule.signal}: {', '.join(columns)}")
+        return str(rule.column)

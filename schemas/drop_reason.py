@@ -51,6 +51,7 @@ class DropReason(StrEnum):
     FEW_CHARS = "few_chars"
     LANGUAGE = "language"
     LOW_SCORE = "low_score"
+    HIGH_SCORE = "high_score"
     BALANCED = "balanced"
     RECALLED = "recalled"
 

@@ -17,10 +17,13 @@ from schemas.errors import InputError
 from schemas.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url
 from schemas.sample import DEDUPE, SAMPLE, read_table, write_table
 
-CAPTIONS = {"num_words": pa.int32(), "num_chars": pa.int32(), "language": pa.string(), "language_score": pa.float32()}
+CAPTIONS = {
+    "num_words": pa.int32(), "num_chars": pa.int32(), "language": pa.string(), "language_score": pa.float32(),
+    "non_word_share": pa.float32(), "junk": pa.float32(),
+}  # fmt: skip
 GOOD = {
     "status": "success", "original_width": 400, "original_height": 300, "num_words": 5, "num_chars": 30,
-    "language": "en", "language_score": 0.9, "clip_score": 0.3,
+    "language": "en", "language_score": 0.9, "clip_score": 0.3, "non_word_share": 0.0, "junk": 0.0,
 }  # fmt: skip
 
 
@@ -150,7 +153,9 @@ def test_a_fraction_is_of_what_the_rules_before_it_leave(tmp_path: Path) -> None
     folder = tables.select(min_words=3, scores=[{"signal": "clip", "top_fraction": 0.5}])
     kept = [place for place, row in enumerate(decisions_of(folder)) if row["kept"]]
     assert kept == list(range(24, 50))  # rank 25 of 50, counted from 0, is 24
-    assert load_manifest(folder).details["thresholds"] == [{"signal": "clip", "threshold": pytest.approx(0.24)}]
+    assert load_manifest(folder).details["thresholds"] == [
+        {"signal": "clip", "column": "clip_score", "threshold": pytest.approx(0.24), "max": None}
+    ]
 
 
 def test_one_score_rule_after_the_other(tmp_path: Path) -> None:
@@ -158,6 +163,17 @@ def test_one_score_rule_after_the_other(tmp_path: Path) -> None:
     rules = [{"signal": "clip", "min": 0.35}, {"signal": "clip", "top_fraction": 0.5}]
     kept = [place for place, reason in enumerate(tables.reasons(scores=rules)) if reason is None]
     assert kept == [6, 7, 8, 9]  # six pass the first rule; rank 3 of them is 0.6
+
+
+def test_any_column_of_a_signal_can_be_bounded(tmp_path: Path) -> None:
+    shares = [0.0, 0.5, 0.51, 1.0, None]
+    tables = Tables(tmp_path, [{"non_word_share": share} for share in shares])
+    rule = {"signal": "captions", "column": "non_word_share"}
+    assert tables.reasons(scores=[{**rule, "max": 0.5}]) == [None, None, "high_score", "high_score", "low_score"]
+    assert tables.reasons(scores=[{**rule, "min": 0.4, "max": 0.6}]) == [
+        "low_score", None, None, "high_score", "low_score"]  # fmt: skip
+    with pytest.raises(ValueError, match="give the column of captions: num_words, num_chars, language_score"):
+        tables.recipe(scores=[{"signal": "captions", "min": 0.4}])
 
 
 # ---- folders
