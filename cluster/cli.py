@@ -24,7 +24,7 @@ from schemas.train_recipe import TrainRecipe
 if TYPE_CHECKING:
     from trainers.evaluate.vqa import ImageMode
 
-CURATE_STEPS = ("ingest", "signals", "dedupe", "select", "reshard")
+CURATE_STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -115,6 +115,17 @@ def inspect(path: str, as_json: bool) -> None:
     from cluster.inspect_path import inspect_path
 
     _show(inspect_path(path), as_json, render.plain_table)
+
+
+@cli.command()
+@click.argument("selection")
+@click.option("--out", required=True, help="The .npy file to write.")
+def subset(selection: str, out: str) -> None:
+    """Write the uids that a selection keeps as DataComp's subset file."""
+    from pipelines.subset import write_subset
+    from schemas.manifest import resolve
+
+    click.echo(f"{write_subset(resolve(selection), out)} uids: {out}")
 
 
 @cli.command()

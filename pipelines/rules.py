@@ -1,7 +1,7 @@
 """The rules of a selection: which rows of a table fail which one. Pure functions of columns.
 
-Rules in order, the first that fails gives the reason: ingest's own reason, dedupe's, num_words, num_chars, size,
-aspect ratio, language, then the score rules one by one, and balancing last. A `top_fraction` is taken of the samples
+Rules in order, the first that fails gives the reason: ingest's own reason, dedupe's, the subset, num_words, num_chars,
+size, aspect ratio, language, then the score rules one by one, and balancing last. A `top_fraction` is taken of the samples
 that pass every rule before it; its threshold is DataComp's: the score at descending rank floor(N f), counted from 0,
 and ties stay.
 """
@@ -16,6 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.duplicate_rows import pack_uids
+from pipelines.subset import is_member, read_subset
 from schemas.curate_recipe import CurateRecipe, ScoreRule, SelectRecipe
 from schemas.drop_reason import DropReason
 from schemas.sample import STATUS_SUCCESS
@@ -69,6 +71,8 @@ def score_column(recipe: CurateRecipe, rule: ScoreRule) -> str:
 
 def _fixed_rules(table: pa.Table, rules: SelectRecipe) -> Iterator[tuple[DropReason, Mask]]:
     """The rules that are switched on, in order: the reason, and which rows fail."""
+    if rules.subset is not None:
+        yield DropReason.NOT_IN_SUBSET, ~is_member(pack_uids(table["uid"].to_pylist()), read_subset(rules.subset))
     if rules.min_words:
         yield DropReason.FEW_WORDS, ~(_numbers(table["num_words"]) >= rules.min_words)
     if rules.min_chars:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from pipelines.balance.entries import load_entries
 from pipelines.duplicate_rows import pack_uids
 from pipelines.rules import Verdicts, decide, score_column, top_fraction_threshold
 from pipelines.step_folder import BeforeWork, StepFolder, nothing
+from pipelines.subset import read_subset
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError
@@ -82,9 +84,11 @@ def inputs_of(
 def select_folder(recipe: CurateRecipe, inputs: Inputs) -> StepFolder:
     """Where the selection lies. Only the signals that a rule looks at are among its parents."""
     parents = inputs.parents()
-    settings = settings_of(recipe.select, exclude={"name"})
+    settings = settings_of(recipe.select, exclude={"name", "subset"})
     if recipe.balance is not None:
         settings = {**settings, "balance": {"t": recipe.balance.t, "seed": recipe.balance.seed}}
+    if recipe.select.subset is not None:
+        settings = {**settings, "subset": hashlib.sha256(read_subset(recipe.select.subset).tobytes()).hexdigest()}
     return StepFolder(recipe.root, STEP, recipe.select.name, step_hash(STEP, VERSION, settings, parents), parents)
 
 

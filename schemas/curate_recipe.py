@@ -168,6 +168,7 @@ class SelectRecipe(StrictModel):
     """Thresholds over the measured columns; every uid gets a decision."""
 
     name: Name = "default"
+    subset: str | None = None  # a .npy of DataComp: only uids in it are kept
     min_words: Annotated[int, Field(ge=0)] = 0
     min_chars: Annotated[int, Field(ge=0)] = 0
     languages: list[str] | None = None

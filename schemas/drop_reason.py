@@ -47,6 +47,7 @@ class DropReason(StrEnum):
     PLACEHOLDER = "placeholder"
     CONTAMINATED = "contaminated"
     # select
+    NOT_IN_SUBSET = "not_in_subset"
     FEW_WORDS = "few_words"
     FEW_CHARS = "few_chars"
     LANGUAGE = "language"
