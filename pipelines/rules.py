@@ -1,9 +1,9 @@
 """The rules of a selection: which rows of a table fail which one. Pure functions of columns.
 
 Rules in order, the first that fails gives the reason: ingest's own reason, dedupe's, the subset, num_words, num_chars,
-size, aspect ratio, language, then the score rules one by one, and balancing last. A `top_fraction` is taken of the samples
-that pass every rule before it; its threshold is DataComp's: the score at descending rank floor(N f), counted from 0,
-and ties stay.
+size, aspect ratio, language, then the score rules one by one, and balancing last. A `top_fraction` is taken of the
+samples that pass every rule before it; its threshold is DataComp's: the score at descending rank floor(N f), counted
+from 0, and ties stay.
 """
 
 from __future__ import annotations
