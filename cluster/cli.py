@@ -109,11 +109,18 @@ def export(run_dir: str, export_format: str, out: str, step: int | None) -> None
 
 @cli.command()
 @click.argument("path")
+@click.option("--html", help="Write a page with charts and pictures of a root or a selection to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(path: str, as_json: bool) -> None:
+def inspect(path: str, html: str | None, as_json: bool) -> None:
     """Show a root, data set, selection, run or model: counts, sizes, funnel, samples."""
     from cluster.inspect_path import inspect_path
 
+    if html is not None:
+        from pipelines.report.report import write_report
+
+        write_report(path, html)
+        click.echo(html)
+        return
     _show(inspect_path(path), as_json, render.plain_table)
 
 

@@ -118,7 +118,8 @@ def select(recipe: CurateRecipe, inputs: Inputs, before_work: BeforeWork = nothi
         }
         for rule, threshold in zip(recipe.select.scores, limits.thresholds, strict=True)
     ]
-    target.finish(entries, counts, {"thresholds": named})
+    fixed = settings_of(recipe.select, exclude={"name", "subset", "scores"})
+    target.finish(entries, counts, {"rules": fixed, "thresholds": named})
     return target.url
 
 
