@@ -194,7 +194,7 @@ class ReshardRecipe(StrictModel):
 
     name: Name = "train"
     samples_per_shard: Annotated[int, Field(gt=0, le=100_000)] = 10_000
-    shuffle: Literal["block"] = "block"
+    shuffle: Literal["block", "global"] = "block"  # global: all samples mixed, every image written twice
     shuffle_seed: int = 0
     raw_shards_per_group: Annotated[int, Field(gt=0)] = 16  # read whole and permuted together
 

@@ -35,10 +35,15 @@ def keep_probabilities(matches: pa.ListArray, counts: Counts, t: int) -> Probabi
 
 
 def draws(uids: npt.NDArray[np.uint64], seed: int) -> Probabilities:
-    """A number in [0, 1) for each uid ([rows, 2], high and low half), by integer arithmetic (SplitMix64's mixer)."""
+    """A number in [0, 1) for each uid ([rows, 2], high and low half)."""
+    return (mixed(uids, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def mixed(uids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
+    """64 even bits for each uid and seed, by integer arithmetic (SplitMix64's mixer)."""
     with np.errstate(over="ignore"):
-        mixed = _mix(uids[:, 1] ^ _mix(uids[:, 0] ^ _mix(np.full(len(uids), seed, np.int64).view(np.uint64))))
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        start = _mix(np.full(len(uids), seed, np.int64).view(np.uint64))
+        return _mix(uids[:, 1] ^ _mix(uids[:, 0] ^ start))
 
 
 def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
