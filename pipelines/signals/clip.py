@@ -23,7 +23,7 @@ from pipelines.run_step import run_actors
 from schemas import storage
 from schemas.errors import InputError, SampleError
 from schemas.image_decode import Pixels, decode_rgb
-from schemas.manifest import ShardEntry, table_url, tar_url
+from schemas.manifest import ShardEntry, entry_of_table, table_url, tar_url
 from schemas.preprocess import Preprocess
 from schemas.sample import STATUS_SUCCESS, check_joined, fold_of, read_table, write_table
 from schemas.shard import ShardReader
@@ -95,7 +95,8 @@ class ClipScorer:
         raw = read_table(table_url(self._job.raw_folder, shard.name), _RAW_COLUMNS)
         folds = self._folds(raw, shard.name)
         scored = Scored(raw.num_rows, self._embedding_dim)
-        with closing(ShardReader(tar_url(self._job.raw_folder, shard))) if shard.num_samples else _Empty() as reader:
+        tar = tar_url(self._job.raw_folder, entry_of_table(raw, shard))
+        with closing(ShardReader(tar)) if shard.num_samples else _Empty() as reader:
             for fold, model in enumerate(self._models):
                 self._score_rows(raw, reader, np.flatnonzero(folds == fold), model, scored)
         self._write(raw, shard.name, folds, scored)
