@@ -25,8 +25,9 @@ def curate(
 ) -> dict[str, Any]:
     """Run the walk, or `only` one step of it whose inputs are complete. What is complete is not done again.
 
-    `retry` fetches rows again that failed for a reason that may heal. `start_ray` is called before the first step that needs it. Returns a summary: each step's folder, rows, kept
-    samples and counts of drop reasons, and the difference to the last selection. Raises UserError.
+    `retry` fetches rows again that failed for a reason that may heal. `start_ray` is called before the first step
+    that needs it. Returns a summary: each step's folder, rows, kept samples and counts of drop reasons, the difference
+    to the last selection, and what a retry asked for and got. Raises UserError.
     """
     walk = Walk(recipe, start_ray, only)
     walk.ingest(retry)
