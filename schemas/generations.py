@@ -17,10 +17,8 @@ from schemas.tombstones import root_of
 
 def read_head(folder: str) -> dict[str, Any] | None:
     """manifest.json as it is, without reading the shards; None where the folder is not complete."""
-    try:
-        head: dict[str, Any] = json.loads(storage.read_text(storage.join(folder, "manifest.json")))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    url = storage.join(folder, "manifest.json")
+    head: dict[str, Any] | None = json.loads(storage.read_text(url)) if storage.exists(url) else None
     return head
 
 
