@@ -26,14 +26,15 @@ from pipelines.raw_shard import ShardJob, make_shard
 from pipelines.recall import recall
 from pipelines.recalled_rows import Rules, parse_request
 from pipelines.retry import retry_transient
+from pipelines.signals.signal import measure_signal
 from pipelines.sources.source import Piece
 from pipelines.step_folder import nothing
 from schemas import storage
-from schemas.curate_recipe import CurateRecipe
+from schemas.curate_recipe import CaptionSignals, CurateRecipe
 from schemas.errors import InputError
 from schemas.manifest import load_manifest, table_url, tar_url
 from schemas.preprocess import Preprocess
-from schemas.sample import read_table
+from schemas.sample import read_table, write_table
 from schemas.shard import ShardReader
 from schemas.tombstones import put_tombstone
 from schemas.train_recipe import AugmentRecipe, DataSource
@@ -312,6 +313,21 @@ def test_everything_downstream_knows(tmp_path: Path, web: TestServer, ray_sessio
     assert not uids & {raw_rows[index]["uid"] for index in OPTED_OUT}
     assert raw_rows[0]["uid"] in uids, "healed"
     assert all("stale" not in inspect_path(path) for path in again.values())
+
+
+def test_signals_of_unchanged_shards_are_not_measured_again(tmp_path: Path, web: TestServer, ray_session: None) -> None:
+    recipe = recipe_on(tmp_path, web)
+    raw = ingest(recipe)
+    old = measure_signal(recipe, CaptionSignals(kind="captions"), raw, None)
+    marked = read_table(table_url(old, "0000/0000002"))
+    marked = marked.set_column(1, marked.schema.field(1), pa.nulls(4, marked.schema.field(1).type))
+    write_table(table_url(old, "0000/0000002"), marked)
+    recall(recipe.root, request("domains", "localhost"))  # shards 0 and 1
+    new = measure_signal(recipe, CaptionSignals(kind="captions"), raw, None)
+    assert new != old
+    assert read_table(table_url(new, "0000/0000002")).equals(marked), "copied"
+    words = read_table(table_url(new, "0000/0000000"))["num_words"].to_pylist()
+    assert [row for row, value in enumerate(words) if value is None] == [0, 1, 2, 5, 6], "recalled ones too"
 
 
 def order_of(folder: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.signals import captions, clip
 from pipelines.signals.clip_model import check_held_out, model_fingerprint
+from pipelines.signals.reuse import reuse_columns
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas.curate_recipe import ClipSignals, CurateRecipe, SignalRecipe
 from schemas.errors import InputError
@@ -20,7 +21,11 @@ def is_out_of_fold(signal: SignalRecipe) -> bool:
 
 def signal_folder(recipe: CurateRecipe, signal: SignalRecipe, raw_folder: str, dedupe_folder: str | None) -> StepFolder:
     """Where the signal's columns lie. Raises InputError for a model that cannot be used."""
-    parents = [load_manifest(raw_folder).hash()]
+    return _folder_for(recipe, signal, load_manifest(raw_folder).hash(), dedupe_folder)
+
+
+def _folder_for(recipe: CurateRecipe, signal: SignalRecipe, raw_hash: str, dedupe_folder: str | None) -> StepFolder:
+    parents = [raw_hash]
     inputs = {}
     version = captions.VERSION
     if isinstance(signal, ClipSignals):
@@ -56,6 +61,9 @@ def measure_signal(
     before_work()
     raw = load_manifest(raw_folder)
     todo = missing_tables(target.url, [shard.name for shard in raw.shards])
+    if not is_out_of_fold(signal):  # those depend on dedupe's groups, which all shards decide together
+        reused = reuse_columns(raw_folder, target, todo, lambda old: _folder_for(recipe, signal, old, dedupe_folder))
+        todo = [name for name in todo if name not in set(reused)]
     num_done = len(raw.shards) - len(todo)
     if isinstance(signal, ClipSignals):
         groups = dedupe_folder if signal.models is not None else None
