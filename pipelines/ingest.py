@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from pipelines.duplicate_rows import find_duplicate_rows, uids_url
 from pipelines.honour import honour_tombstones
-from pipelines.raw_generation import collect_results, finish_rewrite, save_generation
+from pipelines.raw_generation import collect_results, finish_rewrite, save_generation, shard_names_of
 from pipelines.raw_shard import ShardJob, make_shard, write_uids
 from pipelines.raw_table import ShardResult, drop_duplicate_rows, replace_table
 from pipelines.run_step import run_shards
@@ -24,7 +24,8 @@ from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothin
 from schemas import storage
 from schemas.curate_recipe import CurateRecipe, SourceRecipe
 from schemas.errors import InputError, RecipeError
-from schemas.manifest import is_complete, load_manifest, table_url
+from schemas.generations import read_head
+from schemas.manifest import table_url
 from schemas.recipe_io import settings_of, step_hash
 from schemas.sample import SAMPLE, STATUS_SUCCESS, read_table
 from schemas.tombstones import tombstone_names
@@ -84,7 +85,8 @@ def _check_kept_columns(recipe: SourceRecipe) -> None:
 
 def _covers(folder: str, segments: Sequence[Segment]) -> bool:
     """True when the manifest is there and holds every segment."""
-    return is_complete(folder) and load_manifest(folder).details["num_segments"] == len(segments)
+    head = read_head(folder)  # not the whole manifest: killed between its files, it is written again
+    return head is not None and head["details"]["num_segments"] == len(segments)
 
 
 def _staging(folder: str) -> str:
@@ -214,8 +216,8 @@ def _finish(step: StepFolder, segments: Sequence[Segment], results: Sequence[Sha
     """Write the manifest of all segments and remove what was only needed on the way."""
     head = {"name": step.name, "step": step.step, "recipe_hash": step.recipe_hash, "parents": step.parents,
             "details": {"num_segments": len(segments)}}  # fmt: skip
-    before = {shard.name for shard in load_manifest(step.url).shards} if step.is_complete() else set()
-    changed = [result.entry.name for result in results if result.entry.name not in before]
+    before = shard_names_of(step.url) if step.is_complete() else []
+    changed = sorted({result.entry.name for result in results} - set(before))
     save_generation(step.url, head, results, changed)
     honour_tombstones(step.url)
     step.point_latest()

@@ -74,10 +74,15 @@ def finish_rewrite(folder: str) -> None:
         staging = storage.join(folder, journal["staging"])
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             list(pool.map(partial(_put_in_place, folder, staging), journal["shards"]))
-        names = read_table(storage.join(folder, "shards.parquet"), ["name"])["name"].to_pylist()
-        save_generation(folder, head, collect_results(folder, names), journal["shards"])
+        save_generation(folder, head, collect_results(folder, shard_names_of(folder)), journal["shards"])
     _remove_garbage(folder, load_manifest(folder))
     storage.remove(storage.join(folder, FOLDER))
+
+
+def shard_names_of(folder: str) -> list[str]:
+    """Names of a complete folder's shards, also where its manifest was not written to its end."""
+    names: list[str] = read_table(storage.join(folder, "shards.parquet"), ["name"])["name"].to_pylist()
+    return names
 
 
 def _put_in_place(folder: str, staging: str, name: str) -> None:

@@ -59,6 +59,7 @@ def recall(root: str, request: Rules, same_images: bool = False, dry_run: bool =
         "num_rows": sum(found.num_rows for found in raw.values()),
         "num_shards": sum(found.num_shards for found in raw.values()),
         "data_sets": {folder: _counts(found) for folder, found in (raw | curated).items() if found.num_rows},
+        "unfinished": [] if dry_run else _unfinished(root, raw_folders),
         "tombstones": list(tombstone_names(root)),
         "stale": [f"{folder}: {line}" for folder in _downstream(root) for line in stale_lines(folder)],
     }
@@ -109,6 +110,12 @@ def _bury(root: str, request: Rules, found: frozenset[str]) -> None:
     put_tombstone(root, "uids", found - known["uids"] - lists["uids"])
     for kind, values in lists.items():
         put_tombstone(root, kind, values)
+
+
+def _unfinished(root: str, complete: Iterable[str]) -> list[str]:
+    """Raw folders whose first ingest was interrupted: they honour the request when it goes on."""
+    there = [folder for name in storage.list_files(storage.join(root, "raw")) for folder in storage.list_files(name)]
+    return [url for url in there if url not in set(complete) and storage.exists(storage.join(url, "segments"))]
 
 
 def _downstream(root: str) -> Iterator[str]:

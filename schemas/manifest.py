@@ -136,7 +136,9 @@ def load_manifest(folder: str) -> Manifest:
         format_version=head["format_version"],
     )
     if manifest.hash() != head["hash"]:
-        raise InputError(f"{url}: does not match its shards.parquet; restore both from one source")
+        raise InputError(
+            f"{url}: does not match its shards.parquet; run the command that writes it again, or restore both"
+        )
     return manifest
 
 

@@ -136,10 +136,15 @@ def test_retry_heals_as_if_nothing_had_failed(tmp_path: Path, web: TestServer, r
     assert retry_transient(recipe, folder)["num_came"] == 0
     assert ingest(recipe, before_work=lambda: pytest.fail("there is no work")) == folder
     assert files(folder) == before
+    head = (Path(folder) / "manifest.json").read_bytes()
     write_csv(tmp_path / "urls" / "b.csv", source_rows(web)[6:8])
     ingest(recipe)
-    assert load_manifest(folder).generation == 2
+    after = load_manifest(folder)
+    assert after.generation == 2
     check_raw(folder)
+    (Path(folder) / "manifest.json").write_bytes(head)  # as if killed between the files of the manifest
+    ingest(recipe)
+    assert load_manifest(folder) == after
 
 
 @pytest.mark.parametrize("operation", ["retry", "recall"])
@@ -346,6 +351,16 @@ def check_loader(before: list[str], folder: str, recalled: set[str]) -> None:
     assert [uid for uid in before if uid not in recalled] == [
         uid for uid, earlier in zip(now, before, strict=True) if earlier not in recalled
     ]
+
+
+def test_an_interrupted_ingest_honours_what_came_meanwhile(tmp_path: Path, web: TestServer, ray_session: None) -> None:
+    recipe = recipe_on(tmp_path, web)
+    folder = Path(ingest(recipe))
+    (folder / "manifest.json").unlink()  # as if killed before its end
+    assert recall(recipe.root, request("domains", "localhost"))["unfinished"] == [str(folder)]
+    ingest(recipe)
+    assert {row for row, reason in reasons_of(str(folder)).items() if reason == "recalled"} == set(OPTED_OUT)
+    check_raw(str(folder))
 
 
 @pytest.mark.parametrize(
