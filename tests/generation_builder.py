@@ -5,6 +5,7 @@ python generation_builder.py REPOSITORY retry|recall RECIPE ROOT SCRATCH prints 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,14 +19,91 @@ if __name__ == "__main__":
 
 from pipelines.honour import honour_tombstones
 from pipelines.raw_generation import finish_rewrite
+from pipelines.recalled_rows import Rules, parse_request
 from pipelines.retry import commit_retry, retry_jobs, retry_shard
 from schemas import storage
 from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import ShardEntry, entry_of_table, table_url, tar_url
+from schemas.manifest import ShardEntry, entry_of_table, load_manifest, table_url, tar_url
 from schemas.recipe_io import load_recipe
 from schemas.sample import read_table
 from schemas.shard import ShardReader
-from tests.ingest_builder import files_of
+from tests.http_server import TestServer
+from tests.ingest_builder import (
+    changes,
+    check_offsets,
+    check_webdataset,
+    files_of,
+    make_recipe,
+    read_rows,
+    url_source,
+    write_csv,
+)
+
+NUM_ROWS = 20
+FAILING = {0: 503, 5: 503, 9: 429, 19: 503}  # rows that fail once
+HOPELESS = {6: 404, 12: 503}
+GONE = {6: "http_not_found", 12: "http_server_error"}
+OPTED_OUT = (1, 2, 9, 14)  # rows under the host `localhost`
+
+
+def source_rows(web: TestServer) -> list[dict[str, str]]:
+    """20 URLs; some fail once, some for ever, some are of another host; rows 3 and 14 are one image."""
+    rows = []
+    for index in range(NUM_ROWS):
+        path = f"files/{3 if index == 14 else index}.jpg"
+        path = f"flaky/1/{index}.jpg?status={FAILING[index]}" if index in FAILING else path
+        path = f"status/{HOPELESS[index]}?{index}" if index in HOPELESS else path
+        base = web.url.replace("127.0.0.1", "localhost") if index in OPTED_OUT else web.url
+        rows.append({"url": f"{base}/{path}", "caption": f"a picture of thing {index}", "license": f"cc-{index}"})
+    return rows
+
+
+def recipe_on(tmp_path: Path, web: TestServer, name: str = "out", **settings: Any) -> CurateRecipe:
+    table = tmp_path / "urls" / "a.csv"
+    if not table.exists():
+        table.parent.mkdir()
+        write_csv(table, source_rows(web))
+    source = url_source(table.parent, keep_columns=["license"])
+    return make_recipe(tmp_path / name, source, fetch={"retries": 0, "timeout_s": 5}, **settings)
+
+
+def reasons_of(folder: str) -> dict[int, str]:
+    tables = [read_table(table_url(folder, shard.name), ["drop_reason"]) for shard in load_manifest(folder).shards]
+    reasons = [reason for table in tables for reason in table["drop_reason"].to_pylist()]
+    return {index: reason for index, reason in enumerate(reasons) if reason}
+
+
+def check_raw(folder: str) -> None:
+    """Every image is where its table and the manifest say, and no old tar or scratch is left."""
+    manifest, rows = load_manifest(folder), read_rows(folder)
+    check_offsets(folder, manifest, rows)
+    check_webdataset(folder, manifest, rows)
+    tars = {str(path.relative_to(folder)) for path in Path(folder).rglob("*.tar")}
+    assert tars == {str(Path(tar_url(folder, shard)).relative_to(folder)) for shard in manifest.shards}
+    assert set(json.loads((Path(folder) / "sizes.json").read_text())) <= tars
+    assert not (Path(folder) / "rewrite").exists()
+
+
+def files(folder: str | Path) -> dict[str, int]:
+    return {path: time_ns for path, time_ns in changes(Path(folder)).items() if Path(path).is_file()}
+
+
+def request(kind: str, *values: str) -> Rules:
+    return parse_request(kind, values, "request.txt")
+
+
+def bytes_below(root: str) -> bytes:
+    return b"".join(storage.read_bytes(url) for url in storage.expand(root))
+
+
+def image_of(folder: str, row: int) -> bytes:
+    place = row
+    for shard in load_manifest(folder).shards:
+        if place < shard.num_rows:
+            values = read_table(table_url(folder, shard.name)).slice(place, 1).to_pylist()[0]
+            return ShardReader(tar_url(folder, shard)).read(values["offset"], values["num_bytes"])
+        place -= shard.num_rows
+    raise AssertionError("no such row")
 
 
 def retry_here(recipe: CurateRecipe, folder: str) -> None:

@@ -1,11 +1,8 @@
-"""Retry and recall: new generations of a raw data set, and everything that hangs on them."""
+"""Recall: what people opted out of leaves the raw data set, and everything that hangs on it knows."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from pipelines.inspect import explain
 from pipelines.raw_generation import save_generation
 from pipelines.raw_shard import ShardJob, make_shard
 from pipelines.recall import recall
-from pipelines.recalled_rows import Rules, parse_request
 from pipelines.retry import retry_transient
 from pipelines.signals.signal import measure_signal
 from pipelines.sources.source import Piece
@@ -32,18 +28,26 @@ from pipelines.step_folder import nothing
 from schemas import storage
 from schemas.curate_recipe import CaptionSignals, CurateRecipe
 from schemas.errors import InputError
-from schemas.manifest import load_manifest, table_url, tar_url
+from schemas.manifest import load_manifest, table_url
 from schemas.preprocess import Preprocess
 from schemas.sample import read_table, write_table
-from schemas.shard import ShardReader
-from schemas.tombstones import put_tombstone
 from schemas.train_recipe import AugmentRecipe, DataSource
-from tests.generation_builder import retry_here
-from tests.http_server import TestServer, serve
+from tests.generation_builder import (
+    GONE,
+    OPTED_OUT,
+    bytes_below,
+    check_raw,
+    files,
+    image_of,
+    reasons_of,
+    recipe_on,
+    request,
+    retry_here,
+    source_rows,
+)
+from tests.http_server import TestServer
 from tests.ingest_builder import (
-    changes,
     check_offsets,
-    check_webdataset,
     make_recipe,
     read_rows,
     url_source,
@@ -55,120 +59,6 @@ from trainers.checkpoint import TrainState
 from trainers.data.dataset import open_dataset
 from trainers.data.decode import Loader
 from trainers.data.stream import Order, Stream
-
-NUM_ROWS = 20
-FAILING = {0: 503, 5: 503, 9: 429, 19: 503}  # rows that fail once
-HOPELESS = {6: 404, 12: 503}
-GONE = {6: "http_not_found", 12: "http_server_error"}
-OPTED_OUT = (1, 2, 9, 14)  # rows under the host `localhost`
-
-
-@pytest.fixture
-def web(pages: dict[str, bytes]) -> Iterator[TestServer]:
-    with serve(pages=pages) as server:
-        yield server
-
-
-def source_rows(web: TestServer) -> list[dict[str, str]]:
-    """20 URLs; some fail once, some for ever, some are of another host; rows 3 and 14 are one image."""
-    rows = []
-    for index in range(NUM_ROWS):
-        path = f"files/{3 if index == 14 else index}.jpg"
-        path = f"flaky/1/{index}.jpg?status={FAILING[index]}" if index in FAILING else path
-        path = f"status/{HOPELESS[index]}?{index}" if index in HOPELESS else path
-        base = web.url.replace("127.0.0.1", "localhost") if index in OPTED_OUT else web.url
-        rows.append({"url": f"{base}/{path}", "caption": f"a picture of thing {index}", "license": f"cc-{index}"})
-    return rows
-
-
-def recipe_on(tmp_path: Path, web: TestServer, name: str = "out", **settings: Any) -> CurateRecipe:
-    table = tmp_path / "urls" / "a.csv"
-    if not table.exists():
-        table.parent.mkdir()
-        write_csv(table, source_rows(web))
-    source = url_source(table.parent, keep_columns=["license"])
-    return make_recipe(tmp_path / name, source, fetch={"retries": 0, "timeout_s": 5}, **settings)
-
-
-def reasons_of(folder: str) -> dict[int, str]:
-    tables = [read_table(table_url(folder, shard.name), ["drop_reason"]) for shard in load_manifest(folder).shards]
-    reasons = [reason for table in tables for reason in table["drop_reason"].to_pylist()]
-    return {index: reason for index, reason in enumerate(reasons) if reason}
-
-
-def check_raw(folder: str) -> None:
-    """Every image is where its table and the manifest say, and no old tar or scratch is left."""
-    manifest, rows = load_manifest(folder), read_rows(folder)
-    check_offsets(folder, manifest, rows)
-    check_webdataset(folder, manifest, rows)
-    tars = {str(path.relative_to(folder)) for path in Path(folder).rglob("*.tar")}
-    assert tars == {str(Path(tar_url(folder, shard)).relative_to(folder)) for shard in manifest.shards}
-    assert set(json.loads((Path(folder) / "sizes.json").read_text())) <= tars
-    assert not (Path(folder) / "rewrite").exists()
-
-
-def files(folder: str | Path) -> dict[str, int]:
-    return {path: time_ns for path, time_ns in changes(Path(folder)).items() if Path(path).is_file()}
-
-
-def test_retry_heals_as_if_nothing_had_failed(tmp_path: Path, web: TestServer, ray_session: None) -> None:
-    recipe = recipe_on(tmp_path, web, samples_per_shard=4)
-    folder = ingest(recipe)
-    first, old = load_manifest(folder), files(folder)
-    assert set(reasons_of(folder)) == FAILING.keys() | HOPELESS.keys()
-    num_asked = sum(web.requests.values())
-    assert retry_transient(recipe, folder) == {"num_rows": 5, "num_came": 4, "num_shards": 5, "generation": 1}
-    robots = [path for path in web.requests if "robots" in path]
-    assert sum(web.requests.values()) - num_asked <= 5 + len(robots), "just the rows that failed"
-    assert reasons_of(folder) == GONE
-    check_raw(folder)
-    whole = ingest(recipe_on(tmp_path, web, "whole", samples_per_shard=4))  # nothing fails any more
-    tars = [[Path(tar_url(of, shard)).read_bytes() for shard in load_manifest(of).shards] for of in (folder, whole)]
-    assert tars[0] == tars[1]
-    assert read_rows(folder) == read_rows(whole)
-    now, same = load_manifest(folder), load_manifest(whole)
-    assert (now.drop_counts, now.details, now.num_bytes) == (same.drop_counts, same.details, same.num_bytes)
-    assert (now.generation, now.hash() == first.hash()) == (1, False)
-    untouched = "0000/0000003"  # row 12 came in vain
-    assert [files(folder)[f"{folder}/{untouched}{end}"] for end in (".tar", ".parquet")] == [
-        old[f"{folder}/{untouched}{end}"] for end in (".tar", ".parquet")]  # fmt: skip
-    before = files(folder)
-    assert retry_transient(recipe, folder)["num_came"] == 0
-    assert ingest(recipe, before_work=lambda: pytest.fail("there is no work")) == folder
-    assert files(folder) == before
-    head = (Path(folder) / "manifest.json").read_bytes()
-    write_csv(tmp_path / "urls" / "b.csv", source_rows(web)[6:8])
-    ingest(recipe)
-    after = load_manifest(folder)
-    assert after.generation == 2
-    check_raw(folder)
-    (Path(folder) / "manifest.json").write_bytes(head)  # as if killed between the files of the manifest
-    ingest(recipe)
-    assert load_manifest(folder) == after
-
-
-@pytest.mark.parametrize("operation", ["retry", "recall"])
-def test_killed_at_any_write_the_same_command_finishes(
-    tmp_path: Path, web: TestServer, ray_session: None, operation: str
-) -> None:
-    recipe = recipe_on(tmp_path, web)
-    ingest(recipe)
-    if operation == "recall":
-        put_tombstone(recipe.root, "domains", ["localhost"])
-    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    program = Path(__file__).parent / "generation_builder.py"
-    command = [sys.executable, program, program.parent.parent, operation, tmp_path / "recipe.json", recipe.root]
-    done = subprocess.run([*command, tmp_path / "scratch"], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 15, "3 tars, 3 tables twice, journal, manifest, removals"
-
-
-def request(kind: str, *values: str) -> Rules:
-    return parse_request(kind, values, "request.txt")
-
-
-def bytes_below(root: str) -> bytes:
-    return b"".join(storage.read_bytes(url) for url in storage.expand(root))
 
 
 def test_recall_leaves_nothing_of_a_sample(
@@ -211,16 +101,6 @@ def check_raw_rows(folder: str, before: list[dict[str, Any]]) -> None:
     for index, (old, new) in enumerate(zip(before, read_rows(folder), strict=True)):
         if index not in OPTED_OUT:
             assert {**old, "offset": None} == {**new, "offset": None}
-
-
-def image_of(folder: str, row: int) -> bytes:
-    place = row
-    for shard in load_manifest(folder).shards:
-        if place < shard.num_rows:
-            values = read_table(table_url(folder, shard.name)).slice(place, 1).to_pylist()[0]
-            return ShardReader(tar_url(folder, shard)).read(values["offset"], values["num_bytes"])
-        place -= shard.num_rows
-    raise AssertionError("no such row")
 
 
 def test_a_later_ingest_does_not_even_ask(tmp_path: Path, web: TestServer, ray_session: None) -> None:
@@ -301,7 +181,7 @@ def test_everything_downstream_knows(tmp_path: Path, web: TestServer, ray_sessio
     assert all("stale" not in inspect_path(path) for path in [*old.values(), str(run)])
     before = order_of(old["reshard"])
     result = recall(recipe.root, request("domains", "localhost"))
-    retry_transient(recipe, old["ingest"])
+    assert (curate(recipe, nothing, only="ingest", retry=True)["retried"] or {})["num_came"] == 3
     line = "stale: raw/main is at generation 2, this was made from generation 0"
     assert "stale" not in inspect_path(old["ingest"])
     for step in ("signals captions", "dedupe", "select", "reshard"):
