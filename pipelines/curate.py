@@ -7,8 +7,10 @@ from typing import Any
 
 from pipelines.balance.balance import balance
 from pipelines.dedupe.dedupe import dedupe
+from pipelines.honour import honour_tombstones
 from pipelines.ingest import ingest, raw_folder
 from pipelines.reshard import reshard
+from pipelines.retry import retry_transient
 from pipelines.select import difference, inputs_of, select
 from pipelines.signals.signal import is_out_of_fold, measure_signal
 from pipelines.step_folder import BeforeWork, latest_folder, nothing, only_command
@@ -19,14 +21,17 @@ from schemas.manifest import load_manifest
 STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 
 
-def curate(recipe: CurateRecipe, start_ray: Callable[[], None], only: str | None = None) -> dict[str, Any]:
+def curate(
+    recipe: CurateRecipe, start_ray: Callable[[], None], only: str | None = None, retry: bool = False
+) -> dict[str, Any]:
     """Run the walk, or `only` one step of it whose inputs are complete. What is complete is not done again.
 
-    `start_ray` is called before the first step that needs it. Returns a summary: each step's folder, rows, kept
-    samples and counts of drop reasons, and the difference to the last selection. Raises UserError.
+    `retry` fetches rows again that failed for a reason that may heal. `start_ray` is called before the first step
+    that needs it. Returns a summary: each step's folder, rows, kept samples and counts of drop reasons, the difference
+    to the last selection, and what a retry asked for and got. Raises UserError.
     """
     walk = Walk(recipe, start_ray, only)
-    walk.ingest()
+    walk.ingest(retry)
     walk.signals(out_of_fold=False)
     walk.dedupe()
     walk.signals(out_of_fold=True)
@@ -47,13 +52,18 @@ class Walk:
         self._signals: dict[str, str] = {}
         self._steps: list[dict[str, Any]] = []
         self._difference: dict[str, Any] | None = None
+        self._retried: dict[str, int] | None = None
 
-    def ingest(self) -> None:
+    def ingest(self, retry: bool = False) -> None:
         """Source -> raw shards."""
+        if retry and self._only not in (None, "ingest"):
+            raise RecipeError(f"--retry belongs to ingest; leave out --only {self._only}")
         if self._only in (None, "ingest"):
             self._raw = ingest(self._recipe, self._start_ray)
         else:
             self._raw = _complete_raw(self._recipe)
+        if retry:
+            self._retried = retry_transient(self._recipe, self._raw, self._start_ray)
         self._note("ingest", self._raw)
 
     def signals(self, out_of_fold: bool) -> None:
@@ -105,7 +115,12 @@ class Walk:
 
     def summary(self) -> dict[str, Any]:
         """What was done."""
-        return {"root": self._recipe.root, "steps": self._steps, "difference": self._difference}
+        return {
+            "root": self._recipe.root,
+            "steps": self._steps,
+            "difference": self._difference,
+            "retried": self._retried,
+        }
 
     def _is_past(self, step: str) -> bool:
         """True for the steps that come after the one that `only` names."""
@@ -143,4 +158,5 @@ def _complete_raw(recipe: CurateRecipe) -> str:
     folder = raw_folder(recipe)
     if not folder.is_complete():
         only_command("ingest", recipe.source.name)()
+    honour_tombstones(folder.url)
     return folder.url

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from schemas import storage
 from schemas.image_decode import EXTENSIONS
-from schemas.manifest import ShardEntry, table_url, tar_url
+from schemas.manifest import ShardEntry, entry_of_table, table_url, tar_url
 from schemas.sample import CURATED, check_joined, read_table, write_table
 from schemas.shard import ShardReader, ShardWriter, json_bytes, make_key, shard_name
 
@@ -56,7 +56,10 @@ class Readers:
     """Opens each raw tar of a group once; a remote tar is copied to local disk first."""
 
     def __init__(self, raw_folder: str, shards: Sequence[ShardEntry], scratch: str) -> None:
-        self._urls = {shard.name: tar_url(raw_folder, shard) for shard in shards}
+        self._urls = {}
+        for shard in shards:
+            named = entry_of_table(read_table(table_url(raw_folder, shard.name), ["uid"]), shard)
+            self._urls[shard.name] = tar_url(raw_folder, named)
         self._scratch = scratch
         self._open: dict[str, ShardReader] = {}
 

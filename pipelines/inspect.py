@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pipelines.step_folder import latest_folder
 from schemas import storage
 from schemas.errors import InputError
+from schemas.generations import stale_lines
 from schemas.manifest import Manifest, ShardEntry, is_complete, load_manifest, resolve, table_url
 from schemas.sample import read_table
 
@@ -56,8 +57,10 @@ def _newest(root: str) -> Iterator[tuple[str, str, str]]:
 
 def _summary(folder: str, manifest: Manifest) -> dict[str, Any]:
     reasons = sorted(manifest.drop_counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    stale = stale_lines(folder)
     return {
         "kind": manifest.step,
+        **({"stale": stale} if stale else {}),
         "name": manifest.name,
         "path": folder,
         "num_shards": len(manifest.shards),
@@ -66,6 +69,7 @@ def _summary(folder: str, manifest: Manifest) -> dict[str, Any]:
         "num_bytes": manifest.num_bytes,
         "drop_counts": dict(reasons),
         "manifest_hash": manifest.hash(),
+        **({"generation": manifest.generation} if manifest.step == "raw" else {}),
     }
 
 

@@ -21,6 +21,7 @@ from pipelines.image import StoredImage, inspect_image, store_image
 from pipelines.image_workers import ImageWorkers, SpooledImage
 from pipelines.raw_table import PlacedImage, ShardResult, make_table, put_table, read_result
 from pipelines.raw_tar import add_sample, put_tar, scratch_file, work_folder
+from pipelines.recalled_rows import blank, is_recalled, refusal, rules_of
 from pipelines.sources.open_source import open_source
 from pipelines.sources.source import Piece, Source, SourceRow
 from pipelines.transfer import Body
@@ -48,6 +49,7 @@ class ShardJob:
     shard_index: int
     pieces: tuple[Piece, ...]
     duplicate_rows: npt.NDArray[np.int64] | None = None  # None for adopted tars: they are compared afterwards
+    tombstones: tuple[str, ...] = ()  # lists of opt-out requests that this ingest honours
 
     @property
     def name(self) -> str:
@@ -86,6 +88,7 @@ def make_shard(job: ShardJob) -> ShardResult:
                 collect = _collect_images if source.has_images else _fetch_images
                 rows, uids = collect(job, source, workers)
                 workers.finish()
+            rows = _blank_recalled(job, rows, workers.outcomes)
             if source.is_adopted:
                 result = _commit_adopted(job, source, rows, uids, workers.outcomes)
             else:
@@ -98,6 +101,8 @@ def make_shard(job: ShardJob) -> ShardResult:
 
 def _refusal(row: SourceRow, job: ShardJob, has_images: bool, is_duplicate: bool) -> SampleError | None:
     """Why a row is dropped before its image is looked at."""
+    if job.tombstones and rules_of(job.folder, job.tombstones).names(uid_of(row), row.url):
+        return refusal()
     if row.error is not None:
         return row.error
     if not has_images and row.url is None:
@@ -111,6 +116,15 @@ def _refusal(row: SourceRow, job: ShardJob, has_images: bool, is_duplicate: bool
     if is_duplicate:
         return SampleError(DropReason.DUPLICATE_ROW, "the same uid came earlier")
     return None
+
+
+def _blank_recalled(job: ShardJob, rows: Sequence[SourceRow], outcomes: Outcomes) -> list[SourceRow]:
+    """Rows without what opt-out requests name, by their images too."""
+    recalled_images = rules_of(job.folder, job.tombstones).images
+    for index, outcome in outcomes.items():
+        if not isinstance(outcome, SampleError) and outcome.image.sha256 in recalled_images:
+            outcomes[index] = refusal()
+    return [blank(row) if is_recalled(outcomes[index]) else row for index, row in enumerate(rows)]
 
 
 def _shorten(row: SourceRow, max_chars: int) -> SourceRow:
@@ -148,7 +162,7 @@ def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
     network = _NetworkWatch(job.name, len(requests))
-    with closing(_fetcher(job.ingest.fetch.model_dump_json()).fetch(requests, workers.has_room)) as answers:
+    with closing(fetcher_of(job.ingest.fetch.model_dump_json()).fetch(requests, workers.has_room)) as answers:
         for index, answer in answers:
             network.note(answer)
             if isinstance(answer, SampleError):
@@ -188,7 +202,7 @@ def _repeated(job: ShardJob) -> set[int]:
 
 
 @lru_cache(maxsize=1)
-def _fetcher(recipe_json: str) -> Fetcher:
+def fetcher_of(recipe_json: str) -> Fetcher:
     """One event loop a process: its connections and robots.txt rules serve the next shard too."""
     return Fetcher(FetchRecipe.model_validate_json(recipe_json))
 

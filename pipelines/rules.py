@@ -20,6 +20,7 @@ from pipelines.duplicate_rows import pack_uids
 from pipelines.subset import is_member, read_subset
 from schemas.curate_recipe import CurateRecipe, ScoreRule, SelectRecipe
 from schemas.drop_reason import DropReason
+from schemas.errors import InputError
 from schemas.sample import STATUS_SUCCESS
 
 Mask = npt.NDArray[np.bool_]
@@ -32,7 +33,10 @@ class Verdicts:
     """The drop_reason of each row of one table; the first rule that a row fails gives it."""
 
     def __init__(self, table: pa.Table) -> None:
-        given = pc.index_in(pc.coalesce(table["drop_reason"], table["dedupe_reason"]), pa.array(_REASONS))
+        reasons = pc.coalesce(table["drop_reason"], table["dedupe_reason"])
+        given = pc.index_in(reasons, pa.array(_REASONS))
+        if given.null_count != reasons.null_count:
+            raise InputError("a table gives a drop reason that this version does not know; use the one that wrote it")
         self._codes = given.fill_null(_KEPT).to_numpy().astype(np.int16)
         self.drop(DropReason.MISSING_IMAGE, np.asarray(pc.not_equal(table["status"], STATUS_SUCCESS), bool))
 

@@ -110,6 +110,16 @@ def read_text(url: str) -> str:
     return read_bytes(url).decode("utf-8")
 
 
+def read_input(url: str) -> str:
+    """A text file that a person names. Raises InputError where it is missing or not UTF-8."""
+    try:
+        return read_text(url)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"{url}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{url}: not UTF-8 text: {error}") from error
+
+
 def read_range(url: str, offset: int, num_bytes: int) -> bytes:
     """`num_bytes` bytes from `offset`. Raises FileNotFoundError."""
     if is_local(url):

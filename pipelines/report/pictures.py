@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipelines.report.numbers import Selected
 from schemas.errors import SampleError
 from schemas.image_decode import decode_rgb
-from schemas.manifest import ShardEntry, table_url, tar_url
+from schemas.manifest import ShardEntry, entry_of_table, table_url, tar_url
 from schemas.sample import STATUS_SUCCESS, read_table
 from schemas.shard import ShardReader
 
@@ -72,6 +72,7 @@ class Album:
     def __init__(self, selected: Selected) -> None:
         self._selected = selected
         self._tables: dict[str, list[Row]] = {}
+        self._entries: dict[str, ShardEntry] = {}
         self._readers: dict[str, ShardReader] = {}
 
     def card(self, place: Row) -> dict[str, str]:
@@ -88,13 +89,14 @@ class Album:
         if shard.name not in self._tables:
             names = ["uid", "url", "caption", "status", "error_message", "width", "height", "offset", "num_bytes"]
             table = read_table(table_url(self._selected.raw_folder, shard.name), names)
+            self._entries[shard.name] = entry_of_table(table, shard)
             decisions = read_table(table_url(self._selected.folder, shard.name), ["drop_reason"])
             self._tables[shard.name] = table.append_column("reason", decisions["drop_reason"]).to_pylist()
         return self._tables[shard.name]
 
     def _thumbnail(self, shard: ShardEntry, row: Row) -> str:
         if shard.name not in self._readers:
-            self._readers[shard.name] = ShardReader(tar_url(self._selected.raw_folder, shard))
+            self._readers[shard.name] = ShardReader(tar_url(self._selected.raw_folder, self._entries[shard.name]))
         try:
             pixels = decode_rgb(self._readers[shard.name].read(row["offset"], row["num_bytes"]))
         except SampleError:

@@ -88,7 +88,7 @@ class ClassifierScorer:
         """Write the shard's scores."""
         raw = read_table(table_url(self._job.raw_folder, shard.name), ["uid", "status", "offset", "num_bytes"])
         scores = np.full(raw.num_rows, np.nan, np.float32)
-        with open_tar(self._job.raw_folder, shard) as reader:
+        with open_tar(self._job.raw_folder, shard, raw) as reader:
             for rows, pixels in self._images.batches(raw, reader, rows_with_images(raw), self._model.preprocess.resize):
                 scores[rows] = self._model.scores(pixels)
         write_scores(table_url(self._job.folder, shard.name), raw["uid"], scores)

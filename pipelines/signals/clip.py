@@ -79,7 +79,7 @@ class ClipScorer:
         raw = read_table(table_url(self._job.raw_folder, shard.name), _RAW_COLUMNS)
         folds = self._folds(raw, shard.name)
         scored = Scored(raw.num_rows, self._embedding_dim)
-        with open_tar(self._job.raw_folder, shard) as reader:
+        with open_tar(self._job.raw_folder, shard, raw) as reader:
             for fold, model in enumerate(self._models):
                 self._score_rows(raw, reader, np.flatnonzero(folds == fold), model, scored)
         self._write(raw, shard.name, folds, scored)

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.run_step import run_shards
+from pipelines.signals.scorer import open_tar
 from schemas.errors import SampleError
 from schemas.image_decode import Pixels, decode_rgb
-from schemas.manifest import ShardEntry, table_url, tar_url
+from schemas.manifest import ShardEntry, table_url
 from schemas.sample import STATUS_SUCCESS, read_table, write_table
-from schemas.shard import ShardReader
 
 VERSION = 1
 SIDE = 256  # px, of the longer side
@@ -69,15 +69,13 @@ def measure_shard(raw_folder: str, folder: str, shard: ShardEntry) -> None:
     """Write the quality signals of one raw shard; rows without an image that can be decoded are null."""
     raw = read_table(table_url(raw_folder, shard.name), ["uid", "status", "offset", "num_bytes"])
     values: list[tuple[float | None, ...]] = []
-    reader = ShardReader(tar_url(raw_folder, shard)) if shard.num_samples else None
-    for row in raw.to_pylist():
-        measured: tuple[float | None, ...] = (None, None, None)
-        if reader is not None and row["status"] == STATUS_SUCCESS:
-            with suppress(SampleError):  # left without values, which no rule lets pass
-                measured = measure_image(decode_rgb(reader.read(row["offset"], row["num_bytes"])))
-        values.append(measured)
-    if reader is not None:
-        reader.close()
+    with open_tar(raw_folder, shard, raw) as reader:
+        for row in raw.to_pylist():
+            measured: tuple[float | None, ...] = (None, None, None)
+            if reader is not None and row["status"] == STATUS_SUCCESS:
+                with suppress(SampleError):  # left without values, which no rule lets pass
+                    measured = measure_image(decode_rgb(reader.read(row["offset"], row["num_bytes"])))
+            values.append(measured)
     arrays = [pa.array([measured[place] for measured in values], pa.float32()) for place in range(3)]
     write_table(table_url(folder, shard.name), pa.table([raw["uid"], *arrays], schema=QUALITY_SIGNALS))
 

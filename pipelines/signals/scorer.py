@@ -16,7 +16,7 @@ import ray
 from pipelines.run_step import run_actors
 from schemas.errors import SampleError
 from schemas.image_decode import Pixels, decode_rgb
-from schemas.manifest import ShardEntry, tar_url
+from schemas.manifest import ShardEntry, entry_of_table, tar_url
 from schemas.sample import STATUS_SUCCESS, write_table
 from schemas.shard import ShardReader
 
@@ -51,12 +51,12 @@ def prepare_device(num_threads: int) -> str:
 
 
 @contextmanager
-def open_tar(raw_folder: str, shard: ShardEntry) -> Iterator[ShardReader | None]:
-    """The tar of a raw shard; None where its every row was dropped, for there may be no tar."""
+def open_tar(raw_folder: str, shard: ShardEntry, raw: pa.Table) -> Iterator[ShardReader | None]:
+    """The tar that the rows of a raw shard's table lie in; None where all were dropped, for there may be no tar."""
     if not shard.num_samples:
         yield None
         return
-    reader = ShardReader(tar_url(raw_folder, shard))
+    reader = ShardReader(tar_url(raw_folder, entry_of_table(raw, shard)))
     try:
         yield reader
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipelines.signals import captions, classifier, clip, feature_head, quality
 from pipelines.signals.clip_model import check_held_out, model_fingerprint
+from pipelines.signals.reuse import reuse_columns
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas import storage
 from schemas.curate_recipe import (
@@ -43,7 +44,11 @@ def features_signal(recipe: CurateRecipe, head: HeadSignals) -> ClipSignals:
 
 def signal_folder(recipe: CurateRecipe, signal: SignalRecipe, raw_folder: str, dedupe_folder: str | None) -> StepFolder:
     """Where the signal's columns lie. Raises InputError for a model that cannot be used."""
-    parents = [load_manifest(raw_folder).hash()]
+    return _folder_for(recipe, signal, load_manifest(raw_folder).hash(), dedupe_folder)
+
+
+def _folder_for(recipe: CurateRecipe, signal: SignalRecipe, raw_hash: str, dedupe_folder: str | None) -> StepFolder:
+    parents = [raw_hash]
     inputs: dict[str, str] = {}
     settings: dict[str, object] = {"kind": signal.kind}
     if isinstance(signal, ClipSignals):
@@ -57,7 +62,7 @@ def signal_folder(recipe: CurateRecipe, signal: SignalRecipe, raw_folder: str, d
         if not storage.exists(signal.head):
             raise InputError(f"signals.{signal.name}.head: {signal.head}: no such file")
         inputs = {"head": storage.sha256_of(signal.head)}
-        parents.append(signal_folder(recipe, features_signal(recipe, signal), raw_folder, dedupe_folder).recipe_hash)
+        parents.append(_folder_for(recipe, features_signal(recipe, signal), raw_hash, dedupe_folder).recipe_hash)
     result = step_hash(STEP, _VERSIONS[signal.kind], settings, parents, inputs)
     return StepFolder(recipe.root, STEP, signal.name, result, tuple(parents))
 
@@ -89,7 +94,11 @@ def measure_signal(
         check_held_out(signal.models)
     before_work()
     raw = load_manifest(raw_folder)
-    missing = set(missing_tables(target.url, [shard.name for shard in raw.shards]))
+    names = missing_tables(target.url, [shard.name for shard in raw.shards])
+    if not is_out_of_fold(recipe, signal):  # those depend on dedupe's groups, which all shards decide together
+        reused = reuse_columns(raw_folder, target, names, lambda old: _folder_for(recipe, signal, old, dedupe_folder))
+        names = [name for name in names if name not in set(reused)]
+    missing = set(names)
     todo = [shard for shard in raw.shards if shard.name in missing]
     num_done = len(raw.shards) - len(todo)
     name, folder = signal.name, target.url

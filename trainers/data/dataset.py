@@ -16,6 +16,7 @@ from schemas.errors import InputError, SampleError
 from schemas.manifest import Manifest, load_manifest, resolve, table_url, tar_url
 from schemas.sample import fold_of, read_table
 from schemas.shard import ShardReader
+from schemas.tombstones import recalled_uids
 from schemas.train_recipe import DataSource
 from trainers.data.recent import Recent
 
@@ -61,6 +62,7 @@ class CuratedDataset:
         self._folder = resolve(source.path)
         self._manifest: Manifest = load_manifest(self._folder)
         self._hold_out = source.hold_out_fold
+        self._recalled = recalled_uids(self._folder)  # their rows stay counted: the order of all others stays
         self._tables: Recent[pa.Table] = Recent(OPEN_SHARDS)
         self._readers: Recent[ShardReader] = Recent(OPEN_SHARDS)
         self.manifest_hash: str | None = self._manifest.hash()
@@ -72,16 +74,18 @@ class CuratedDataset:
             raise InputError(f"{source.path}: holds no sample to train on")
 
     def read(self, shard: int, row: int) -> RawSample:
-        """One sample with the bytes of its image."""
+        """One sample with the bytes of its image. Raises SampleError for one that was recalled."""
         values = self._table(shard).slice(row, 1).to_pylist()[0]
+        if values["uid"] in self._recalled:
+            raise SampleError(DropReason.RECALLED, f"uid {values['uid']} was recalled after this data set was made")
         reader = self._readers.get(shard, lambda: ShardReader(tar_url(self._folder, self._manifest.shards[shard])))
         image = reader.read(values["offset"], values["num_bytes"])
         return RawSample(values["uid"], image, values["caption"])
 
     def captions(self, shard: int) -> list[str]:
-        """All captions of a shard."""
-        texts: list[str] = self._table(shard)["caption"].to_pylist()
-        return texts
+        """All captions of a shard but those that were recalled."""
+        rows = self._table(shard).select(["uid", "caption"]).to_pylist()
+        return [row["caption"] for row in rows if row["uid"] not in self._recalled]
 
     def rows_by_uid(self) -> dict[str, tuple[int, int]]:
         """uid -> (shard, row) of every sample."""
