@@ -53,6 +53,14 @@ def connect(protocol: str, process_id: int) -> Any:
     return fsspec.filesystem(protocol, **options)
 
 
+def forget_connections() -> None:
+    """Connect anew, for instance after the environment has changed."""
+    import s3fs
+
+    connect.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @lru_cache(maxsize=1)
 def remote_errors() -> tuple[type[Exception], ...]:
     """What file systems raise: OSError, and the errors of S3's library that s3fs passes on as they are."""

@@ -133,8 +133,9 @@ class FaultyProxy:
         self._target = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self._lock = threading.Lock()
-        self._num_faults, self._how, self._only = 0, "reset", re.compile("")
+        self._faults: list[tuple[str, re.Pattern[str]]] = []
         self.requests: Counter[str] = Counter()  # "PUT /bucket/key?query"
+        self.num_bytes_answered = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -143,14 +144,23 @@ class FaultyProxy:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def break_next(self, num_requests: int, how: str, only: str = "") -> None:
-        """Break the next requests that match; 0 heals the proxy."""
+        """Break the next requests that match, beside those that wait to be broken already."""
         with self._lock:
-            self._num_faults, self._how, self._only = num_requests, how, re.compile(only)
+            self._faults += [(how, re.compile(only))] * num_requests
+
+    def heal(self) -> None:
+        """Break no more."""
+        with self._lock:
+            self._faults.clear()
 
     @property
     def num_faults_left(self) -> int:
         """Of those ordered."""
-        return self._num_faults
+        return len(self._faults)
+
+    def count(self, pattern: str) -> int:
+        """Requests whose line matches."""
+        return sum(number for line, number in self.requests.items() if re.search(pattern, line))
 
     def close(self) -> None:
         """Take no more connections."""
@@ -164,7 +174,7 @@ class FaultyProxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, suppress(OSError), socket.create_connection(self._target) as server:
-            answers = _Answers(server, client)
+            answers = _Answers(self, server, client)
             while piece := client.recv(1 << 16):
                 fault = self._fault(piece)
                 if fault == "hang":
@@ -189,17 +199,18 @@ class FaultyProxy:
         line = b" ".join(found.groups()).decode()
         with self._lock:
             self.requests[line] += 1
-            if self._num_faults and self._only.search(line):
-                self._num_faults -= 1
-                return self._how
+            for index, (how, only) in enumerate(self._faults):
+                if only.search(line):
+                    del self._faults[index]
+                    return how
         return None
 
 
 class _Answers:
     """Pumps what the server says to the client; `are_lost` cuts the connection instead."""
 
-    def __init__(self, server: socket.socket, client: socket.socket) -> None:
-        self._server, self._client = server, client
+    def __init__(self, proxy: FaultyProxy, server: socket.socket, client: socket.socket) -> None:
+        self._proxy, self._server, self._client = proxy, server, client
         self.are_lost = False
         threading.Thread(target=self._pump, daemon=True).start()
 
@@ -209,6 +220,7 @@ class _Answers:
                 is_final = not piece.startswith(b"HTTP/1.1 100")
                 if self.are_lost and is_final:
                     break
+                self._proxy.num_bytes_answered += len(piece)
                 self._client.sendall(piece)
             self._client.shutdown(socket.SHUT_RDWR)
 
