@@ -170,6 +170,17 @@ def put_bytes(url: str, data: bytes) -> None:
         Path(path).write_bytes(data)
 
 
+def append_local(path: str, data: bytes) -> None:
+    """Append to a local file; readers may see a last line that is cut. For logs, not for data."""
+
+    def append() -> None:
+        os.makedirs(os.path.dirname(local_path(path)) or ".", exist_ok=True)
+        with open(local_path(path), "ab") as file:
+            file.write(data)
+
+    _attempt("write", path, append)
+
+
 def put_if_absent(url: str, data: bytes) -> bool:
     """Write a whole small file unless it exists; False when something else was there already."""
     if not is_local(url):
