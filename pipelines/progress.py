@@ -11,14 +11,23 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from pipelines.counters import Counts
 from pipelines.metrics_file import MetricsFile
@@ -30,6 +39,20 @@ SHORT_WAIT_S, LONG_WAIT_S = 0.5, 5.0  # for counts: while shards are made, and a
 NUM_REASONS = 3
 
 
+_COLUMNS = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
+
+
+class _Bar(RichProgress):
+    """A bar with a line of text below it."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(f"  {self.note}")
+
+
 class Progress:
     """Counts finished shards of one step. Use as a context manager."""
 
@@ -38,21 +61,13 @@ class Progress:
         self.total = total
         self.done = done
         self._last_line = time.monotonic()
-        self._bar: RichProgress | None = None
+        self._bar: _Bar | None = None
         if sys.stderr.isatty():
-            self._bar = self._make_bar()
-            self._task: TaskID = self._bar.add_task(step, total=total, completed=done, note="", left="")
+            self._bar = _Bar(*self._columns(), console=Console(stderr=True))
+            self._task: TaskID = self._bar.add_task(step, total=total, completed=done, left="")
 
-    def _make_bar(self) -> RichProgress:
-        return RichProgress(
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("shards"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
+    def _columns(self) -> list[ProgressColumn]:
+        return [*_COLUMNS, TimeElapsedColumn(), TimeRemainingColumn()]
 
     def advance(self) -> None:
         """One more shard is done."""
@@ -65,7 +80,8 @@ class Progress:
 
     def _show(self, is_last: bool = False) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, note=self._note(), left=self._left())
+            self._bar.note = self._note()
+            self._bar.update(self._task, completed=self.done, left=self._left())
         elif is_last or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             parts = [f"{self.done} of {self.total} shards", self._note(), self._left()]
@@ -117,16 +133,8 @@ class CountedProgress(Progress):
         self._history = deque([(self._started_at, 0, 0, 0)])  # time, rows, images, bytes
         self._file = MetricsFile(meter.metrics_url)
 
-    def _make_bar(self) -> RichProgress:
-        return RichProgress(
-            TextColumn("{task.description:<12}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("shards"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}\n             {task.fields[note]}"),
-            console=Console(stderr=True),
-        )
+    def _columns(self) -> list[ProgressColumn]:
+        return [*_COLUMNS, TimeElapsedColumn(), TextColumn("{task.fields[left]}")]
 
     def refresh(self) -> None:
         """Show the newest counts of the workers."""
@@ -166,7 +174,7 @@ class CountedProgress(Progress):
 
     def _left(self) -> str:
         seconds = self._seconds_left()
-        return "" if seconds is None else f"{_duration(seconds)} left"
+        return "" if seconds is None or self.done == self.total else f"{_duration(seconds)} left"
 
     def _note(self) -> str:
         counts = self._counts
