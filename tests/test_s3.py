@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -180,9 +182,6 @@ def test_errors_say_what_to_do(s3: S3Server, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_footer_is_read_without_its_table(proxy: FaultyProxy) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     sink = io.BytesIO()
     table = pa.table({"x": pa.array(os.urandom(1000) for _ in range(2000))}).replace_schema_metadata({"shard": "{}"})
     pq.write_table(table, sink)
@@ -190,7 +189,6 @@ def test_a_footer_is_read_without_its_table(proxy: FaultyProxy) -> None:
     assert read_table_schema(f"{BUCKET}/footer.parquet").metadata[b"shard"] == b"{}"
     assert proxy.num_bytes_answered < 100_000
     long = table.replace_schema_metadata({"shard": "long" * 100_000})
-    storage.put_bytes(f"{BUCKET}/long.parquet", b"")
     sink = io.BytesIO()
     pq.write_table(long, sink)
     storage.put_bytes(f"{BUCKET}/long.parquet", sink.getvalue())
@@ -199,12 +197,8 @@ def test_a_footer_is_read_without_its_table(proxy: FaultyProxy) -> None:
 
 def pairloom(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [Path(sys.executable).parent / "pairloom", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=_environment())
-
-
-def _environment() -> dict[str, str]:
-    """Without what another Ray of this process has exported."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # of another Ray
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
 def run(recipe: Path, *arguments: str) -> dict[str, Any]:
