@@ -70,7 +70,7 @@ class Readers:
             url = self._urls[raw_shard]
             if not storage.is_local(url):
                 copy = str(Path(self._scratch) / raw_shard.replace("/", "-"))
-                storage.filesystem(url).get_file(url, copy)
+                storage.get_file(url, copy)
                 url = copy
             self._open[raw_shard] = ShardReader(url)
         return self._open[raw_shard].read(sample["offset"], sample["num_bytes"])

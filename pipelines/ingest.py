@@ -16,7 +16,7 @@ from pipelines.honour import honour_tombstones
 from pipelines.raw_generation import collect_results, finish_rewrite, save_generation, shard_names_of
 from pipelines.raw_shard import ShardJob, make_shard, write_uids
 from pipelines.raw_table import ShardResult, drop_duplicate_rows, replace_table
-from pipelines.run_step import run_shards
+from pipelines.run_step import run_counted_shards, run_shards
 from pipelines.segments import Segment, cut_pieces, find_new_files, load_segments, save_segment
 from pipelines.sources.open_source import open_source
 from pipelines.sources.source import Piece, Prepared, Source, SourceFile
@@ -161,8 +161,16 @@ def _make_shards(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
     run_shards("uids", write_uids, [job for job in jobs if job.name in missing_uids])
     repeated = find_duplicate_rows(folder, names) if pending else {}
     todo = [replace(job, duplicate_rows=repeated.get(job.name)) for job in jobs if job.name in pending]
-    made = run_shards("ingest", make_shard, todo, num_done=len(jobs) - len(todo))
+    made = _run_counted(folder, jobs, todo)
     return _all_results(folder, names, made)
+
+
+def _run_counted(folder: str, jobs: Sequence[ShardJob], todo: Sequence[ShardJob]) -> list[ShardResult]:
+    """Make shards, with counts of their rows while they are made."""
+    lengths = [piece.num_rows for job in todo for piece in job.pieces]
+    num_rows = None if None in lengths else sum(length or 0 for length in lengths)
+    metrics_url = storage.join(folder, "metrics.jsonl")
+    return run_counted_shards("ingest", make_shard, todo, len(jobs) - len(todo), num_rows, metrics_url)
 
 
 def _stage_again(folder: str, jobs: Sequence[ShardJob]) -> None:
@@ -185,7 +193,7 @@ def _make_adopted(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
     names = [job.name for job in jobs]
     pending = set(missing_tables(folder, names))
     todo = [job for job in jobs if job.name in pending]
-    made = run_shards("ingest", make_shard, todo, num_done=len(jobs) - len(todo))
+    made = _run_counted(folder, jobs, todo)
     results = {result.entry.name: result for result in _all_results(folder, names, made)}
     for name, rows in find_duplicate_rows(folder, names).items():
         table = read_table(table_url(folder, name))

@@ -141,7 +141,7 @@ class _OldTar:
     def __init__(self, url: str, scratch: str) -> None:
         if not storage.is_local(url):
             copy = f"{scratch}/{storage.name_of(url)}"
-            storage.filesystem(url).get_file(url, copy)
+            storage.get_file(url, copy)
             url = copy
         self.reader = ShardReader(url)
         self._members: dict[str, list[Member]] = {}

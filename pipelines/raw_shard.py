@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.counters import Report
 from pipelines.duplicate_rows import save_uids
 from pipelines.fetch import Fetcher
 from pipelines.hashes import sha256_hex
@@ -75,7 +76,22 @@ def write_uids(job: ShardJob) -> None:
     save_uids(job.folder, job.name, [uid_of(row) for row in job.read_rows(open_source(job.source))])
 
 
-def make_shard(job: ShardJob) -> ShardResult:
+class CountedOutcomes(Outcomes):
+    """Outcomes that tell a report of every row that has its end."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def __setitem__(self, row: int, outcome: SpooledImage | SampleError) -> None:
+        super().__setitem__(row, outcome)
+        if isinstance(outcome, SampleError):
+            self._report.note_drop(outcome.drop_reason.value)
+        else:
+            self._report.note_image(outcome.place.num_bytes)
+
+
+def make_shard(job: ShardJob, report: Report | None = None) -> ShardResult:
     """Make one raw shard; its table comes last. Raises ShardError (dead network), StorageError, InputError."""
     if storage.exists(table_url(job.folder, job.name)):
         return read_result(job.folder, job.name)
@@ -85,6 +101,7 @@ def make_shard(job: ShardJob) -> ShardResult:
     try:
         with tempfile.TemporaryFile(dir=work_folder(job.folder, job.name)) as spool:
             with ImageWorkers(lambda data: process(data, job.ingest.image), spool) as workers:
+                workers.outcomes = CountedOutcomes(report or Report())
                 collect = _collect_images if source.has_images else _fetch_images
                 rows, uids = collect(job, source, workers)
                 workers.finish()

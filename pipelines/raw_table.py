@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.image import StoredImage
 from pipelines.sources.source import SourceRow
@@ -20,7 +19,7 @@ from schemas import storage
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError, SampleError
 from schemas.manifest import SHARD_METADATA, ShardEntry, count_reasons, table_url
-from schemas.sample import SAMPLE, STATUS_DROPPED, STATUS_SUCCESS, read_table, table_bytes, uid_checksum
+from schemas.sample import SAMPLE, STATUS_DROPPED, STATUS_SUCCESS, read_table_schema, table_bytes, uid_checksum
 from schemas.shard import Place
 
 _OF_THE_IMAGE = ("width", "height", "original_width", "original_height", "sha256", "image_sha256", "phash",
@@ -142,13 +141,10 @@ def _with_result(table: pa.Table, result: ShardResult) -> pa.Table:
 
 
 def read_result(folder: str, name: str) -> ShardResult:
-    """What a finished shard's table says about its shard; reads the footer only where that is local."""
+    """What a finished shard's table says about its shard."""
     url = table_url(folder, name)
     try:
-        if storage.is_local(url):
-            schema = pq.read_schema(storage.local_path(url))
-        else:
-            schema = read_table(url, columns=["uid"]).schema
+        schema = read_table_schema(url)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{url}: not a readable table: {error}; remove it and run the same command again") from error
     fields = json.loads(schema.metadata[SHARD_METADATA])

@@ -130,7 +130,7 @@ def index_tar(url: str) -> list[Member]:
     members = []
     try:
         with (
-            storage.filesystem(url).open(storage.local_path(url), "rb") as file,
+            storage.open_read(url) as file,
             tarfile.open(fileobj=file, mode="r:") as tar,
         ):
             for info in tar:

@@ -105,7 +105,7 @@ def _open(path: str) -> Iterator[pq.ParquetFile]:
             with pq.ParquetFile(storage.local_path(path)) as table:
                 yield table
         else:
-            with storage.filesystem(path).open(path, "rb") as remote, pq.ParquetFile(remote, pre_buffer=True) as table:
+            with storage.open_read(path) as remote, pq.ParquetFile(remote, pre_buffer=True) as table:
                 yield table
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error

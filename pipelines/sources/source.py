@@ -135,7 +135,7 @@ def list_source_files(paths: str | list[str], accepts: Callable[[str], bool], wh
     """
     found: dict[str, SourceFile] = {}
     for path in [paths] if isinstance(paths, str) else paths:
-        infos = _infos(path)
+        infos = storage.expand_with_info(path)
         if not infos:
             raise InputError(f"source.path: {path}: no such file or folder")
         accepted = {
@@ -146,27 +146,6 @@ def list_source_files(paths: str | list[str], accepts: Callable[[str], bool], wh
         for url, info in accepted.items():
             found[url] = SourceFile(url, int(info.get("size") or 0), _etag(info))
     return [found[url] for url in sorted(found)]
-
-
-def _infos(path: str) -> dict[str, Any]:
-    """URL -> what the storage knows of each file that `path` names."""
-    file_system = storage.filesystem(path)
-    target = storage.local_path(path)
-    try:
-        if any(mark in target for mark in "*?["):
-            infos = file_system.glob(target, detail=True)
-        elif file_system.isdir(target):
-            infos = file_system.find(target, detail=True)
-        else:
-            infos = {target: file_system.info(target)}
-    except FileNotFoundError:
-        return {}
-    except PermissionError as error:
-        raise InputError(f"source.path: {path}: {error.strerror or error}") from error
-    if storage.is_local(path):
-        prefix = file_system._strip_protocol
-        return {str(prefix(name)): info for name, info in infos.items() if info["type"] == "file"}
-    return {str(file_system.unstrip_protocol(name)): info for name, info in infos.items() if info["type"] == "file"}
 
 
 def _etag(info: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ def export(run_dir: str, out_dir: str, step: int | None = None) -> str:
 
 def _copy_file(source: str, target: str) -> None:
     with storage.build_locally(target) as path:
-        storage.filesystem(source).get_file(storage.local_path(source), path)
+        storage.get_file(source, path)
 
 
 def _write_json(url: str, value: object) -> None:
