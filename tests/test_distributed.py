@@ -6,7 +6,7 @@ import pytest
 
 from tests.ranks import run_ranks
 from tests.tiny_runs import metrics_of, tiny_data, tiny_recipe, train_in_ranks
-from trainers.distributed import gather_with_gradient, join_lists, rank, sum_over_ranks
+from trainers.distributed import gather_numbers, join_lists, rank, start_exchange, sum_over_ranks
 
 STAGES = (0, 1, 2, 3)
 LOSSES = ("clip", "siglip")
@@ -44,18 +44,25 @@ def test_the_loss_falls(runs: Path) -> None:
     assert losses[-1] < losses[0] / 2
 
 
-def exchanges() -> tuple[list[float], list[str], list[list[float]]]:
+def exchanges() -> tuple[list[float], list[str], list[float], list[list[float]]]:
     import torch
 
-    own = torch.full((1, 2), float(rank() + 1), requires_grad=True)
-    whole = gather_with_gradient(own)
-    (whole * torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])[: len(whole)]).sum().backward()  # type: ignore[no-untyped-call]
-    assert own.grad is not None
-    return sum_over_ranks(1.0, float(rank())), join_lists([f"of rank {rank()}"]), own.grad.tolist()
+    own = torch.full((2,), float(rank()))
+    further = start_exchange([own, own + 10], by=1)()
+    (back,) = start_exchange([further[1]], by=-1)()
+    numbers = gather_numbers(float(rank()))
+    return (
+        sum_over_ranks(1.0, float(rank())),
+        join_lists([f"of rank {rank()}"]),
+        numbers,
+        [further[0].tolist(), back.tolist()],
+    )
 
 
 def test_exchanges() -> None:
-    for number, (sums, lists, gradient) in enumerate(run_ranks(exchanges, 3)):
+    for number, (sums, lists, numbers, (further, back)) in enumerate(run_ranks(exchanges, 3)):
         assert sums == [3.0, 3.0]
         assert lists == ["of rank 0", "of rank 1", "of rank 2"]
-        assert gradient == [[3.0 * (number + 1), 30.0 * (number + 1)]]
+        assert numbers == [0.0, 1.0, 2.0]
+        assert further == [(number + 1) % 3] * 2
+        assert back == [number + 10] * 2
