@@ -26,6 +26,7 @@ MAY_CHANGE = {
     "run.keep_checkpoints",
     "data.num_workers",
     "batch.micro_batch_size",
+    "zero.stage",
     "evaluate",
 }
 """Fields that a run may go on with in another value; all others would make it another run."""

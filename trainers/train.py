@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,6 @@ from trainers.checkpoint import (
     load_checkpoint,
     newest_state,
     remove_partial,
-    save_checkpoint,
 )
 from trainers.data.dataset import Dataset, open_dataset
 from trainers.data.decode import Loader, Share, shares
@@ -42,6 +42,7 @@ from trainers.distributed import any_rank, join_lists, rank, sum_over_ranks, wor
 from trainers.engine import Engine, calm_threads, device, start_engine, start_process_group
 from trainers.metrics import Metrics
 from trainers.run_folder import evaluate_checkpoint, finish_run, open_run
+from trainers.saver import Saver
 from trainers.schedule import rate_factor
 from trainers.stop_signal import StopSignal
 from trainers.task import Batch, Task
@@ -61,6 +62,7 @@ class Training:
     task: Task
     engine: Engine
     loader: Loader
+    saver: Saver
     state: TrainState
 
     @property
@@ -130,7 +132,8 @@ def start(recipe: TrainRecipe, run_dir: Path) -> Training:
         state = replace(state, step=newest.step, samples_seen=newest.samples_seen)
         logger.info("%s: goes on after step %d", run_dir, state.step)
     loader = make_loader(recipe, datasets, task)
-    return Training(recipe, run_dir, task, engine, loader, state)
+    saver = Saver(engine, task, run_dir, recipe.run.keep_checkpoints)
+    return Training(recipe, run_dir, task, engine, loader, saver, state)
 
 
 def make_loader(recipe: TrainRecipe, datasets: Sequence[Dataset], task: Task) -> Loader:
@@ -157,13 +160,18 @@ def train_step(training: Training, share: Share) -> dict[str, float]:
         loss, figures = task.loss(engine.deepspeed, batch, num_targets)
         total += float(loss.detach())
         norm = engine.backward_and_step(loss * len(batches))  # DeepSpeed divides by the number of micro-batches
-    total_of_ranks, num_replaced = sum_over_ranks(total, len(share.replaced))
+    total_of_ranks, num_replaced, checksum = sum_over_ranks(total, len(share.replaced), checksum_of(share.uids))
     mean = total_of_ranks / world_size()
     if not math.isfinite(mean):
         raise_at_nan(training, mean, [] if math.isfinite(total) else share.uids)
     rate = recipe.optimizer.learning_rate * factor
-    figures = {**figures, "grad_norm": norm or 0.0, "num_replaced": num_replaced}
+    figures = {**figures, "grad_norm": norm or 0.0, "num_replaced": num_replaced, "sample_checksum": checksum}
     return {"loss": mean, "learning_rate": rate, **figures}
+
+
+def checksum_of(uids: Sequence[str]) -> int:
+    """Tells whether two runs took the same samples at a step, in whatever order: small enough that sums are exact."""
+    return sum(zlib.crc32(uid.encode()) for uid in uids)
 
 
 def micro_batches(training: Training, share: Share) -> Iterator[Batch]:
@@ -179,19 +187,28 @@ def to_device(batch: Batch) -> Batch:
 
 
 def save_or_evaluate(training: Training, stops: bool) -> None:
-    """What is due after a step: a checkpoint (always at the end and before stopping), evaluations."""
-    run = training.recipe.run
+    """What is due after a step: a checkpoint (always at the end and before stopping), evaluations.
+
+    Only who needs the files now waits for them.
+    """
+    run, saver = training.recipe.run, training.saver
     is_last = training.state.step == training.num_steps
     evaluates = not is_last and is_due(training, run.evaluate_every_samples)
-    if is_last or stops or evaluates or is_due(training, run.checkpoint_every_samples):
-        path = save_checkpoint(training.engine, training.task, training.state, training.run_dir, run.keep_checkpoints)
-        if evaluates and rank() == 0:
+    if not (is_last or stops or evaluates or is_due(training, run.checkpoint_every_samples)):
+        saver.poll()
+        return
+    path = saver.begin(training.state)
+    if is_last or stops or evaluates:
+        saver.finish()
+    if evaluates:
+        if rank() == 0:
             evaluate_checkpoint(training.recipe, training.run_dir, path)
         dist.barrier()
 
 
 def raise_at_nan(training: Training, loss: float, own_uids: list[str]) -> None:
     """Raise PairloomError: nothing after a loss that is no number is worth computing. Every rank calls it."""
+    training.saver.finish()
     uids = join_lists(own_uids)
     good = complete_checkpoints(training.run_dir)
     shown = ", ".join(uids[:NUM_UIDS_SHOWN])
