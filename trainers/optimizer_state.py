@@ -135,7 +135,7 @@ def restore(engine: Engine, paths: Sequence[Path]) -> None:
 def _read_index(paths: Sequence[Path]) -> Mapping[str, Sequence[_Stored]]:
     stored = defaultdict(list)
     for path in paths:
-        file = safe_open(path, "pt")
+        file: Any = safe_open(path, "pt")
         kinds = defaultdict(list)
         for key in file.keys():  # noqa: SIM118  a safetensors file is no mapping
             kind, _, name = key.partition("/")

@@ -28,9 +28,11 @@ from trainers.checkpoint import (
     optimizer_file,
     remove_checkpoint,
 )
-from trainers.distributed import join_lists, rank, sum_over_ranks
+from trainers.distributed import join_lists, local_rank, rank, sum_over_ranks
 from trainers.engine import Engine, whole_state
+from trainers.mirror import RUN_FILES
 from trainers.optimizer_state import Snapshot, take_snapshot
+from trainers.run_folder import RunFolder
 from trainers.task import Task
 from trainers.tensor_file import write_tensors
 
@@ -50,8 +52,8 @@ class Pending:
 class Saver:
     """One checkpoint at a time is on its way; every rank calls every method at the same steps."""
 
-    def __init__(self, engine: Engine, task: Task, run_dir: Path, keep: int) -> None:
-        self._engine, self._task, self._run_dir, self._keep = engine, task, run_dir, keep
+    def __init__(self, engine: Engine, task: Task, run: RunFolder, keep: int) -> None:
+        self._engine, self._task, self._run, self._keep = engine, task, run, keep
         self._pending: Pending | None = None
         module = engine.deepspeed.module
         self._trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -59,8 +61,8 @@ class Saver:
     def begin(self, state: TrainState) -> Path:
         """Copy what belongs to `state` and begin to write it; returns where it will be complete."""
         self.finish()
-        folder = self._run_dir / "checkpoints" / folder_name(state.step)
-        if rank() == 0:
+        folder = self._run.path / "checkpoints" / folder_name(state.step)
+        if local_rank() == 0:
             remove_checkpoint(folder)
         dist.barrier()
         snapshot, whole = take_snapshot(self._engine), whole_state(self._engine)
@@ -97,9 +99,18 @@ class Saver:
         if rank() == 0:
             text = json.dumps(hashes, indent=1, sort_keys=True)
             storage.put_bytes(str(pending.folder / MANIFEST), text.encode())
-            for old in complete_checkpoints(self._run_dir)[: -self._keep]:
-                remove_checkpoint(old)
+            self._run.put(self._name_of(pending.folder / MANIFEST))
+            self._prune()
         dist.barrier()
+
+    def _name_of(self, path: Path) -> str:
+        return path.relative_to(self._run.path).as_posix()
+
+    def _prune(self) -> None:
+        for old in complete_checkpoints(self._run.path)[: -self._keep]:
+            if self._run.mirror is not None:
+                self._run.mirror.remove_checkpoint(old.name)
+            remove_checkpoint(old)
 
     def _write(
         self, pending: Pending, state: TrainState, snapshot: Snapshot, whole: Mapping[str, torch.Tensor]
@@ -107,6 +118,9 @@ class Saver:
         """The thread. What fails is kept for the step that asks; nothing is lost on the way."""
         try:
             self._write_files(pending, state, snapshot, whole)
+            self._run.put(*(self._name_of(pending.folder / name) for name in pending.hashes))
+            if rank() == 0:
+                self._run.put(*RUN_FILES)
         except Exception as error:  # noqa: BLE001  raised at the next step, whatever it is
             pending.error = error
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
 
 HEADER_ALIGNMENT = 8  # bytes
@@ -31,8 +30,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     with path.open("wb") as file:
         _write(file, digest, _header(tensors, metadata))
         for tensor in tensors.values():
-            data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0)
-            _write(file, digest, memoryview(data).cast("B") if data.size else b"")
+            if tensor.numel():
+                values = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+                _write(file, digest, values.data)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
