@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -55,7 +56,7 @@ class Engine:
             group["lr"] = peak * factor
 
     def backward_and_step(self, loss: torch.Tensor) -> float | None:
-        """One micro-batch; the gradient norm (before clipping) when it was the last of its step."""
+        """One micro-batch; the gradient norm (before clipping, NaN where it is not finite) after the last of a step."""
         engine = self.deepspeed
         engine.backward(loss)
         is_last = engine.is_gradient_accumulation_boundary()
@@ -63,7 +64,8 @@ class Engine:
         engine.step()
         if not is_last:
             return None
-        return float(engine.get_global_grad_norm() or 0.0) if norm is None else norm
+        norm = float(engine.get_global_grad_norm() or 0.0) if norm is None else norm
+        return norm if norm >= 0 else math.nan  # DeepSpeed says -1 for one that is no number
 
     def _norm_at_stage_0(self) -> float:
         """DeepSpeed keeps no norm at stage 0; every rank holds all gradients there."""
@@ -76,7 +78,7 @@ def start_engine(task: Task, recipe: TrainRecipe) -> Engine:
     build_operators()
     import deepspeed
 
-    micro = micro_batch_size(recipe, world_size(), task.accumulates)
+    micro = micro_batch_size(recipe, world_size())
     groups = task.parameter_groups()  # before ZeRO-3 takes the shapes away
     optimizer = torch.optim.AdamW(
         [

@@ -45,7 +45,6 @@ class Task(Protocol):
 
     model: nn.Module  # its parameters are those of the exported Hugging Face class
     preprocess: Preprocess
-    accumulates: bool  # False: the loss needs a rank's whole share in one forward (contrastive)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Trainable parameters; everything else is frozen."""

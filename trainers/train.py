@@ -14,7 +14,7 @@ import os
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,11 +42,12 @@ from trainers.metrics import Metrics
 from trainers.run_folder import RunFolder, clean_run, evaluate_checkpoint, finish_run, open_run, share_folder
 from trainers.saver import Saver
 from trainers.schedule import rate_factor
+from trainers.step import take_step
 from trainers.stop_signal import StopSignal
 from trainers.task import Batch, Task
 
 logger = logging.getLogger("pairloom.train")
-MESSAGE_OF_NAN = "the loss is {loss} at step {step}; samples: {uids}; last good checkpoint: {checkpoint}"
+MESSAGE_OF_NAN = "{what} at step {step}; samples: {uids}; last good checkpoint: {checkpoint}"
 NUM_UIDS_SHOWN = 8
 
 
@@ -157,18 +158,15 @@ def train_step(training: Training, share: Share) -> dict[str, float]:
     engine.set_rate_factor(factor)
     batches = [to_device(batch) for batch in micro_batches(training, share)]
     num_targets = int(sum_over_ranks(sum(task.num_targets(batch) for batch in batches))[0])
-    total, norm = 0.0, None
-    figures: Mapping[str, float] = {}
-    for batch in batches:
-        loss, figures = task.loss(engine.deepspeed, batch, num_targets)
-        total += float(loss.detach())
-        norm = engine.backward_and_step(loss * len(batches))  # DeepSpeed divides by the number of micro-batches
-    total_of_ranks, num_replaced, checksum = sum_over_ranks(total, len(share.replaced), checksum_of(share.uids))
-    mean = total_of_ranks / world_size()
+    result = take_step(task, engine, batches, num_targets)
+    total_of_ranks, num_replaced, checksum = sum_over_ranks(result.loss, len(share.replaced), checksum_of(share.uids))
+    mean, norm = total_of_ranks / world_size(), result.gradient_norm
     if not math.isfinite(mean):
-        raise_at_nan(training, mean, [] if math.isfinite(total) else share.uids)
+        raise_at_nan(training, f"the loss is {mean}", [] if math.isfinite(result.loss) else share.uids)
+    if not math.isfinite(norm):
+        raise_at_nan(training, f"the norm of the gradients is {norm}", share.uids)
     rate = recipe.optimizer.learning_rate * factor
-    figures = {**figures, "grad_norm": norm or 0.0, "num_replaced": num_replaced, "sample_checksum": checksum}
+    figures = {**result.figures, "grad_norm": norm, "num_replaced": num_replaced, "sample_checksum": checksum}
     return {"loss": mean, "learning_rate": rate, **figures}
 
 
@@ -209,8 +207,8 @@ def save_or_evaluate(training: Training, stops: bool) -> None:
         dist.barrier()
 
 
-def raise_at_nan(training: Training, loss: float, own_uids: list[str]) -> None:
-    """Raise PairloomError: nothing after a loss that is no number is worth computing. Every rank calls it."""
+def raise_at_nan(training: Training, what: str, own_uids: list[str]) -> None:
+    """Raise PairloomError: nothing after a value that is no number is worth computing. Every rank calls it."""
     training.saver.finish()
     uids = join_lists(own_uids)
     good = complete_checkpoints(training.run.path)
@@ -219,7 +217,7 @@ def raise_at_nan(training: Training, loss: float, own_uids: list[str]) -> None:
         shown += f" and {len(uids) - NUM_UIDS_SHOWN} more"
     checkpoint = good[-1] if good else "none"
     step = training.state.step + 1
-    raise PairloomError(MESSAGE_OF_NAN.format(loss=loss, step=step, uids=shown, checkpoint=checkpoint))
+    raise PairloomError(MESSAGE_OF_NAN.format(what=what, step=step, uids=shown, checkpoint=checkpoint))
 
 
 def advance(training: Training) -> TrainState:

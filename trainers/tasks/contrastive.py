@@ -15,11 +15,11 @@ from transformers import AutoTokenizer
 from schemas.errors import RecipeError
 from schemas.train_recipe import ContrastiveTask as ContrastiveRecipe
 from schemas.train_recipe import TrainRecipe
-from trainers.distributed import rank
+from trainers.distributed import rank, world_size
 from trainers.locked_cache import LockedCache
 from trainers.losses.clip import clip_loss
 from trainers.losses.siglip import siglip_loss
-from trainers.models.contrastive import ContrastiveModel, join_towers, load_model, new_model
+from trainers.models.contrastive import ContrastiveModel, Features, join_towers, load_model, new_model
 from trainers.task import Batch, ParameterGroup, TrainSample
 
 PROCESSOR_CLASSES = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
@@ -27,8 +27,6 @@ PROCESSOR_CLASSES = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcess
 
 class ContrastiveTask:
     """Images against captions over the samples of all ranks."""
-
-    accumulates = False
 
     def __init__(self, recipe: TrainRecipe, tokenizer_folder: str) -> None:
         task = recipe.task
@@ -48,6 +46,7 @@ class ContrastiveTask:
         self._model.lock(recipe.model.locked)
         self.model: nn.Module = self._model
         self._caches = _open_caches(recipe, self._model)
+        _check_batch_statistics(recipe, self._model)
         _check_tokenizer(self._tokenizer, hf.config, tokenizer_folder)
         self._pads_to_end = hf.config.model_type == "siglip"
         places = int(hf.config.text_config.max_position_embeddings)
@@ -118,11 +117,19 @@ class ContrastiveTask:
     def loss(
         self, engine: nn.Module, batch: Batch, num_targets_global: int
     ) -> tuple[torch.Tensor, Mapping[str, float]]:
-        """The loss of this rank's rows against all ranks' columns."""
+        """The loss of this rank's rows against all ranks' columns; `batch` is its whole share."""
+        return self.loss_of(self.features(engine, batch))
+
+    def features(self, engine: nn.Module, batch: Batch) -> Features:
+        """Features of a part of the share, or of all of it."""
         if "pixels" in batch:
             others = {name: tensor for name, tensor in batch.items() if name != "pixels"}
             batch = {**others, "pixel_values": self._normalise(batch["pixels"])}
-        features = engine(batch)
+        features: Features = engine(batch)
+        return features
+
+    def loss_of(self, features: Features) -> tuple[torch.Tensor, Mapping[str, float]]:
+        """The loss of the features of this rank's whole share, and figures for metrics.jsonl."""
         if self._task.loss == "clip":
             loss = clip_loss(features.image, features.text, features.logit_scale)
         else:
@@ -156,6 +163,19 @@ def _open_caches(recipe: TrainRecipe, model: ContrastiveModel) -> dict[str, Lock
         for tower in recipe.model.locked
         if not is_augmented[tower] and hasattr(model.hf, widths[tower])
     }
+
+
+def _check_batch_statistics(recipe: TrainRecipe, model: nn.Module) -> None:
+    """Raise RecipeError where micro-batches would each be normalised by themselves, and counted twice."""
+    micro = recipe.batch.micro_batch_size
+    if micro is None or micro * world_size() >= recipe.batch.global_batch_size:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise RecipeError(
+                f"batch.micro_batch_size {micro}: {name} normalises over the samples of a forward, which then has to "
+                "hold a rank's whole share; lock the tower, or use more ranks"
+            )
 
 
 def _stack(samples: Sequence[TrainSample]) -> torch.Tensor:

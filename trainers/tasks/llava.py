@@ -39,8 +39,6 @@ logger = logging.getLogger("pairloom.llava")
 class LlavaTask:
     """One objective for both stages: the token losses of the answers over their number in the global step."""
 
-    accumulates = True
-
     def __init__(self, parts: LlavaFolder, task: LlavaRecipe, optimizer: OptimizerRecipe) -> None:
         self.model: nn.Module = parts.model
         self.preprocess = parts.preprocess
