@@ -17,6 +17,7 @@ from schemas.train_recipe import TrainRecipe
 from trainers.deepspeed_config import deepspeed_config, micro_batch_size
 from trainers.distributed import local_rank, rank, world_size
 from trainers.operators import build_operators
+from trainers.optimizers import build_optimizer
 from trainers.task import Task
 
 EXCHANGE_TIMEOUT = timedelta(hours=2)  # ranks wait while rank 0 saves, evaluates and exports
@@ -49,6 +50,7 @@ class Engine:
     zero_stage: int
     micro_batch_size: int
     peak_rates: tuple[float, ...]  # of the parameter groups
+    has_average: bool  # of the weights, beside the optimizer's state
 
     def set_rate_factor(self, factor: float) -> None:
         """Every group's peak learning rate times `factor`, before a step."""
@@ -80,22 +82,15 @@ def start_engine(task: Task, recipe: TrainRecipe) -> Engine:
 
     micro = micro_batch_size(recipe, world_size())
     groups = task.parameter_groups()  # before ZeRO-3 takes the shapes away
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(group.parameters), "lr": group.learning_rate, "weight_decay": group.weight_decay}
-            for group in groups
-        ],
-        betas=recipe.optimizer.betas,
-        eps=recipe.optimizer.eps,
-        fused=torch.cuda.is_available(),
-    )
+    optimizer = build_optimizer(recipe.optimizer, groups)
     engine, *_ = deepspeed.initialize(
         model=task.model.to(device()),
         optimizer=optimizer,
         config=deepspeed_config(recipe, world_size(), micro),
         dist_init_required=False,
     )
-    return Engine(engine, recipe.zero.stage, micro, tuple(group.learning_rate for group in groups))
+    rates = tuple(group.learning_rate for group in groups)
+    return Engine(engine, recipe.zero.stage, micro, rates, recipe.optimizer.average_decay is not None)
 
 
 def whole_state(engine: Engine) -> dict[str, torch.Tensor]:

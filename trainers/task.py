@@ -50,6 +50,10 @@ class Task(Protocol):
         """Trainable parameters; everything else is frozen."""
         ...
 
+    def begin_step(self, samples_seen: int) -> None:
+        """Called before a step's batches are collated; what a task draws is a function of it and the sample."""
+        ...
+
     def collate(self, samples: Sequence[TrainSample]) -> Batch:
         """Samples -> tensors on the CPU."""
         ...

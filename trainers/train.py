@@ -156,6 +156,7 @@ def train_step(training: Training, share: Share) -> dict[str, float]:
     torch.manual_seed(recipe.run.seed * 1_000_003 + training.state.samples_seen + first_slot)
     factor = rate_factor(recipe.optimizer, recipe.run.total_samples, training.state.samples_seen)
     engine.set_rate_factor(factor)
+    task.begin_step(training.state.samples_seen)
     batches = [to_device(batch) for batch in micro_batches(training, share)]
     num_targets = int(sum_over_ranks(sum(task.num_targets(batch) for batch in batches))[0])
     result = take_step(task, engine, batches, num_targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from trainers.locked_cache import LockedCache
 from trainers.losses.clip import clip_loss
 from trainers.losses.siglip import siglip_loss
 from trainers.models.contrastive import ContrastiveModel, Features, join_towers, load_model, new_model
+from trainers.parameter_groups import group_parameters
 from trainers.task import Batch, ParameterGroup, TrainSample
 
 PROCESSOR_CLASSES = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
@@ -33,6 +35,7 @@ class ContrastiveTask:
         if not isinstance(task, ContrastiveRecipe):
             raise RecipeError("task.kind: this builds contrastive tasks")
         self._task, self._optimizer = task, recipe.optimizer
+        self._seed, self._samples_seen = recipe.run.seed, 0
         self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_folder)
         torch.manual_seed(recipe.run.seed)
         folder = recipe.init_from or recipe.model.path
@@ -44,6 +47,8 @@ class ContrastiveTask:
             hf, self.preprocess = new_model(recipe.model, len(self._tokenizer), _token_ids(self._tokenizer))
         self._model = ContrastiveModel(hf, task, is_new=folder is None)
         self._model.lock(recipe.model.locked)
+        if recipe.model.activation_checkpointing:
+            self._model.checkpoint_activations()
         self.model: nn.Module = self._model
         self._caches = _open_caches(recipe, self._model)
         _check_batch_statistics(recipe, self._model)
@@ -53,16 +58,12 @@ class ContrastiveTask:
         self._tokenizer.model_max_length = min(places, int(self._tokenizer.model_max_length))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Matrices decay; vectors, biases and the two scalars do not."""
-        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        groups = []
-        for decays in (True, False):
-            members = [(name, p) for name, p in trained if (p.ndim >= 2) == decays]
-            if members:
-                names, parameters = zip(*members, strict=True)
-                decay = self._optimizer.weight_decay if decays else 0.0
-                groups.append(ParameterGroup(names, parameters, decay, self._optimizer.learning_rate))
-        return groups
+        """By weight decay and by depth."""
+        return group_parameters(self.model, self._optimizer)
+
+    def begin_step(self, samples_seen: int) -> None:
+        """Patches are drawn from the seed, `samples_seen` and the sample, on however many ranks."""
+        self._samples_seen = samples_seen
 
     def collate(self, samples: Sequence[TrainSample]) -> Batch:
         """pixels [B, S, S, 3] (uint8: normalised where the model lies), input_ids and attention_mask [B, L]; for a
@@ -76,6 +77,8 @@ class ContrastiveTask:
             )
         else:
             batch["pixels"] = _stack(samples)
+            if self._task.patch_dropout:
+                batch["kept_patches"] = self._draw_patches(uids)
         if "text" in self._caches:
             batch["pooled_text"] = self._caches["text"].lookup(
                 uids, lambda missing: self._pool_texts([samples[index] for index in missing])
@@ -83,6 +86,14 @@ class ContrastiveTask:
         else:
             batch |= self._tokens(samples)
         return batch
+
+    def _draw_patches(self, uids: Sequence[str]) -> torch.Tensor:
+        """Which patches of each picture are seen [B, K], in their order."""
+        total = self._model.num_patches
+        num_kept = max(1, round(total * (1 - self._task.patch_dropout)))
+        words = (self._seed, self._samples_seen)
+        draws = [np.random.default_rng([*words, zlib.crc32(uid.encode())]).permutation(total) for uid in uids]
+        return torch.from_numpy(np.sort(np.stack(draws)[:, :num_kept], axis=1))
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """What `Preprocess.normalise` does, bit for bit, on any device."""

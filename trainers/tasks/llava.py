@@ -101,6 +101,9 @@ class LlavaTask:
             raise SampleError(DropReason.MISSING_IMAGE, f"{sample.uid}: the conversation has an image, the sample none")
         return rendered
 
+    def begin_step(self, samples_seen: int) -> None:
+        """Nothing is drawn."""
+
     def collate(self, samples: Sequence[TrainSample]) -> Batch:
         """`input_ids`, `labels`, `attention_mask` [B, L] and `pixel_values` [I, 3, size, size].
 
