@@ -101,7 +101,8 @@ class TokenizerRecipe(StrictModel):
 class DataSource(StrictModel):
     """One data set of the mixture."""
 
-    path: str  # a curated data set (folder or <root>/curated/<name>); llava: or a LLaVA json/jsonl file
+    path: str  # curated/<name>, selections/<name> (read where it lies in raw), or WebDataset tars (folder, glob,
+    # braces); llava: or a LLaVA json/jsonl file
     images: str | None = None  # for a json/jsonl file: folder of its images, or a curated data set by uid
     weight: Annotated[float, Field(gt=0)] = 1.0
     hold_out_fold: tuple[int, int] | None = None  # [k, n]: leave out fold k of n, to score it later
@@ -120,6 +121,7 @@ class DataRecipe(StrictModel):
     augment: AugmentRecipe = AugmentRecipe()
     num_lanes: Positive = 8
     num_workers: Annotated[int, Field(ge=0)] = 1  # decode processes a rank; never changes results
+    cache_gb: Positive = 50  # of local disk, at most about, for tars that lie at a URL; never changes results
 
 
 class BatchRecipe(StrictModel):

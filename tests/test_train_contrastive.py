@@ -20,7 +20,7 @@ from tests.ranks import run_ranks
 from tests.shared_data import REPOSITORY
 from tests.tiny_models import write_siglip
 from tests.tiny_runs import BATCH, metrics_of, tiny_data, tiny_recipe, train_in_ranks
-from trainers.data.dataset import CuratedDataset
+from trainers.data.dataset import open_pairs
 from trainers.models.contrastive import CLIP_MEAN, CLIP_STD
 from trainers.tasks.contrastive import ContrastiveTask
 
@@ -77,7 +77,7 @@ def test_the_export_gives_the_features_of_the_trained_model(root: Path, name: st
     tokenizer = AutoTokenizer.from_pretrained(root / name / "export")
     places = model.config.text_config.max_position_embeddings
     assert tokenizer.model_max_length == places
-    dataset = CuratedDataset(DataSource(path=str(root / "data" / "curated" / "train")))
+    dataset = open_pairs(DataSource(path=str(root / "data" / "curated" / "train")))
     raw = dataset.read(0, 0)
     preprocess = load_preprocess(str(root / name / "export"))
     pixels = preprocess.normalise(preprocess.resize(decode_rgb(raw.image or b""))[None])
@@ -171,6 +171,6 @@ def test_a_loss_that_is_no_number_stops_the_run(root: Path) -> None:
     message = run_ranks(spoiled, 2, recipe)[0]
     assert "the loss is nan at step 3" in message
     assert "step-0000002" in message
-    uids = CuratedDataset(DataSource(path=recipe.data.train[0].path)).rows_by_uid()
+    uids = open_pairs(DataSource(path=recipe.data.train[0].path)).rows_by_uid()
     assert any(uid in message for uid in uids)
     assert [path.name for path in (root / "nan" / "checkpoints").iterdir()] == ["step-0000002"]

@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "run.evaluate_every_samples",
     "run.keep_checkpoints",
     "data.num_workers",
+    "data.cache_gb",
     "batch.micro_batch_size",
     "zero.stage",
     "evaluate",

@@ -36,7 +36,7 @@ from trainers.data.dataset import Dataset, open_dataset
 from trainers.data.decode import Loader, Share, shares
 from trainers.data.stream import Order, Stream, check_world_size
 from trainers.data.timed import timed
-from trainers.distributed import any_rank, join_lists, rank, sum_over_ranks, world_size
+from trainers.distributed import any_rank, join_lists, local_rank, rank, sum_over_ranks, world_size
 from trainers.engine import Engine, calm_threads, device, start_engine, start_process_group
 from trainers.metrics import Metrics
 from trainers.run_folder import RunFolder, clean_run, evaluate_checkpoint, finish_run, open_run, share_folder
@@ -120,7 +120,10 @@ def is_trained(recipe: TrainRecipe, run_dir: Path) -> bool:
 def start(recipe: TrainRecipe, run: RunFolder) -> Training:
     """Data, task and engine, at the newest checkpoint."""
     check_world_size(recipe.data.num_lanes, world_size())
-    datasets = [open_dataset(source) for source in recipe.data.train]
+    if local_rank() == 0:
+        open_datasets(recipe)  # makes indexes that are not there yet
+    dist.barrier()
+    datasets = open_datasets(recipe)
     if rank() == 0:
         prepare_tokenizer(recipe, datasets, run.path)
     share_folder(run, "tokenizer")
@@ -137,6 +140,11 @@ def start(recipe: TrainRecipe, run: RunFolder) -> Training:
     loader = make_loader(recipe, datasets, task)
     saver = Saver(engine, task, run, recipe.run.keep_checkpoints)
     return Training(recipe, run, task, engine, loader, saver, state)
+
+
+def open_datasets(recipe: TrainRecipe) -> list[Dataset]:
+    """The data sets of the mixture. Raises InputError."""
+    return [open_dataset(source, recipe.data.cache_gb << 30) for source in recipe.data.train]
 
 
 def make_loader(recipe: TrainRecipe, datasets: Sequence[Dataset], task: Task) -> Loader:
