@@ -170,7 +170,7 @@ class TrainRecipe(StrictModel):
     zero: ZeroRecipe = ZeroRecipe()
     precision: Literal["bf16", "fp32"] = "fp32"
     evaluate: list[EvaluateRecipe] = []
-    init_from: str | None = None  # an export: the next round, or align -> instruct
+    init_from: str | None = None  # an export (the next round, or align -> instruct), a Hugging Face or open_clip folder
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> TrainRecipe:

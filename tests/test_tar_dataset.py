@@ -85,7 +85,7 @@ def test_an_index_lies_in_the_cache_where_nothing_can_be_written(tars: Path, tmp
 
 
 def test_no_tars_are_said_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither manifest.json nor LATEST.*, nor tars"):
+    with pytest.raises(InputError, match=r"neither manifest.json nor LATEST.*, nor tars"):
         open_pairs(DataSource(path=str(tmp_path)))
     raw = build_raw(tmp_path, photographs(3))
     with pytest.raises(InputError, match="is a raw folder; train on curated"):
@@ -186,7 +186,7 @@ def test_the_cache_is_bounded_and_a_failed_fetch_is_told(tmp_path: Path) -> None
     missing = at_url(tmp_path / "none.tar")
     assert cache.find(missing, whole) is None
     wait_for(cache)
-    with pytest.raises(InputError, match="none.tar: no such shard"):
+    with pytest.raises(InputError, match=r"none\.tar: no such shard"):
         cache.find(missing, whole)
 
 
