@@ -103,7 +103,8 @@ class TokenizerRecipe(StrictModel):
 class DataSource(StrictModel):
     """One data set of the mixture."""
 
-    path: str  # a curated data set (folder or <root>/curated/<name>); llava: or a LLaVA json/jsonl file
+    path: str  # curated/<name>, selections/<name> (read where it lies in raw), or WebDataset tars (folder, glob,
+    # braces); llava: or a LLaVA json/jsonl file
     images: str | None = None  # for a json/jsonl file: folder of its images, or a curated data set by uid
     weight: Annotated[float, Field(gt=0)] = 1.0
     hold_out_fold: tuple[int, int] | None = None  # [k, n]: leave out fold k of n, to score it later
@@ -122,6 +123,7 @@ class DataRecipe(StrictModel):
     augment: AugmentRecipe = AugmentRecipe()
     num_lanes: Positive = 8
     num_workers: Annotated[int, Field(ge=0)] = 1  # decode processes a rank; never changes results
+    cache_gb: Positive = 50  # of local disk, at most about, for tars that lie at a URL; never changes results
 
 
 class BatchRecipe(StrictModel):
@@ -179,7 +181,7 @@ class TrainRecipe(StrictModel):
     zero: ZeroRecipe = ZeroRecipe()
     precision: Literal["bf16", "fp32"] = "fp32"
     evaluate: list[EvaluateRecipe] = []
-    init_from: str | None = None  # an export: the next round, or align -> instruct
+    init_from: str | None = None  # an export (the next round, or align -> instruct), a Hugging Face or open_clip folder
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> TrainRecipe:

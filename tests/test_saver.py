@@ -17,10 +17,15 @@ import fsspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from schemas.errors import StorageError
+from schemas.preprocess import load_preprocess
 from tests.ranks import run_ranks
+from tests.tiny_models import write_clip, write_tokenizer
 from tests.tiny_runs import BATCH, metrics_of, results_of, tiny_data, tiny_recipe, train_in_ranks
+from trainers.export.open_clip_config import open_clip_config
+from trainers.export.open_clip_map import clip_moves, convert
 from trainers.mirror import local_folder
 from trainers.tensor_file import write_tensors
 
@@ -58,9 +63,28 @@ def one_rank(folder: Path, data: str) -> Mapping[str, Any]:
     url = f"local://{folder}/bucket/run"
     train_in_ranks([tiny_recipe(url, data, EVERY, "run.keep_checkpoints=2")])
     said["left"] = sorted(path.relative_to(folder).as_posix() for path in folder.glob("bucket/run/checkpoints/*"))
+    write_open_clip(folder / "open_clip")
+    begin = (
+        f"init_from={folder}/open_clip",
+        "task.loss=clip",
+        "model.preset=clip-test-tiny",
+        "optimizer.learning_rate=0",
+    )
+    recipe = tiny_recipe(folder / "begun", data, *begin, f"run.total_samples={BATCH}", "tokenizer={}")
+    train_in_ranks([recipe])
     lose_machine(folder, url)
     train_in_ranks([tiny_recipe(url, data, EVERY, "run.keep_checkpoints=2")])
     return said
+
+
+def write_open_clip(folder: Path) -> None:
+    """A CLIP as open_clip saves it, with a tokenizer."""
+    hf = write_clip(folder / "hf")
+    described = open_clip_config(AutoConfig.from_pretrained(hf), load_preprocess(str(hf)))
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    state = convert(load_file(hf / "model.safetensors"), clip_moves(3, 2))
+    torch.save({"state_dict": state}, folder / "epoch_1.pt")
+    write_tokenizer(folder)
 
 
 def goes_on_beside(run: Path, data: str) -> list[bool]:
@@ -125,11 +149,21 @@ def test_a_run_at_a_url_goes_on_on_another_machine(made: tuple[Path, Mapping[str
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-0000004", "step-0000006"]
 
 
+def test_a_run_begins_with_open_clips_weights(made: tuple[Path, Mapping[str, Any]]) -> None:
+    folder, _ = made
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("open_clip/hf", "begun/export"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)  # the learning rate was 0
+    recipe = json.loads((folder / "begun" / "export" / "provenance.json").read_text())["recipe"]
+    assert recipe["init_from"] == f"{folder}/open_clip"
+
+
 NUM_STEPS, NUM_KILLS = 150, 10
 LIVES = """
 import json, os, sys
 from schemas.recipe_io import parse_recipe
 from schemas.train_recipe import TrainRecipe
+from tests.tiny_models import write_clip, write_tokenizer
 from tests.tiny_runs import train_in_ranks
 import deepspeed, transformers, trainers.train, trainers.tasks.contrastive
 os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

@@ -20,7 +20,7 @@ from tests.ranks import run_ranks
 from tests.shared_data import REPOSITORY
 from tests.tiny_models import write_siglip
 from tests.tiny_runs import BATCH, metrics_of, tiny_data, tiny_recipe, train_in_ranks
-from trainers.data.dataset import CuratedDataset
+from trainers.data.dataset import open_pairs
 from trainers.models.contrastive import CLIP_MEAN, CLIP_STD
 from trainers.tasks.contrastive import ContrastiveTask
 
@@ -77,7 +77,7 @@ def test_the_export_gives_the_features_of_the_trained_model(root: Path, name: st
     tokenizer = AutoTokenizer.from_pretrained(root / name / "export")
     places = model.config.text_config.max_position_embeddings
     assert tokenizer.model_max_length == places
-    dataset = CuratedDataset(DataSource(path=str(root / "data" / "curated" / "train")))
+    dataset = open_pairs(DataSource(path=str(root / "data" / "curated" / "train")))
     raw = dataset.read(0, 0)
     preprocess = load_preprocess(str(root / name / "export"))
     pixels = preprocess.normalise(preprocess.resize(decode_rgb(raw.image or b""))[None])
@@ -179,7 +179,7 @@ def test_a_value_that_is_no_number_stops_the_run(root: Path, spoil: Any, words: 
     data, length = str(root / "data" / "curated" / "train"), f"run.checkpoint_every_samples={2 * BATCH}"
     folders = [root / f"{spoil.__name__}-{stage}" for stage in (0, 3)]
     recipes = [tiny_recipe(folder, data, length, f"zero.stage={folder.name.split('-')[1]}") for folder in folders]
-    uids = CuratedDataset(DataSource(path=recipes[0].data.train[0].path)).rows_by_uid()
+    uids = open_pairs(DataSource(path=recipes[0].data.train[0].path)).rows_by_uid()
     for folder, message in zip(folders, run_ranks(spoiled, 2, recipes, spoil)[0], strict=True):
         assert words in message
         assert "at step 3" in message

@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "run.evaluate_every_samples",
     "run.keep_checkpoints",
     "data.num_workers",
+    "data.cache_gb",
     "batch.micro_batch_size",
     "zero.stage",
     "evaluate",
@@ -92,7 +93,7 @@ def _begin_or_go_on(run_dir: Path, wanted: dict[str, Any]) -> None:
     if difference is not None:
         if complete_checkpoints(run_dir):
             raise RecipeError(f"{run_dir}: {difference}; name another run.dir")
-        for name in ("tokenizer", "locked", "tb"):
+        for name in ("tokenizer", "init_from", "locked", "tb"):
             shutil.rmtree(run_dir / name, ignore_errors=True)
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from schemas import storage
 from schemas.errors import PairloomError, StorageError
+from trainers.average import averaged_state
 from trainers.checkpoint import (
     FROZEN,
     MANIFEST,
@@ -49,6 +50,14 @@ class Pending:
     thread: threading.Thread | None = None
 
 
+@dataclass(frozen=True)
+class Weights:
+    """On rank 0: all weights, and the moving average of the trained ones (empty without one)."""
+
+    now: Mapping[str, torch.Tensor]
+    average: Mapping[str, torch.Tensor]
+
+
 class Saver:
     """One checkpoint at a time is on its way; every rank calls every method at the same steps."""
 
@@ -66,8 +75,9 @@ class Saver:
             remove_checkpoint(folder)
         dist.barrier()
         snapshot, whole = take_snapshot(self._engine), whole_state(self._engine)
+        average = averaged_state(self._engine) if self._engine.has_average else {}
         pending = Pending(folder)
-        work = (pending, state, snapshot, whole)
+        work = (pending, state, snapshot, Weights(whole, average))
         pending.thread = threading.Thread(target=self._write, args=work, name="checkpoint", daemon=True)
         pending.thread.start()
         self._pending = pending
@@ -112,28 +122,26 @@ class Saver:
                 self._run.mirror.remove_checkpoint(old.name)
             remove_checkpoint(old)
 
-    def _write(
-        self, pending: Pending, state: TrainState, snapshot: Snapshot, whole: Mapping[str, torch.Tensor]
-    ) -> None:
+    def _write(self, pending: Pending, state: TrainState, snapshot: Snapshot, weights: Weights) -> None:
         """The thread. What fails is kept for the step that asks; nothing is lost on the way."""
         try:
-            self._write_files(pending, state, snapshot, whole)
+            self._write_files(pending, state, snapshot, weights)
             self._run.put(*(self._name_of(pending.folder / name) for name in pending.hashes))
             if rank() == 0:
                 self._run.put(*RUN_FILES)
         except Exception as error:  # noqa: BLE001  raised at the next step, whatever it is
             pending.error = error
 
-    def _write_files(
-        self, pending: Pending, state: TrainState, snapshot: Snapshot, whole: Mapping[str, torch.Tensor]
-    ) -> None:
+    def _write_files(self, pending: Pending, state: TrainState, snapshot: Snapshot, weights: Weights) -> None:
         folder, name = pending.folder, optimizer_file(rank())
         pending.hashes[name] = write_tensors(folder / name, snapshot.tensors, snapshot.metadata)
         if rank() != 0:
             return
-        frozen = {name: tensor for name, tensor in whole.items() if name not in self._trained}
+        frozen = {name: tensor for name, tensor in weights.now.items() if name not in self._trained}
         pending.hashes[FROZEN] = write_tensors(folder / FROZEN, frozen, {})
-        self._task.save_model(str(folder / "model"), whole)
+        self._task.save_model(str(folder / "model"), weights.now)
+        if weights.average:
+            self._task.save_model(str(folder / "average"), {**weights.now, **weights.average})
         (folder / "state.json").write_text(json.dumps(asdict(state), sort_keys=True))
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             relative = path.relative_to(folder).as_posix()

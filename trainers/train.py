@@ -36,9 +36,10 @@ from trainers.data.dataset import Dataset, open_dataset
 from trainers.data.decode import Loader, Share, shares
 from trainers.data.stream import Order, Stream, check_world_size
 from trainers.data.timed import timed
-from trainers.distributed import any_rank, join_lists, rank, sum_over_ranks, world_size
+from trainers.distributed import any_rank, join_lists, local_rank, rank, sum_over_ranks, world_size
 from trainers.engine import Engine, calm_threads, device, start_engine, start_process_group
 from trainers.metrics import Metrics
+from trainers.models.open_clip_folder import convert_folder, is_open_clip
 from trainers.run_folder import RunFolder, clean_run, evaluate_checkpoint, finish_run, open_run, share_folder
 from trainers.saver import Saver
 from trainers.schedule import rate_factor
@@ -75,7 +76,7 @@ def train(recipe: TrainRecipe) -> None:
     if is_trained(recipe, run.path):
         finish_run(recipe, run)
         return
-    training = start(at_path(recipe, run), run)
+    training = start(with_local_model(at_path(recipe, run), run), run)
     stop = StopSignal()
     metrics = Metrics(run.path, recipe, training.state)
     try:
@@ -96,6 +97,17 @@ def train(recipe: TrainRecipe) -> None:
 def at_path(recipe: TrainRecipe, run: RunFolder) -> TrainRecipe:
     """The recipe with the folder that the run is written in, for those who put files there."""
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": str(run.path)})})
+
+
+def with_local_model(recipe: TrainRecipe, run: RunFolder) -> TrainRecipe:
+    """The recipe with a Hugging Face folder in the place of open_clip's files that the run begins with."""
+    if recipe.init_from is None or not is_open_clip(recipe.init_from):
+        return recipe
+    folder = run.path / "init_from"
+    if rank() == 0 and not (folder / "config.json").exists():
+        convert_folder(recipe.init_from, folder)
+    share_folder(run, folder.name)
+    return recipe.model_copy(update={"init_from": str(folder)})
 
 
 def count_steps(recipe: TrainRecipe) -> int:
@@ -121,7 +133,10 @@ def is_trained(recipe: TrainRecipe, run_dir: Path) -> bool:
 def start(recipe: TrainRecipe, run: RunFolder) -> Training:
     """Data, task and engine, at the newest checkpoint."""
     check_world_size(recipe.data.num_lanes, world_size())
-    datasets = [open_dataset(source) for source in recipe.data.train]
+    if local_rank() == 0:
+        open_datasets(recipe)  # makes indexes that are not there yet
+    dist.barrier()
+    datasets = open_datasets(recipe)
     if rank() == 0:
         prepare_tokenizer(recipe, datasets, run.path)
     share_folder(run, "tokenizer")
@@ -138,6 +153,11 @@ def start(recipe: TrainRecipe, run: RunFolder) -> Training:
     loader = make_loader(recipe, datasets, task)
     saver = Saver(engine, task, run, recipe.run.keep_checkpoints)
     return Training(recipe, run, task, engine, loader, saver, state)
+
+
+def open_datasets(recipe: TrainRecipe) -> list[Dataset]:
+    """The data sets of the mixture. Raises InputError."""
+    return [open_dataset(source, recipe.data.cache_gb << 30) for source in recipe.data.train]
 
 
 def make_loader(recipe: TrainRecipe, datasets: Sequence[Dataset], task: Task) -> Loader:

@@ -113,9 +113,12 @@ class ContrastiveModel(nn.Module):
         kept_BK = torch.cat([before, self._kept_patches + num_before], dim=1)
         return tokens_BLD.gather(1, kept_BK[:, :, None].expand(-1, -1, tokens_BLD.shape[2]))
 
-    def checkpoint_activations(self) -> None:
-        """Keep only what enters each layer; its inside is computed again in the backward."""
-        self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    def checkpoint_activations(self, zero_stage: int) -> None:
+        """Keep only what enters each layer; its inside is computed again in the backward.
+
+        ZeRO-3 gathers a layer's weights when its module is called, which only torch's older form does in a backward.
+        """
+        self.hf.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": zero_stage == 3})
 
     def lock(self, towers: Sequence[str]) -> None:
         """Freeze towers, poolers included: they stay in eval mode, and only what lies behind them is trained."""

@@ -48,7 +48,7 @@ class ContrastiveTask:
         self._model = ContrastiveModel(hf, task, is_new=folder is None)
         self._model.lock(recipe.model.locked)
         if recipe.model.activation_checkpointing:
-            self._model.checkpoint_activations()
+            self._model.checkpoint_activations(recipe.zero.stage)
         self.model: nn.Module = self._model
         self._caches = _open_caches(recipe, self._model)
         _check_batch_statistics(recipe, self._model)
