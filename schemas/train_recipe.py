@@ -69,6 +69,9 @@ class ModelRecipe(StrictModel):
     dual: DualParts | None = None
     llava: LlavaParts | None = None
     overrides: dict[str, int | float | str | dict[str, int | float | str]] = {}  # of a preset's config
+    image_size: Positive | None = (
+        None  # px a side, contrastive: another one than the loaded model's; the table is resized
+    )
     locked: list[Literal["vision", "text"]] = []  # contrastive: towers that stay as they are (LiT)
     activation_checkpointing: bool = False  # contrastive: make layers' activations again in the backward
 
@@ -205,6 +208,8 @@ class TrainRecipe(StrictModel):
             )
         if self.optimizer.name == "lamb" and self.zero.stage != 0:
             raise ValueError(f"optimizer.name: lamb needs whole parameters; zero.stage {self.zero.stage} cuts them up")
+        if self.model.image_size is not None and (self.model.preset or self.model.dual or self.model.llava):
+            raise ValueError("model.image_size resizes a model that is loaded (model.path, init_from)")
         if "vision" in self.model.locked and self.task.kind == "contrastive" and self.task.patch_dropout:
             raise ValueError("task.patch_dropout: the vision tower is locked")
         return self

@@ -15,7 +15,8 @@ from trainers.models.folder import local_folder
 def export(run_dir: str, out_dir: str, step: int | None = None, averaged: bool = False) -> str:
     """Copy a checkpoint's model, or its averaged weights, to `out_dir`, which plain transformers loads.
 
-    Returns `out_dir`. receipt.json holds what was measured on the copied folder; provenance.json comes last and says that all is well.
+    Returns `out_dir`. receipt.json holds what was measured on the copied folder; provenance.json comes last and says
+    that all is well.
     Raises InputError.
     """
     checkpoint = find_checkpoint(run_dir, step, averaged)

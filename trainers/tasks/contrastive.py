@@ -21,6 +21,7 @@ from trainers.locked_cache import LockedCache
 from trainers.losses.clip import clip_loss
 from trainers.losses.siglip import siglip_loss
 from trainers.models.contrastive import ContrastiveModel, Features, join_towers, load_model, new_model
+from trainers.models.positions import resize_pictures
 from trainers.parameter_groups import group_parameters
 from trainers.task import Batch, ParameterGroup, TrainSample
 
@@ -41,6 +42,8 @@ class ContrastiveTask:
         folder = recipe.init_from or recipe.model.path
         if folder is not None:
             hf, self.preprocess = load_model(folder)
+            if recipe.model.image_size is not None:
+                self.preprocess = resize_pictures(hf, self.preprocess, recipe.model.image_size)
         elif recipe.model.dual is not None:
             hf, self.preprocess = join_towers(recipe.model)
         else:
