@@ -202,14 +202,19 @@ class TrainRecipe(StrictModel):
             raise ValueError("model.llava belongs to task.kind: llava")
         if self.task.kind == "llava" and (self.model.preset or self.model.dual or self.model.locked):
             raise ValueError("task.kind: llava takes model.llava or model.path")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> TrainRecipe:
         if self.task.kind == "llava" and (self.model.activation_checkpointing or self.optimizer.layer_decay != 1):
             raise ValueError(
                 "model.activation_checkpointing and optimizer.layer_decay belong to task.kind: contrastive"
             )
         if self.optimizer.name == "lamb" and self.zero.stage != 0:
             raise ValueError(f"optimizer.name: lamb needs whole parameters; zero.stage {self.zero.stage} cuts them up")
-        if self.model.image_size is not None and (self.model.preset or self.model.dual or self.model.llava):
-            raise ValueError("model.image_size resizes a model that is loaded (model.path, init_from)")
+        is_loaded = self.task.kind == "contrastive" and (self.init_from or self.model.path)
+        if self.model.image_size is not None and not is_loaded:
+            raise ValueError("model.image_size resizes a contrastive model that is loaded (model.path, init_from)")
         if "vision" in self.model.locked and self.task.kind == "contrastive" and self.task.patch_dropout:
             raise ValueError("task.patch_dropout: the vision tower is locked")
         return self

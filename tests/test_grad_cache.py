@@ -2,15 +2,19 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers import CLIPModel, SiglipModel
 
+from schemas.errors import RecipeError
 from schemas.train_recipe import ContrastiveTask
+from tests.tiny_runs import tiny_recipe
 from trainers.grad_cache import cached_step
 from trainers.losses.clip import clip_loss
 from trainers.losses.siglip import siglip_loss
 from trainers.models.contrastive import ContrastiveModel, Features
 from trainers.models.presets import preset_config
 from trainers.task import Batch
+from trainers.tasks.contrastive import check_batch_statistics
 
 NUM_SAMPLES, MICRO, NUM_STEPS = 12, 4, 3
 
@@ -82,3 +86,12 @@ def test_the_cache_changes_nothing(loss: str, dropout: float, reference: str) ->
 
 def test_dropout_is_drawn() -> None:
     assert train("clip", 0.4, "cached")[0] != train("clip", 0.0, "cached")[0]
+
+
+def test_statistics_of_a_batch_cannot_be_cached() -> None:
+    cut, whole = (tiny_recipe("run", "data", f"batch.micro_batch_size={size}") for size in (2, 8))
+    tower = nn.Sequential(nn.BatchNorm1d(2))
+    check_batch_statistics(whole, tower)
+    check_batch_statistics(cut, tower.eval())
+    with pytest.raises(RecipeError, match="0 normalises over the samples of a forward"):
+        check_batch_statistics(cut, tower.train())

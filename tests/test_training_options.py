@@ -90,7 +90,7 @@ def test_the_average_is_exported_when_asked(runs: Path, tmp_path: Path) -> None:
 def test_a_run_goes_on_with_its_average(runs: Path, tmp_path: Path) -> None:
     whole, data = runs / "2-average", str(runs / "data" / "curated" / "train")
     parts = [
-        tiny_recipe(tmp_path / "run", data, *AVERAGE, "zero.stage=2", "optimizer.schedule=constant", length)
+        tiny_recipe(tmp_path / "run", data, *AVERAGE, "zero.stage=3", "optimizer.schedule=constant", length)
         for length in ("run.total_samples=24", "run.total_samples=48")
     ]
     run_ranks(train_in_ranks, 2, parts)
@@ -157,6 +157,7 @@ def test_a_step_of_lamb_is_as_long_as_the_matrix() -> None:
     [
         (["optimizer.name=lamb", "zero.stage=1"], "lamb needs whole parameters"),
         (["model.locked=[vision]", "task.patch_dropout=0.5"], "vision tower is locked"),
+        (["model.image_size=96"], "resizes a contrastive model that is loaded"),
         (["optimizer.decay_samples=8"], "decay_samples belongs to"),
     ],
 )

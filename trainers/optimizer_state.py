@@ -182,4 +182,5 @@ def _spread_weights(engine: Engine) -> None:
             outer.persistent_parameters[0].partition(outer.persistent_parameters)
         for group in range(len(outer.fp32_partitioned_groups_flat)):
             outer._reassign_or_swap_out_partitioned_parameters(group)
-        outer.checkpoint_event_epilogue()  # gathers them again
+        # They stay apart, as at a fresh start: DeepSpeed's first step records who gathers what, and a weight that is
+        # whole by then (out_proj of an attention, used without a call of its module) would be missed for good.

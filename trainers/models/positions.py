@@ -26,7 +26,7 @@ def resize_pictures(hf: Any, preprocess: Preprocess, size: int) -> Preprocess:
     table = resize_table(
         embeddings.position_embedding.weight.data, config.image_size // config.patch_size, size // config.patch_size
     )
-    embeddings.position_embedding = nn.Embedding.from_pretrained(table, freeze=False)
+    embeddings.position_embedding = nn.Embedding.from_pretrained(table, freeze=False)  # type: ignore[no-untyped-call]
     embeddings.position_ids = torch.arange(len(table)).expand(1, -1)
     embeddings.image_size = config.image_size = size
     embeddings.num_patches = (size // config.patch_size) ** 2

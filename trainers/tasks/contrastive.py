@@ -54,7 +54,7 @@ class ContrastiveTask:
             self._model.checkpoint_activations(recipe.zero.stage)
         self.model: nn.Module = self._model
         self._caches = _open_caches(recipe, self._model)
-        _check_batch_statistics(recipe, self._model)
+        check_batch_statistics(recipe, self._model)
         _check_tokenizer(self._tokenizer, hf.config, tokenizer_folder)
         self._pads_to_end = hf.config.model_type == "siglip"
         places = int(hf.config.text_config.max_position_embeddings)
@@ -179,7 +179,7 @@ def _open_caches(recipe: TrainRecipe, model: ContrastiveModel) -> dict[str, Lock
     }
 
 
-def _check_batch_statistics(recipe: TrainRecipe, model: nn.Module) -> None:
+def check_batch_statistics(recipe: TrainRecipe, model: nn.Module) -> None:
     """Raise RecipeError where micro-batches would each be normalised by themselves, and counted twice."""
     micro = recipe.batch.micro_batch_size
     if micro is None or micro * world_size() >= recipe.batch.global_batch_size:
