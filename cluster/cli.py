@@ -107,13 +107,14 @@ def evaluate(model: str, kind: str, data: str, image_mode: ImageMode, as_json: b
 @click.option("--format", "export_format", required=True, type=click.Choice(["hf", "open-clip"]))
 @click.option("--out", required=True, help="Folder to write.")
 @click.option("--step", type=click.IntRange(min=1), help="Checkpoint to export; default: the newest.")
-def export(run_dir: str, export_format: str, out: str, step: int | None) -> None:
+@click.option("--average", is_flag=True, help="The moving average of the weights (optimizer.average_decay).")
+def export(run_dir: str, export_format: str, out: str, step: int | None, average: bool) -> None:
     """Export a checkpoint to what the ecosystem loads."""
     if export_format == "hf":
         from trainers.export.hugging_face import export as run
     else:
         from trainers.export.open_clip import export as run
-    click.echo(run(run_dir, out, step))
+    click.echo(run(run_dir, out, step, average))
 
 
 @cli.command()

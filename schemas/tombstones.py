@@ -18,7 +18,7 @@ from schemas.errors import InputError
 
 FORMAT_VERSION = 1
 FOLDER = "tombstones"
-STEPS = ("raw", "signals", "dedupe", "selections", "curated")  # the folders below a root
+STEPS = ("raw", "signals", "dedupe", "balance", "selections", "curated")  # the folders below a root
 KINDS = ("uids", "urls", "domains", "images")
 
 

@@ -28,9 +28,8 @@ from pipelines.sources.source import (
 from schemas import storage
 from schemas.curate_recipe import SourceRecipe
 from schemas.errors import InputError
-from schemas.shard import IMAGE_EXTENSIONS, Member, ShardReader, index_tar
-
-Sample = dict[str, Member]  # extension -> member
+from schemas.shard import Member, ShardReader, index_tar
+from schemas.tar_samples import TarSample, group_samples, image_of
 
 
 class WebdatasetTars:
@@ -71,12 +70,12 @@ class WebdatasetTars:
                 if reader is not None:
                     reader.close()
 
-    def _row(self, key: str, sample: Sample, reader: ShardReader) -> SourceRow:
+    def _row(self, key: str, sample: TarSample, reader: ShardReader) -> SourceRow:
         def read(member: Member | None) -> bytes | None:
             return reader.read(member.place.offset, member.place.num_bytes) if member is not None else None
 
         fields = _parse_fields(read(sample.get("json")))
-        image = next((sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample), None)
+        image = image_of(sample)
         caption = read(sample.get("txt"))
         return SourceRow(
             url=clean_text(fields.get(self._recipe.url_column)),
@@ -88,44 +87,6 @@ class WebdatasetTars:
             place=image.place if image is not None else None,
             original_size=_original_size(fields),
         )
-
-
-def group_samples(members: list[Member]) -> dict[str, Sample]:
-    """Members by key. A key that comes again with the same extension is another sample, `<key>+1`.
-
-    WebDataset's keys end at the first dot. Tars whose keys hold dots (`v1.0.jpg`, `v1.0.txt`) are taken as their
-    writer meant them: a longer key stands for itself where it has a caption of its own or no shorter one exists.
-    """
-    by_long_key: dict[str, list[Member]] = {}
-    for member in members:
-        middle, _, _ = member.extension.rpartition(".")
-        by_long_key.setdefault(f"{member.key}.{middle}" if middle else member.key, []).append(member)
-    samples: dict[str, Sample] = {}
-    for long_key, group in by_long_key.items():
-        short_key = group[0].key
-        has_caption = any(_suffix(member) in ("txt", "json") for member in group)
-        if long_key != short_key and short_key in by_long_key and not has_caption:
-            continue  # one more part of the sample (`x.depth.png` beside `x.jpg`)
-        for member in group:
-            _put(samples, long_key, member)
-    return {key: sample for key, sample in samples.items() if _is_sample(sample)}
-
-
-def _suffix(member: Member) -> str:
-    return member.extension.rpartition(".")[2]
-
-
-def _put(samples: dict[str, Sample], key: str, member: Member) -> None:
-    suffix, again, name = _suffix(member), 0, key
-    while suffix in samples.setdefault(name, {}):
-        again += 1
-        name = f"{key}+{again}"
-    samples[name][suffix] = member
-
-
-def _is_sample(sample: Sample) -> bool:
-    """Not some other file that lies in the tar, such as a README."""
-    return any(extension in sample for extension in (*IMAGE_EXTENSIONS, "txt", "json"))
 
 
 def _parse_fields(data: bytes | None) -> dict[str, Any]:

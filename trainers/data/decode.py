@@ -17,7 +17,7 @@ from schemas.errors import InputError, PairloomError, SampleError
 from schemas.image_decode import Pixels, decode_rgb
 from schemas.preprocess import Preprocess
 from schemas.train_recipe import AugmentRecipe
-from trainers.data.dataset import Dataset, RawSample
+from trainers.data.raw_sample import Dataset, RawSample
 from trainers.data.stream import Place, Stream, generator
 from trainers.task import TrainSample
 
@@ -69,9 +69,15 @@ class Loader(TorchDataset[Share | Failure]):
 
     def __getitem__(self, step: int) -> Share | Failure:
         try:
+            self._read_ahead(step)
             return self.share(step)
         except PairloomError as error:
             return Failure(error)
+
+    def _read_ahead(self, step: int) -> None:
+        """Tell the data sets which shards come: a fetch takes longer than a step."""
+        for place in self.stream.ahead(step, self.rank, self.world_size):
+            self.datasets[place.dataset].read_ahead(place.shard)
 
     def share(self, step: int) -> Share:
         """This rank's samples of a step. Raises InputError, StorageError."""
@@ -105,7 +111,7 @@ class Loader(TorchDataset[Share | Failure]):
         try:
             pixels = decode_rgb(raw.image)
         except SampleError as error:
-            raise SampleError(error.drop_reason, f"uid {raw.uid}: {error}") from error
+            raise SampleError(error.drop_reason, f"key {raw.key}, uid {raw.uid}: {error}") from error
         if self.augment.random_resized_crop is not None:
             draw = generator(self.seed, "crop", place.epoch, raw.uid)
             pixels = random_crop(pixels, self.augment.random_resized_crop, draw)

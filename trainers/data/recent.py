@@ -26,5 +26,8 @@ class Recent(Generic[T]):
             self._values.popitem(last=False)
         return value
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
     def __reduce__(self) -> tuple[type[Recent[T]], tuple[int]]:
         return type(self), (self._capacity,)
