@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
+import queue
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from schemas.conversation import Conversation
@@ -18,6 +21,7 @@ from schemas.image_decode import Pixels, decode_rgb
 from schemas.preprocess import Preprocess
 from schemas.train_recipe import AugmentRecipe
 from trainers.data.raw_sample import Dataset, RawSample
+from trainers.data.resize import resize
 from trainers.data.stream import Place, Stream, generator
 from trainers.task import TrainSample
 
@@ -82,16 +86,21 @@ class Loader(TorchDataset[Share | Failure]):
     def share(self, step: int) -> Share:
         """This rank's samples of a step. Raises InputError, StorageError."""
         replaced: list[str] = []
-        found = [self._sample(place, replaced) for place in self.stream.step(step, self.rank, self.world_size)]
-        size = self.preprocess.size
-        images = [pixels for _, pixels in found if pixels is not None]
-        stacked = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+        places = self.stream.step(step, self.rank, self.world_size)
+        pictures, num_pictures = empty_pictures(len(places), self.preprocess.size), 0
+        found: list[RawSample] = []
+        for place in places:
+            raw, pixels = self._sample(place, replaced)
+            found.append(raw)
+            if pixels is not None:
+                pictures[num_pictures] = torch.from_numpy(pixels)
+                num_pictures += 1
         return Share(
-            torch.from_numpy(stacked),
-            [raw.uid for raw, _ in found],
-            [raw.caption for raw, _ in found],
-            [raw.conversation for raw, _ in found],
-            [pixels is not None for _, pixels in found],
+            pictures[:num_pictures],
+            [raw.uid for raw in found],
+            [raw.caption for raw in found],
+            [raw.conversation for raw in found],
+            [raw.image is not None for raw in found],
             replaced,
         )
 
@@ -115,7 +124,16 @@ class Loader(TorchDataset[Share | Failure]):
         if self.augment.random_resized_crop is not None:
             draw = generator(self.seed, "crop", place.epoch, raw.uid)
             pixels = random_crop(pixels, self.augment.random_resized_crop, draw)
-        return raw, self.preprocess.resize(pixels)
+        return raw, resize(pixels, self.preprocess)
+
+
+def empty_pictures(num: int, size: int) -> torch.Tensor:
+    """Room for pictures; in a worker it is in shared memory from the start, or everything would be copied there."""
+    shape = (num, size, size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
 
 
 def random_crop(pixels: Pixels, area: tuple[float, float], draw: np.random.Generator) -> Pixels:
@@ -139,12 +157,46 @@ def shares(loader: Loader, first_step: int, num_steps: int, num_workers: int) ->
         prefetch_factor=STEPS_AHEAD if num_workers else None,
         worker_init_fn=_calm_worker if num_workers else None,
     )
-    for share in steps:
+    for share in _fetched_ahead(steps) if num_workers else steps:
         if isinstance(share, Failure):
             raise share.error
         for line in share.replaced:
             logger.warning("broken sample replaced: %s", line)
         yield share
+
+
+def _fetched_ahead(steps: Iterable[Share | Failure]) -> Iterator[Share | Failure]:
+    """Take the next share from the workers in a thread: unpacking it takes milliseconds that the model need not wait."""
+    ready: queue.Queue[Share | Failure | BaseException | None] = queue.Queue(1)
+    stopped = threading.Event()
+
+    def put(value: Share | Failure | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(value, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def fetch() -> None:
+        try:
+            for share in steps:
+                put(share)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # noqa: BLE001  raised where the share is taken
+            put(error)
+
+    thread = threading.Thread(target=fetch, name="shares", daemon=True)
+    thread.start()
+    try:
+        while (value := ready.get()) is not None:
+            if isinstance(value, BaseException):
+                raise value
+            yield value
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def _calm_worker(_: int) -> None:
