@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
-import queue
 import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,8 +17,9 @@ from schemas.errors import InputError, PairloomError, SampleError
 from schemas.image_decode import Pixels, decode_rgb
 from schemas.preprocess import Preprocess
 from schemas.train_recipe import AugmentRecipe
+from trainers.data.in_thread import in_thread
 from trainers.data.raw_sample import Dataset, RawSample
-from trainers.data.resize import resize
+from trainers.data.resize import resize_into
 from trainers.data.stream import Place, Stream, generator
 from trainers.task import TrainSample
 
@@ -70,11 +68,14 @@ class Loader(TorchDataset[Share | Failure]):
     seed: int
     rank: int
     world_size: int
+    slots: torch.Tensor | None = None  # [slots, samples, size, size, 3] in shared memory
 
     def __getitem__(self, step: int) -> Share | Failure:
         try:
             self._read_ahead(step)
-            return self.share(step)
+            share = self.share(step)
+            is_in_slot = self.slots is not None and get_worker_info() is not None
+            return replace(share, pixels=torch.empty(0, dtype=torch.uint8)) if is_in_slot else share
         except PairloomError as error:
             return Failure(error)
 
@@ -87,16 +88,15 @@ class Loader(TorchDataset[Share | Failure]):
         """This rank's samples of a step. Raises InputError, StorageError."""
         replaced: list[str] = []
         places = self.stream.step(step, self.rank, self.world_size)
-        pictures, num_pictures = empty_pictures(len(places), self.preprocess.size), 0
+        pictures = self._room(step, len(places))
+        num_pictures = 0
         found: list[RawSample] = []
         for place in places:
-            raw, pixels = self._sample(place, replaced)
+            raw = self._sample(place, pictures[num_pictures], replaced)
             found.append(raw)
-            if pixels is not None:
-                pictures[num_pictures] = torch.from_numpy(pixels)
-                num_pictures += 1
+            num_pictures += raw.image is not None
         return Share(
-            pictures[:num_pictures],
+            torch.from_numpy(pictures[:num_pictures]),
             [raw.uid for raw in found],
             [raw.caption for raw in found],
             [raw.conversation for raw in found],
@@ -104,19 +104,38 @@ class Loader(TorchDataset[Share | Failure]):
             replaced,
         )
 
-    def _sample(self, place: Place, replaced: list[str]) -> tuple[RawSample, Pixels | None]:
+    def _room(self, step: int, num: int) -> Pixels:
+        """Where the pictures of a step go: [num, size, size, 3]."""
+        if self.slots is not None and get_worker_info() is not None:
+            slot: Pixels = self.slots[step % len(self.slots)].numpy()
+            return slot
+        return np.empty((num, self.preprocess.size, self.preprocess.size, 3), np.uint8)
+
+    def with_slots(self, num_slots: int) -> Loader:
+        """The same with shared memory for the pictures of so many steps: fresh pages cost as much as a resize."""
+        num = len(self.stream.step(0, self.rank, self.world_size))
+        shape = (num_slots, num, self.preprocess.size, self.preprocess.size, 3)
+        return replace(self, slots=torch.empty(shape, dtype=torch.uint8).share_memory_())  # type: ignore[no-untyped-call]
+
+    def from_slot(self, step: int, share: Share) -> Share:
+        """A share of a worker with a copy of its pictures; the slot is free again."""
+        assert self.slots is not None
+        return replace(share, pixels=self.slots[step % len(self.slots)][: sum(share.has_image)].clone())
+
+    def _sample(self, place: Place, room: Pixels, replaced: list[str]) -> RawSample:
+        """The sample at a place, or one in its stead; its picture goes to `room`."""
         for attempt in range(MAX_REPLACEMENTS):
             chosen = place if attempt == 0 else self.stream.replacement(place, attempt, self.seed)
             try:
-                return self._decode(chosen)
+                return self._decode(chosen, room)
             except SampleError as error:
                 replaced.append(f"data set {chosen.dataset}, shard {chosen.shard}, row {chosen.row}: {error}")
         raise InputError(f"{MAX_REPLACEMENTS} broken samples in a row ({replaced[-1]}); check the data set")
 
-    def _decode(self, place: Place) -> tuple[RawSample, Pixels | None]:
+    def _decode(self, place: Place, room: Pixels) -> RawSample:
         raw = self.datasets[place.dataset].read(place.shard, place.row)
         if raw.image is None:
-            return raw, None
+            return raw
         try:
             pixels = decode_rgb(raw.image)
         except SampleError as error:
@@ -124,16 +143,8 @@ class Loader(TorchDataset[Share | Failure]):
         if self.augment.random_resized_crop is not None:
             draw = generator(self.seed, "crop", place.epoch, raw.uid)
             pixels = random_crop(pixels, self.augment.random_resized_crop, draw)
-        return raw, resize(pixels, self.preprocess)
-
-
-def empty_pictures(num: int, size: int) -> torch.Tensor:
-    """Room for pictures; in a worker it is in shared memory from the start, or everything would be copied there."""
-    shape = (num, size, size, 3)
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
+        resize_into(room, pixels, self.preprocess)
+        return raw
 
 
 def random_crop(pixels: Pixels, area: tuple[float, float], draw: np.random.Generator) -> Pixels:
@@ -149,15 +160,9 @@ def random_crop(pixels: Pixels, area: tuple[float, float], draw: np.random.Gener
 
 def shares(loader: Loader, first_step: int, num_steps: int, num_workers: int) -> Iterator[Share]:
     """The shares of steps first_step .. num_steps - 1, in order, decoded ahead of the model."""
-    steps = DataLoader(
-        loader,
-        batch_size=None,
-        sampler=range(first_step, num_steps),
-        num_workers=num_workers,
-        prefetch_factor=STEPS_AHEAD if num_workers else None,
-        worker_init_fn=_calm_worker if num_workers else None,
-    )
-    for share in _fetched_ahead(steps) if num_workers else steps:
+    numbers = range(first_step, num_steps)
+    found = _from_workers(loader, numbers, num_workers) if num_workers else (loader[step] for step in numbers)
+    for share in found:
         if isinstance(share, Failure):
             raise share.error
         for line in share.replaced:
@@ -165,38 +170,21 @@ def shares(loader: Loader, first_step: int, num_steps: int, num_workers: int) ->
         yield share
 
 
-def _fetched_ahead(steps: Iterable[Share | Failure]) -> Iterator[Share | Failure]:
-    """Take the next share from the workers in a thread: unpacking it takes milliseconds that the model need not wait."""
-    ready: queue.Queue[Share | Failure | BaseException | None] = queue.Queue(1)
-    stopped = threading.Event()
-
-    def put(value: Share | Failure | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(value, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def fetch() -> None:
-        try:
-            for share in steps:
-                put(share)
-                if stopped.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # noqa: BLE001  raised where the share is taken
-            put(error)
-
-    thread = threading.Thread(target=fetch, name="shares", daemon=True)
-    thread.start()
-    try:
-        while (value := ready.get()) is not None:
-            if isinstance(value, BaseException):
-                raise value
-            yield value
-    finally:
-        stopped.set()
-        thread.join()
+def _from_workers(loader: Loader, numbers: range, num_workers: int) -> Iterator[Share | Failure]:
+    loader = loader.with_slots(num_workers * STEPS_AHEAD + 2)  # a slot is written again when it was copied long ago
+    steps = DataLoader(
+        loader,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        prefetch_factor=STEPS_AHEAD,
+        worker_init_fn=_calm_worker,
+    )
+    copied = (
+        share if isinstance(share, Failure) else loader.from_slot(step, share)
+        for step, share in zip(numbers, steps, strict=True)
+    )
+    return in_thread(copied)
 
 
 def _calm_worker(_: int) -> None:

@@ -1,4 +1,4 @@
-"""The resize of training: torch's, which is five times as fast as Pillow's and gives the same numbers but for rounding.
+"""The resize of training: torch's, eight times as fast as Pillow's, with the same numbers but for rounding.
 
 `Preprocess.resize` is Pillow's, as in the image processor that an export carries. Both filter the same way; torch's
 kernel has fewer bits after the point. `tests/test_loader.py` holds the difference: at most 2 of 255, and on fewer than
@@ -7,22 +7,38 @@ one value in a hundred. Scoring and evaluation take Pillow's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 from schemas.image_decode import Pixels
 from schemas.preprocess import Preprocess
 
-MODES = {2: "bilinear", 3: "bicubic"}  # by Pillow's number
+KERNELS: dict[int, Callable[..., Any]] = {
+    2: torch.ops.aten._upsample_bilinear2d_aa.out,
+    3: torch.ops.aten._upsample_bicubic2d_aa.out,
+}
+"""By Pillow's number. `F.interpolate` calls them too, but cannot be told where to write: it gives planes, and putting
+them together again takes longer than the resize.
+"""
 
 
-def resize(pixels: Pixels, preprocess: Preprocess) -> Pixels:
-    """RGB of any size -> size x size x 3, uint8."""
+def resize_into(room: Pixels, pixels: Pixels, preprocess: Preprocess) -> None:
+    """RGB of any size -> `room`, size x size x 3, uint8."""
     height, width = pixels.shape[:2]
-    mode = MODES.get(preprocess.resample)
-    if mode is None or (height, width) == (preprocess.size, preprocess.size):
-        return preprocess.resize(pixels)
+    kernel = KERNELS.get(preprocess.resample)
+    if kernel is None or (height, width) == (preprocess.size, preprocess.size):
+        room[:] = preprocess.resize(pixels)
+        return
     columns, rows = preprocess.scaled(height, width)
-    picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # as channels_last: its kernel takes whole pixels
-    resized: Pixels = F.interpolate(picture, (rows, columns), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
-    return preprocess.crop(resized)
+    whole = room if room.shape[:2] == (rows, columns) else np.empty((rows, columns, 3), np.uint8)
+    kernel(_planes(pixels), (rows, columns), False, None, None, out=_planes(whole))
+    if whole is not room:
+        room[:] = preprocess.crop(whole)
+
+
+def _planes(pixels: Pixels) -> torch.Tensor:
+    """[1, 3, height, width] over the same memory."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]

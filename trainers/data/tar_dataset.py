@@ -26,7 +26,7 @@ IN_TARS = ["uid", "key", "caption", "offset", "num_bytes"]
 
 @dataclass(frozen=True)
 class Rows:
-    """The usable rows of a shard, as lists: Arrow and numpy take longer to give one value than a tar to give its bytes."""
+    """The usable rows of a shard, as lists: Arrow takes longer to give one value than a tar to give its bytes."""
 
     uids: list[str]
     keys: list[str]
