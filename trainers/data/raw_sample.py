@@ -12,7 +12,7 @@ class RawSample(NamedTuple):  # a tuple is made three times as fast as a frozen 
     """One sample before its image is decoded; `image` is None for a conversation without one."""
 
     uid: str
-    image: bytes | None
+    image: bytes | memoryview | None
     caption: str
     conversation: Conversation | None = None
     key: str = ""  # its name in the tar

@@ -56,7 +56,7 @@ class CuratedDataset:
     def read(self, shard: int, row: int) -> RawSample:
         """One sample with the bytes of its image."""
         rows = self.rows(shard)
-        image = self._reader(shard).read(rows.offsets[row], rows.num_bytes[row])
+        image = self._reader(shard).view(rows.offsets[row], rows.num_bytes[row])
         return RawSample(rows.uids[row], image, rows.captions[row], None, rows.keys[row])
 
     def read_ahead(self, shard: int) -> None:
