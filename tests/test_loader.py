@@ -5,6 +5,7 @@ import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from schemas.preprocess import Preprocess
 from schemas.sample import fold_of
 from schemas.train_recipe import AugmentRecipe, DataSource
 from tests.curated_builder import build_curated, colour_pairs
+from tests.raw_builder import photograph
 from trainers.data.dataset import open_dataset, open_pairs
 from trainers.data.decode import Loader, Share, shares
+from trainers.data.resize import resize_into
 from trainers.data.stream import Order, Stream
 
 NUM, BATCH, LANES = 40, 8, 4
@@ -63,7 +66,7 @@ def test_broken_samples_are_replaced_and_told(data: str, caplog: pytest.LogCaptu
         found = list(shares(loader(data), 0, 5, 0))  # one epoch
     assert sum(len(share.uids) for share in found) == NUM
     shards = [open_pairs(DataSource(path=data)).rows(shard) for shard in range(3)]
-    broken = [pair for rows in shards for pair in zip(rows.uids.to_pylist(), rows.keys.to_pylist(), strict=True)]
+    broken = [pair for rows in shards for pair in zip(rows.uids, rows.keys, strict=True)]
     for index in BROKEN:
         uid = broken[index][0]
         assert any(uid in line for share in found for line in share.replaced)
@@ -123,3 +126,20 @@ def test_a_forked_worker_makes_its_own_connection_to_remote_storage() -> None:
 def connects() -> bool:
     """fsspec raises here for what was opened before the fork."""
     return storage.filesystem("s3://bucket/0.tar").loop is not None
+
+
+@pytest.mark.parametrize("mode", ["squash", "center_crop"])
+@pytest.mark.parametrize("resample", [2, 3])
+def test_training_sees_the_pixels_of_the_exported_processor(
+    mode: Literal["squash", "center_crop"], resample: int
+) -> None:
+    preprocess = Preprocess(64, mode, resample=resample)
+    generator = np.random.default_rng(0)
+    for height, width in ((640, 480), (100, 300), (64, 90), (65, 64), (30, 20), (64, 64)):
+        noise = generator.integers(0, 256, (height, width, 3), np.uint8)  # nothing is harder to resize
+        for pixels in (noise, photograph(3, width, height)):
+            ours = np.empty((64, 64, 3), np.uint8)
+            resize_into(ours, pixels, preprocess)
+            difference = np.abs(ours.astype(int) - preprocess.resize(pixels))
+            assert difference.max() <= 2
+            assert (difference > 0).mean() < 0.01

@@ -56,7 +56,8 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("name", ["siglip", "clip"])
 def test_golden_loss_curve(root: Path, name: str) -> None:
     golden: Mapping[str, list[float]] = json.loads(GOLDEN.read_text())
-    assert losses(root / name) == pytest.approx(golden[name], rel=1e-5)
+    # Pillow's pixels; torch's resize rounds otherwise, and not in the same way on every processor.
+    assert losses(root / name) == pytest.approx(golden[name], rel=1e-3)
 
 
 def test_metrics_say_what_the_interface_promises(root: Path) -> None:
@@ -138,7 +139,6 @@ def test_wrong_recipes_are_refused(root: Path) -> None:
         "tokenizer: give path, or train": ["tokenizer={}"],
         "no finished data set": ["data.train.0.path=/nowhere/curated/train"],
         "another tokenizer": [f"model={{path: {root / 'tower'}}}"],
-        "must be a local path": ["run.dir=s3://bucket/run"],
     }
     recipes = {part: tiny_recipe(root / f"bad{i}", data, *cases[part]) for i, part in enumerate(cases)}
     said = run_ranks(messages, 1, list(recipes.values()), PairloomError)[0]

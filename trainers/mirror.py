@@ -86,15 +86,12 @@ class Mirror:
 
     def _base(self) -> str:
         """The URL as listings begin."""
-        return str(storage.filesystem(self.url)._strip_protocol(self.url)).rstrip("/")
+        fs = storage.filesystem(self.url)
+        return str(fs.unstrip_protocol(fs._strip_protocol(self.url))).rstrip("/")
 
     def _files(self, name: str) -> list[str]:
-        fs = storage.filesystem(self.url)
-        fs.invalidate_cache()
-        try:
-            return [str(file) for file in fs.find(storage.join(self.url, name) if name else self.url)]
-        except FileNotFoundError:
-            return []
+        storage.filesystem(self.url).invalidate_cache()
+        return storage.expand(storage.join(self.url, name) if name else self.url)
 
     def _is_same(self, folder: Path) -> bool:
         """True when a checkpoint here is the one at the URL."""

@@ -75,7 +75,7 @@ class ConversationDataset:
             f"{turn.role.upper()}: {turn.text}" for conversation in self._conversations for turn in conversation.turns
         ]
 
-    def _image(self, conversation: Conversation) -> bytes | None:
+    def _image(self, conversation: Conversation) -> bytes | memoryview | None:
         name = conversation.image
         if name is None:
             return None

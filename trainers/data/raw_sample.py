@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from schemas.conversation import Conversation
 
 
-@dataclass(frozen=True)
-class RawSample:
+class RawSample(NamedTuple):  # a tuple is made three times as fast as a frozen dataclass
     """One sample before its image is decoded; `image` is None for a conversation without one."""
 
     uid: str
-    image: bytes | None
+    image: bytes | memoryview | None
     caption: str
     conversation: Conversation | None = None
     key: str = ""  # its name in the tar

@@ -67,11 +67,11 @@ class PartsReader:
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def read(self, offset: int, num_bytes: int) -> bytes:
+    def view(self, offset: int, num_bytes: int) -> memoryview:
         """The bytes of one member. Raises InputError when they are not there."""
         index = bisect_right(self._starts, offset) - 1
         begin = self._places[index] + offset - self._starts[index]
-        data = self._map[begin : begin + num_bytes]
+        data = memoryview(self._map)[begin : begin + num_bytes]
         if index < 0 or begin + num_bytes > self._places[index + 1] or len(data) != num_bytes:
             raise InputError(f"{self._path}: {num_bytes} bytes at {offset} are missing; tar is truncated")
         return data

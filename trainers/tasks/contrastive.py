@@ -100,9 +100,10 @@ class ContrastiveTask:
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """What `Preprocess.normalise` does, bit for bit, on any device."""
-        mean, std = pixels.new_tensor([self.preprocess.mean, self.preprocess.std], dtype=torch.float32)
-        values: torch.Tensor = (pixels.float() * (1 / 255) - mean) / std
-        return values.permute(0, 3, 1, 2).contiguous()
+        mean, std = pixels.new_tensor([self.preprocess.mean, self.preprocess.std], dtype=torch.float32)[..., None, None]
+        planes = pixels.permute(0, 3, 1, 2).contiguous()  # first: on a CPU it takes a third of the time then
+        values: torch.Tensor = planes.float().mul_(1 / 255).sub_(mean).div_(std)
+        return values
 
     def _tokens(self, samples: Sequence[TrainSample]) -> Batch:
         tokens = self._tokenizer(
