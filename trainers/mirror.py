@@ -105,7 +105,7 @@ class Mirror:
             path.parent.mkdir(parents=True, exist_ok=True)
             with storage.build_locally(str(path)) as scratch:
                 try:
-                    storage.filesystem(url).get_file(url, scratch)
+                    storage.get_file(url, scratch)
                 except OSError as error:
                     raise StorageError(f"cannot read {url}: {error.strerror or error}") from error
 

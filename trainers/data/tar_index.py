@@ -145,7 +145,7 @@ def _local_copy(url: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="pairloom-") as folder:
         path = os.path.join(folder, "shard.tar")
         try:
-            storage.filesystem(url).get_file(url, path)
+            storage.get_file(url, path)
         except FileNotFoundError as error:
             raise InputError(f"{url}: no such tar") from error
         yield path
