@@ -29,7 +29,7 @@ from schemas.manifest import Manifest, is_complete, load_manifest, save_manifest
 from schemas.recipe_io import settings_of, step_hash
 from schemas.sample import SAMPLE, STATUS_SUCCESS, read_table
 
-VERSION = 1  # raised when the same source and settings give other shards
+VERSION = 2  # raised when the same source and settings give other shards
 READ_THREADS = 16
 
 

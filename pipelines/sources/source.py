@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from pipelines.blur import Boxes, read_boxes
 from schemas import storage
 from schemas.errors import InputError, SampleError
 from schemas.shard import Place
@@ -57,6 +59,7 @@ class SourceRow:
     image: bytes | None = None  # where the source carries the images
     kept: Mapping[str, Any] = field(default_factory=dict)  # keep_columns
     error: SampleError | None = None
+    boxes: Boxes = ()  # of the image, to be blurred
     key: str | None = None  # adopted tars: its name there
     place: Place | None = None  # adopted tars: where its image lies
     original_size: tuple[int, int] | None = None  # width, height before an earlier resize, px
@@ -103,6 +106,26 @@ def own_uid(value: object) -> str | None:
     """The source's own uid where it is one of ours (32 hex); a `uid` column of another meaning is not used."""
     text = clean_text(value)
     return text if text is not None and _UID.fullmatch(text) else None
+
+
+def boxes_of(row: Mapping[str, Any], column: str | None) -> Boxes:
+    """Boxes to blur, as lists or as JSON text. Raises SampleError: invalid_boxes."""
+    value = row.get(column) if column is not None else None
+    if isinstance(value, bytes | str):
+        text = clean_text(value)
+        try:
+            value = json.loads(text) if text is not None else None
+        except ValueError:
+            value = text
+    return read_boxes(value)
+
+
+def boxes_or_error(row: Mapping[str, Any], column: str | None) -> dict[str, Any]:
+    """`boxes` of a SourceRow, or its `error` where they cannot be read."""
+    try:
+        return {"boxes": boxes_of(row, column)}
+    except SampleError as error:
+        return {"error": error}
 
 
 def require_columns(required: Sequence[str], there: Sequence[str], where: str) -> None:
