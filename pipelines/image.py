@@ -4,7 +4,7 @@ Resize modes and their numbers are img2dataset's (`resizer.py` of 1.47): area in
 sides rounded half to even, white border. Its pixels differ by one grey level at most, when decoded in full.
 
 Large JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves twice the stored size (`fast_decode`).
-On 358 photographs of 1.6 to 12 megapixels that moved a stored pixel by 0.33 to 0.47 of 255 on average (the worst image: 1.4);
+On 358 photographs of 1.6 to 12 megapixels that moved a stored pixel by 0.3 to 0.5 of 255 on average (worst image 1.4);
 writing it as a JPEG of quality 95 moves it by about 3.
 """
 
