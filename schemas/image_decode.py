@@ -69,7 +69,7 @@ def read_header(data: bytes) -> ImageHeader:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
             if image.format == "MPO":  # Pillow's name for a JPEG with further pictures behind it, as telephones write
                 image.format = "JPEG"
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if _has_exif(image, data) else 1
+            orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1) if _has_exif(image, data) else 1
     except UnidentifiedImageError:
         raise SampleError(_why_unidentified(data), "no image format recognised") from None
     except (OSError, ValueError, SyntaxError, struct.error, EOFError, KeyError, TypeError,
@@ -85,10 +85,14 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def _has_exif(image: Image.Image, data: bytes) -> bool:
-    """Reading EXIF costs more than the rest of the header; most JPEGs have none. A PNG would be decoded for it."""
+    """Reading EXIF costs more than the rest of the header; most JPEGs have none. XMP can hold an orientation too.
+
+    `Image.Image.getexif` is called, not the PNG's own, which would decode the image before its limits are checked.
+    """
     if image.format == "PNG":
-        return "exif" in image.info
-    return image.format != "JPEG" or b"Exif\0" in data[: 1 << 16]
+        return any(name in image.info for name in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))
+    start = data[: 1 << 16]
+    return image.format != "JPEG" or b"Exif\0" in start or b"tiff:Orientation" in start
 
 
 def _why_unidentified(data: bytes) -> DropReason:
