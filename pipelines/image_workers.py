@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import IO
 
+from pipelines.blur import Boxes
 from pipelines.image import StoredImage
 from pipelines.transfer import Body
 from schemas.errors import SampleError
@@ -34,7 +35,7 @@ class SpooledImage:
 class ImageWorkers:
     """A pool that turns bodies into images. Use as a context manager."""
 
-    def __init__(self, work: Callable[[bytes], StoredImage], spool: IO[bytes]) -> None:
+    def __init__(self, work: Callable[[bytes, Boxes], StoredImage], spool: IO[bytes]) -> None:
         self._work = work
         self._spool = spool
         self._spool_bytes = 0
@@ -48,13 +49,13 @@ class ImageWorkers:
         """Whether another image may be on its way."""
         return self._num_images < MAX_WAITING_IMAGES and self._num_bytes < MAX_WAITING_BYTES
 
-    def submit(self, row: int, body: Body | bytes) -> None:
+    def submit(self, row: int, body: Body | bytes, boxes: Boxes = ()) -> None:
         """Take over an image; the body is closed when it has been read. Raises what a thread raised."""
         size = len(body) if isinstance(body, bytes) else _size_of(body)
         with self._lock:
             self._num_images += 1
             self._num_bytes += size
-        self._futures.add(self._pool.submit(self._run, row, body, size))
+        self._futures.add(self._pool.submit(self._run, row, body, size, boxes))
         if len(self._futures) > 2 * MAX_WAITING_IMAGES:
             self._reap({future for future in self._futures if future.done()})
 
@@ -73,9 +74,9 @@ class ImageWorkers:
         for future in done:
             future.result()
 
-    def _run(self, row: int, body: Body | bytes, size: int) -> None:
+    def _run(self, row: int, body: Body | bytes, size: int, boxes: Boxes) -> None:
         try:
-            stored = self._work(body if isinstance(body, bytes) else _read_and_close(body))
+            stored = self._work(body if isinstance(body, bytes) else _read_and_close(body), boxes)
             self.outcomes[row] = SpooledImage(replace(stored, data=b""), self._put(stored.data))
         except SampleError as error:
             self.outcomes[row] = error

@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.blur import Boxes
 from pipelines.counters import Report
 from pipelines.duplicate_rows import save_uids
 from pipelines.fetch import Fetcher
@@ -97,10 +98,10 @@ def make_shard(job: ShardJob, report: Report | None = None) -> ShardResult:
         return read_result(job.folder, job.name)
     started_at = time.monotonic()
     source = open_source(job.source)
-    process: Callable[[bytes, ImageRecipe], StoredImage] = inspect_image if source.is_adopted else store_image
+    process: Callable[[bytes, ImageRecipe, Boxes], StoredImage] = inspect_image if source.is_adopted else store_image
     try:
         with tempfile.TemporaryFile(dir=work_folder(job.folder, job.name)) as spool:
-            with ImageWorkers(lambda data: process(data, job.ingest.image), spool) as workers:
+            with ImageWorkers(lambda data, boxes: process(data, job.ingest.image, boxes), spool) as workers:
                 workers.outcomes = CountedOutcomes(report or Report())
                 collect = _collect_images if source.has_images else _fetch_images
                 rows, uids = collect(job, source, workers)
@@ -160,7 +161,7 @@ def _collect_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tup
             workers.outcomes[index] = refusal
         elif row.image is not None:
             workers.wait_for_room()
-            workers.submit(index, row.image)
+            workers.submit(index, row.image, row.boxes)
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
     return rows, uids
@@ -185,7 +186,7 @@ def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple
             if isinstance(answer, SampleError):
                 workers.outcomes[index] = answer
             else:
-                workers.submit(index, answer)
+                workers.submit(index, answer, rows[index].boxes)
     return rows, uids
 
 

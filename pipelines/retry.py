@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.blur import Boxes
 from pipelines.honour import with_offsets
 from pipelines.image import store_image
 from pipelines.image_workers import ImageWorkers, SpooledImage
@@ -25,7 +26,7 @@ from pipelines.raw_table import PlacedImage, dropped_values, read_result, replac
 from pipelines.raw_tar import add_sample, work_folder
 from pipelines.recalled_rows import blank_rows, is_recalled, refusal, rules_of
 from pipelines.run_step import run_shards
-from pipelines.sources.source import SourceRow
+from pipelines.sources.source import SourceRow, boxes_or_error
 from pipelines.step_folder import BeforeWork, missing_tables, nothing
 from schemas import storage
 from schemas.curate_recipe import CurateRecipe, IngestRecipe
@@ -44,6 +45,7 @@ class RetryJob:
 
     rewrite: Rewrite
     ingest: IngestRecipe
+    boxes_column: str | None  # of the raw table
     name: str
     tombstones: tuple[str, ...] = ()
 
@@ -73,7 +75,7 @@ def retry_jobs(recipe: CurateRecipe, folder: str) -> list[RetryJob]:
     root = root_of(folder)
     tombstones = tombstone_names(root) if root is not None else ()
     return [
-        RetryJob(rewrite, recipe.ingest, result.entry.name, tombstones)
+        RetryJob(rewrite, recipe.ingest, recipe.source.blur_boxes_column, result.entry.name, tombstones)
         for result in collect_results(folder, [shard.name for shard in manifest.shards])
         if any(reason in TRANSIENT for reason in result.drop_counts)
     ]
@@ -104,20 +106,28 @@ def retry_shard(job: RetryJob) -> None:
 def _fetch(job: RetryJob, table: pa.Table, spool: IO[bytes]) -> Outcomes:
     urls, reasons = table["url"].to_pylist(), table["drop_reason"].to_pylist()
     requests = [(row, urls[row]) for row, reason in enumerate(reasons) if reason in TRANSIENT]
-    with ImageWorkers(lambda data: store_image(data, job.ingest.image), spool) as workers:
+    boxes = _boxes(table, job.boxes_column)
+    with ImageWorkers(lambda data, of_row: store_image(data, job.ingest.image, of_row), spool) as workers:
         fetcher = fetcher_of(job.ingest.fetch.model_dump_json())
         with closing(fetcher.fetch(requests, workers.has_room)) as answers:
             for row, answer in answers:
                 if isinstance(answer, SampleError):
                     workers.outcomes[row] = answer
                 else:
-                    workers.submit(row, answer)
+                    workers.submit(row, answer, boxes[row])
         workers.finish()
     recalled_images = rules_of(job.rewrite.folder, job.tombstones).images
     for row, outcome in workers.outcomes.items():
         if isinstance(outcome, SpooledImage) and outcome.image.sha256 in recalled_images:
             workers.outcomes[row] = refusal()
     return workers.outcomes
+
+
+def _boxes(table: pa.Table, column: str | None) -> list[Boxes]:
+    """What is to be blurred in each row's image; boxes that cannot be read gave invalid_boxes, which does not heal."""
+    if column is None:
+        return [()] * table.num_rows
+    return [boxes_or_error({column: value}, column)[0] for value in table[column].to_pylist()]
 
 
 def _stage(job: RetryJob, table: pa.Table, outcomes: Outcomes, spool: IO[bytes]) -> None:

@@ -13,15 +13,40 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class SourceRecipe(StrictModel):
-    """Where the pairs come from."""
+    """Where the pairs come from.
+
+    `path` is a file, a folder, a glob or any fsspec URL, or a list of them.
+
+    - `url_table`: csv, tsv, json, jsonl, parquet, each also .gz or .zst.
+    - `webdataset`: tars of any tool, such as img2dataset's and DataComp's; they are used where they lie, never copied.
+    - `parquet_images`: parquet with image bytes, or `{bytes, path}` structs as Hugging Face writes them.
+    - `folder`: images with a .txt of the same name each, or with a table or annotation file: `metadata.csv` and
+      `metadata.jsonl` of Hugging Face's imagefolder, COCO's `captions_*.json`, Flickr's `*.token` and `results.csv`,
+      Karpathy's `dataset_*.json`. Then `path` may be that file itself, with `images` the folder that its names are
+      relative to (default: the folder of the file).
+
+    A list of captions counts as that many rows.
+    """
 
     kind: Literal["url_table", "webdataset", "parquet_images", "folder"]
     path: str | list[str]
+    images: str | None = None  # folder, parquet_images: where the image files lie
     name: Name = "main"
     url_column: str = "url"
     caption_column: str = "caption"
-    image_column: str = "image"  # parquet_images
+    image_column: str = "image"  # parquet_images, folder
     keep_columns: list[str] = []
+    blur_boxes_column: str | None = None  # [[x_min, y_min, x_max, y_max], ...] as fractions of the sides: face_bboxes
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> SourceRecipe:
+        if self.images is not None and self.kind not in ("folder", "parquet_images"):
+            raise ValueError(f"images: kind {self.kind} has no image files; leave it out")
+        if self.blur_boxes_column is not None and self.kind == "webdataset":
+            raise ValueError("blur_boxes_column: tars stay as they are, so their images cannot be blurred")
+        if self.blur_boxes_column and self.kind == "url_table" and self.blur_boxes_column not in self.keep_columns:
+            raise ValueError(f"blur_boxes_column: add {self.blur_boxes_column} to keep_columns, a retry blurs by it")
+        return self
 
 
 class ImageRecipe(StrictModel):
@@ -32,6 +57,10 @@ class ImageRecipe(StrictModel):
     only_if_bigger: bool = True  # smaller images keep their original bytes
     format: Literal["jpg", "png", "webp"] = "jpg"
     quality: Annotated[int, Field(ge=1, le=100)] = 95
+    fast_decode: bool = True  # large JPEGs are decoded at 1/2 to 1/8 where that leaves twice the size; false: in full
+    strip_metadata: bool = False  # also from images that keep their bytes: EXIF, XMP, comments; colour profiles stay
+    min_bytes: Annotated[int, Field(ge=0)] = 0  # of the image as received
+    max_bytes: Annotated[int, Field(gt=0)] | None = None  # of the image as received; fetch.max_bytes stops a download
     min_side: Annotated[int, Field(ge=0)] = 0  # px, of the image as received
     max_aspect_ratio: Annotated[float, Field(ge=1)] | None = None
     max_pixels: Annotated[int, Field(gt=0)] = 100_000_000  # read from the header, before any decode

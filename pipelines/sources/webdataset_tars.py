@@ -20,9 +20,11 @@ from pipelines.sources.source import (
     Prepared,
     SourceFile,
     SourceRow,
+    caption_of,
     clean_text,
     list_source_files,
     own_uid,
+    parse_fields,
     text_schema,
 )
 from schemas import storage
@@ -74,12 +76,12 @@ class WebdatasetTars:
         def read(member: Member | None) -> bytes | None:
             return reader.read(member.place.offset, member.place.num_bytes) if member is not None else None
 
-        fields = _parse_fields(read(sample.get("json")))
+        fields = parse_fields(read(sample.get("json")))
         image = image_of(sample)
         caption = read(sample.get("txt"))
         return SourceRow(
             url=clean_text(fields.get(self._recipe.url_column)),
-            caption=clean_text(caption if caption is not None else fields.get(self._recipe.caption_column)),
+            caption=clean_text(caption) or caption_of(fields, self._recipe.caption_column),
             uid=own_uid(fields.get("uid")),
             image=read(image),
             kept={name: _as_text(fields.get(name)) for name in self._recipe.keep_columns},
@@ -87,15 +89,6 @@ class WebdatasetTars:
             place=image.place if image is not None else None,
             original_size=_original_size(fields),
         )
-
-
-def _parse_fields(data: bytes | None) -> dict[str, Any]:
-    """Fields of a sample's JSON; none where it is broken, for image and caption may be fine."""
-    try:
-        fields = json.loads(data) if data else {}
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _as_text(value: object) -> str | None:
