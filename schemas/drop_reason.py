@@ -36,6 +36,7 @@ class DropReason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     UNSUPPORTED_FORMAT = "unsupported_format"
     DECODE_ERROR = "decode_error"
+    DECODER_CRASHED = "decoder_crashed"  # the process that decoded it died, twice
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_SMALL = "too_small"
     ASPECT_RATIO = "aspect_ratio"
