@@ -21,6 +21,7 @@ from schemas.errors import SampleError
 from schemas.shard import Place
 
 MAX_MESSAGE_BYTES = 1 << 17
+READY = b"ready"  # the answer to Begin
 Work = Callable[[bytes, Any], StoredImage]
 
 
@@ -63,6 +64,7 @@ def _serve(link: socket.socket, slots: Sequence[int]) -> None:
                 os.close(spool)
             begin = pickle.loads(message)
             work, spool, spool_bytes = find_work(begin.work), descriptors[0], begin.spool_bytes
+            link.send(READY)
             continue
         slot, num_bytes = pickle.loads(message)
         if work is None or begin is None:
@@ -96,6 +98,5 @@ def main() -> None:
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # short of memory, the system shall kill this process and not the worker
     link = socket.socket(fileno=int(sys.argv[1]))
-    link.send(b"ready")
     with suppress(ConnectionError, KeyboardInterrupt):
         _serve(link, [int(argument) for argument in sys.argv[2:]])

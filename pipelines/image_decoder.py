@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import IO
 
-from pipelines.image_child import MAX_MESSAGE_BYTES, Begin, Reply
+from pipelines.image_child import MAX_MESSAGE_BYTES, READY, Begin, Reply
 from schemas.drop_reason import DropReason
 from schemas.errors import SampleError, ShardError
 
@@ -121,7 +122,6 @@ class ImageDecoder:
         return sent.row
 
     def _start(self) -> None:
-        """Start the process and tell it about the shard. Raises ShardError where it cannot run at all."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(MAX_SECONDS)
         descriptors = [theirs.fileno(), *self._slots]
@@ -130,23 +130,23 @@ class ImageDecoder:
         self._process = subprocess.Popen(command, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL)
         theirs.close()
         self._link = ours
-        if self._receive_message() != b"ready":
-            raise ShardError(f"the process that decodes images does not start ({self._stop()})")
         self._send_begin()
 
     def _send_begin(self) -> None:
+        """Tell the process about the shard. Raises ShardError where it cannot run: that is no fault of an image."""
         if self._begin is None or self._spool is None or self._link is None:
             raise RuntimeError("no shard has begun")
         begin = Begin(self._begin.work, self._begin.settings, self._spool_bytes)
-        socket.send_fds(self._link, [pickle.dumps(begin)], [self._spool.fileno()])
+        with suppress(BrokenPipeError, ConnectionResetError):  # noticed where its answer is missing
+            socket.send_fds(self._link, [pickle.dumps(begin)], [self._spool.fileno()])
+        if self._receive_message() != READY:
+            raise ShardError(f"the process that decodes images does not start ({self._stop()})")
 
     def _announce(self, sent: _Sent) -> None:
         """A process that has died is noticed where its answer is missing."""
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             if self._link is not None:
                 self._link.send(pickle.dumps((sent.slot, sent.num_bytes)))
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def _resend(self) -> None:
         for sent in self._sent:
