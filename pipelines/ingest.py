@@ -31,7 +31,6 @@ from schemas.sample import SAMPLE, STATUS_SUCCESS, read_table
 
 VERSION = 1  # raised when the same source and settings give other shards
 READ_THREADS = 16
-CPUS_PER_SHARD = 0.5  # two shards at once a core: one decodes while the other waits for its last slow URLs
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def _make_shards(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
     run_shards("uids", write_uids, [job for job in jobs if job.name in missing_uids])
     repeated = find_duplicate_rows(folder, names) if pending else {}
     todo = [replace(job, duplicate_rows=repeated.get(job.name)) for job in jobs if job.name in pending]
-    made = run_shards("ingest", make_shard, todo, num_done=len(jobs) - len(todo), num_cpus=CPUS_PER_SHARD)
+    made = run_shards("ingest", make_shard, todo, num_done=len(jobs) - len(todo))
     return _all_results(folder, names, made)
 
 
