@@ -20,6 +20,7 @@ Box = tuple[float, float, float, float]  # x_min, y_min, x_max, y_max as fractio
 Boxes = Sequence[Box]
 MARGIN = 0.1  # of a box's longer side
 SIGMA = 0.1  # of the longest side of all boxes
+MAX_BOXES = 1000  # of one image
 
 
 def read_boxes(value: object) -> Boxes:
@@ -30,6 +31,8 @@ def read_boxes(value: object) -> Boxes:
         boxes = [tuple(float(number) for number in box) for box in value]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         raise SampleError(DropReason.INVALID_BOXES, f"no list of boxes: {str(value)[:200]}") from None
+    if len(boxes) > MAX_BOXES:
+        raise SampleError(DropReason.INVALID_BOXES, f"{len(boxes)} boxes, more than {MAX_BOXES}")
     for box in boxes:
         if len(box) != 4 or not all(math.isfinite(number) and -1 <= number <= 2 for number in box):
             raise SampleError(DropReason.INVALID_BOXES, f"no box of four fractions: {box}")

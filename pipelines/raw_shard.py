@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,13 +14,13 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.blur import Boxes
 from pipelines.counters import Report
 from pipelines.duplicate_rows import save_uids
 from pipelines.fetch import Fetcher
 from pipelines.hashes import sha256_hex
-from pipelines.image import StoredImage, inspect_image, store_image
-from pipelines.image_workers import ImageWorkers, SpooledImage
+from pipelines.image_child import SpooledImage
+from pipelines.image_decoder import image_decoder
+from pipelines.image_workers import STORE_IMAGE, ImageWorkers
 from pipelines.raw_table import PlacedImage, ShardResult, make_table, put_table, read_result
 from pipelines.raw_tar import add_sample, put_tar, scratch_file, work_folder
 from pipelines.recalled_rows import blank, is_recalled, refusal, rules_of
@@ -28,7 +28,7 @@ from pipelines.sources.open_source import open_source
 from pipelines.sources.source import Piece, Source, SourceRow
 from pipelines.transfer import Body
 from schemas import storage
-from schemas.curate_recipe import FetchRecipe, ImageRecipe, IngestRecipe, SourceRecipe
+from schemas.curate_recipe import FetchRecipe, IngestRecipe, SourceRecipe
 from schemas.drop_reason import TRANSIENT, DropReason
 from schemas.errors import SampleError, ShardError, StorageError
 from schemas.manifest import ShardEntry, table_url
@@ -36,6 +36,7 @@ from schemas.sample import make_uid
 from schemas.shard import ShardWriter, make_key, shard_name
 
 FEWEST_FOR_DEAD_NETWORK = 20  # fetches; fewer may well all fail on a network that works
+INSPECT_IMAGE = "pipelines.image:inspect_image"
 EARLY_DEAD_NETWORK = 500  # fetches, the first of a shard: when all failed, the others are not tried
 
 Outcomes = dict[int, SpooledImage | SampleError]
@@ -98,10 +99,10 @@ def make_shard(job: ShardJob, report: Report | None = None) -> ShardResult:
         return read_result(job.folder, job.name)
     started_at = time.monotonic()
     source = open_source(job.source)
-    process: Callable[[bytes, ImageRecipe, Boxes], StoredImage] = inspect_image if source.is_adopted else store_image
+    work = INSPECT_IMAGE if source.is_adopted else STORE_IMAGE
     try:
         with tempfile.TemporaryFile(dir=work_folder(job.folder, job.name)) as spool:
-            with ImageWorkers(lambda data, boxes: process(data, job.ingest.image, boxes), spool) as workers:
+            with ImageWorkers(image_decoder(), work, job.ingest.image, spool) as workers:
                 workers.outcomes = CountedOutcomes(report or Report())
                 collect = _collect_images if source.has_images else _fetch_images
                 rows, uids = collect(job, source, workers)

@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from pipelines.blur import Boxes
 from pipelines.honour import with_offsets
-from pipelines.image import store_image
-from pipelines.image_workers import ImageWorkers, SpooledImage
+from pipelines.image_child import SpooledImage
+from pipelines.image_decoder import image_decoder
+from pipelines.image_workers import STORE_IMAGE, ImageWorkers
 from pipelines.raw_generation import AddSample, Rewrite, collect_results, finish_rewrite, rewrite_tar
 from pipelines.raw_shard import Outcomes, fetcher_of
 from pipelines.raw_table import PlacedImage, dropped_values, read_result, replace_table, stored_values
@@ -107,7 +108,7 @@ def _fetch(job: RetryJob, table: pa.Table, spool: IO[bytes]) -> Outcomes:
     urls, reasons = table["url"].to_pylist(), table["drop_reason"].to_pylist()
     requests = [(row, urls[row]) for row, reason in enumerate(reasons) if reason in TRANSIENT]
     boxes = _boxes(table, job.boxes_column)
-    with ImageWorkers(lambda data, of_row: store_image(data, job.ingest.image, of_row), spool) as workers:
+    with ImageWorkers(image_decoder(), STORE_IMAGE, job.ingest.image, spool) as workers:
         fetcher = fetcher_of(job.ingest.fetch.model_dump_json())
         with closing(fetcher.fetch(requests, workers.has_room)) as answers:
             for row, answer in answers:

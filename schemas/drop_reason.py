@@ -38,6 +38,7 @@ class DropReason(StrEnum):
     UNSUPPORTED_FORMAT = "unsupported_format"
     DECODE_ERROR = "decode_error"
     TOO_FEW_BYTES = "too_few_bytes"
+    DECODER_CRASHED = "decoder_crashed"  # the process that decoded it died, twice
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_SMALL = "too_small"
     ASPECT_RATIO = "aspect_ratio"
