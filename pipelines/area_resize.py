@@ -14,6 +14,10 @@ from numba import njit
 
 from schemas.image_decode import Pixels
 
+Line = npt.NDArray[np.float32]  # one row of source pixels, channels interleaved, weighted and summed
+Places = npt.NDArray[np.int64]
+Shares = npt.NDArray[np.float32]
+
 
 def shrink(pixels: Pixels, covered: tuple[float, float], size: tuple[int, int]) -> Pixels:
     """The first `covered` (height, width) px of an RGB array as `size` (height, width) px, by area.
@@ -32,9 +36,7 @@ def shrink(pixels: Pixels, covered: tuple[float, float], size: tuple[int, int]) 
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _shares(covered: float, num_source: int, num_target: int) -> tuple[
-    npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]
-]:  # fmt: skip
+def _shares(covered: float, num_source: int, num_target: int) -> tuple[Places, Places, Shares]:
     """First source index of each target pixel, how many there are, and their shares, which sum up to one."""
     scale = covered / num_target
     first = np.empty(num_target, np.int64)
@@ -61,25 +63,48 @@ def _shrink(source: npt.NDArray[np.uint8], covered_height: float, covered_width:
     height, width = target.shape[0], target.shape[1]
     rows, num_rows, row_shares = _shares(covered_height, source.shape[0], height)
     columns, num_columns, column_shares = _shares(covered_width, source.shape[1] // 3, width)
-    line = np.empty(source.shape[1], np.float32)
+    num_places = source.shape[1]
+    line = np.zeros(num_places + 12, np.float32)  # and room for the shares of nothing behind the last column
     for y in range(height):
-        share = row_shares[y, 0]
-        for place in range(line.size):
-            line[place] = share * np.float32(source[rows[y], place])
+        share, row = row_shares[y, 0], source[rows[y]]
+        for place in range(num_places):
+            line[place] = share * np.float32(row[place])
         for more in range(1, num_rows[y]):
-            share = row_shares[y, more]
-            row = source[rows[y] + more]
-            for place in range(line.size):
+            share, row = row_shares[y, more], source[rows[y] + more]
+            for place in range(num_places):
                 line[place] += share * np.float32(row[place])
-        for x in range(width):
-            red = green = blue = np.float32(0)
-            place = columns[x] * 3
-            for more in range(num_columns[x]):
-                share = column_shares[x, more]
-                red += share * line[place]
-                green += share * line[place + 1]
-                blue += share * line[place + 2]
-                place += 3
-            target[y, x, 0] = np.uint8(red + np.float32(0.5))
-            target[y, x, 1] = np.uint8(green + np.float32(0.5))
-            target[y, x, 2] = np.uint8(blue + np.float32(0.5))
+        if num_columns.max() <= 4:
+            _sum_four(line, columns, column_shares, target[y])
+        else:
+            _sum_columns(line, columns, num_columns, column_shares, target[y])
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _sum_four(line: Line, columns: Places, shares: Shares, target: Pixels) -> None:
+    """The columns of one target row, of at most four source pixels each: most images, and three times as fast."""
+    half = np.float32(0.5)
+    for x in range(target.shape[0]):
+        place = columns[x] * 3
+        first, second, third, fourth = shares[x, 0], shares[x, 1], shares[x, 2], shares[x, 3]
+        for channel in range(3):
+            one = place + channel
+            total = first * line[one] + second * line[one + 3] + third * line[one + 6] + fourth * line[one + 9]
+            target[x, channel] = np.uint8(total + half)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _sum_columns(line: Line, columns: Places, num_columns: Places, shares: Shares, target: Pixels) -> None:
+    """The columns of one target row, of any number of source pixels."""
+    half = np.float32(0.5)
+    for x in range(target.shape[0]):
+        red = green = blue = np.float32(0)
+        place = columns[x] * 3
+        for more in range(num_columns[x]):
+            share = shares[x, more]
+            red += share * line[place]
+            green += share * line[place + 1]
+            blue += share * line[place + 2]
+            place += 3
+        target[x, 0] = np.uint8(red + half)
+        target[x, 1] = np.uint8(green + half)
+        target[x, 2] = np.uint8(blue + half)

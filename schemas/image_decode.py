@@ -63,6 +63,9 @@ class ImageHeader:
 
 def read_header(data: bytes) -> ImageHeader:
     """Type and size without decoding. Raises SampleError: not_an_image, unsupported_format, decode_error."""
+    if _is_plain_jpeg(data):
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        return ImageHeader("image/jpeg", width, height, is_plain=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
