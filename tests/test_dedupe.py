@@ -12,11 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
+from pipelines.dedupe.buckets import HOT_BUCKET, pairs_of_table, plan_masks
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.exact import first_of_equals
 from pipelines.dedupe.greedy import Block, walk
-from pipelines.dedupe.perceptual import Pairs, cut, even_distance, find_pairs, join_pairs, plan_tables, search
+from pipelines.dedupe.perceptual import Pairs, cut, even_distance, find_pairs, join_pairs, search
 from pipelines.dedupe.slim import caption_hash
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
@@ -86,8 +87,8 @@ def test_every_pair_within_the_radius_is_found_once(kind: str, max_distance: int
 @pytest.mark.parametrize("num_planned_for", [10, 100_000, 100_000_000])
 def test_plans_for_any_size_find_the_same_pairs(num_planned_for: int) -> None:
     hashes = hashes_with_neighbours("random")
-    masks = plan_tables(num_planned_for, 4)
-    parts = [search(hashes, masks, 4, part) for part in cut(20_000_000, len(masks))]
+    masks = plan_masks(num_planned_for, 4)
+    parts = [search(hashes, masks, 4, part) for part in cut(40_000_000, len(masks))]
     assert len(parts) > 1
     assert as_set(join_pairs(parts)) == brute_force(hashes, 4)
 
@@ -98,9 +99,22 @@ def test_odd_radii_shrink_only_where_distances_are_even() -> None:
 
 
 def test_more_hashes_get_wider_keys() -> None:
-    widths = [int(np.bitwise_count(plan_tables(num, 4)).min()) for num in (10**4, 10**7, 10**9)]
+    widths = [min(mask.bit_count() for mask in plan_masks(num, 4)) for num in (10**4, 10**7, 10**9)]
     assert widths == sorted(widths)
-    assert widths[-1] >= np.log2(10**9) - 2
+    assert widths[-1] >= 24
+
+
+@pytest.mark.parametrize("max_distance", [2, 4])
+def test_hot_buckets_are_split_and_lose_nothing(max_distance: int) -> None:
+    """Hashes that differ in 24 of 64 bits only: every key over the other bits is one bucket of them all."""
+    generator = np.random.default_rng(SEED)
+    hashes = np.unique(generator.integers(0, 1 << 24, 3 * HOT_BUCKET, dtype=np.uint64) << np.uint64(20))
+    left, right = pairs_of_table(hashes, 0xFFFFF, max_distance)
+    found = set(zip(np.minimum(left, right).tolist(), np.maximum(left, right).tolist(), strict=True))
+    distance = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+    expected = np.argwhere(np.triu(distance <= max_distance, 1))
+    assert len(left) == len(found) == len(expected)
+    assert found == {(int(hashes[one]), int(hashes[other])) for one, other in expected}
 
 
 # ---- components, exact

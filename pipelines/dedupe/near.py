@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from pipelines.dedupe.buckets import Hashes, plan_masks
 from pipelines.dedupe.components import Indices
 from pipelines.dedupe.greedy import Block, blocks_of, candidates_of, walk
-from pipelines.dedupe.perceptual import Hashes, Pairs, Slice, cut, even_distance, join_pairs, plan_tables, search
+from pipelines.dedupe.perceptual import Pairs, Slice, cut, even_distance, join_pairs, search
 from pipelines.dedupe.slim import THUMBNAIL_BYTES, Slim, read_thumbnails
 from pipelines.run_step import run_shards
 from schemas.curate_recipe import PerceptualRecipe
@@ -65,13 +66,13 @@ def all_pairs(hashes: Hashes, max_distance: int) -> Pairs:
     radius = even_distance(hashes, max_distance)
     if radius == 0 or len(hashes) < 2:
         return join_pairs([])
-    masks = plan_tables(len(hashes), radius)
+    masks = plan_masks(len(hashes), radius)
     shared = [ray.put(hashes)]  # in a list, so that a task takes the reference and not a copy
     found = run_shards("dedupe: pairs", partial(_search, shared, masks, radius), cut(len(hashes), len(masks)))
     return join_pairs(found)
 
 
-def _search(shared: list[Any], masks: Hashes, radius: int, part: Slice) -> Pairs:
+def _search(shared: list[Any], masks: list[int], radius: int, part: Slice) -> Pairs:
     return search(ray.get(shared[0]), masks, radius, part)
 
 
