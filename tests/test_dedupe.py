@@ -17,7 +17,9 @@ from pipelines.dedupe.components import connect
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.exact import first_of_equals
 from pipelines.dedupe.greedy import Block, walk
+from pipelines.dedupe.kmeans import normalised
 from pipelines.dedupe.perceptual import Pairs, cut, even_distance, find_pairs, join_pairs, search
+from pipelines.dedupe.semantic import decide_cluster
 from pipelines.dedupe.slim import caption_hash
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
@@ -182,6 +184,113 @@ def test_a_chain_keeps_both_ends() -> None:
     walked = walk(12.0, Block(hash_of, find_pairs(values, 2), np.zeros((3, 192), np.uint8)))
     assert walked.kept_instead.tolist() == [-1, 0, -1]
     assert walked.root.tolist() == [0, 0, 0]  # one group all the same: folds must not part them
+
+
+# ---- semantic
+
+
+def semantic_by_brute_force(
+    features: npt.NDArray[np.float32], centroid: npt.NDArray[np.float32], threshold: float, policy: str
+) -> list[int]:
+    """Which images of a cluster stay, straight from the policies' definitions; features are in keep order."""
+    near = features @ features.T > threshold
+    num = len(features)
+    if policy == "components":
+        left, right = np.nonzero(near)
+        return sorted(set(connect(num, left, right).tolist()))
+    order = np.argsort(features @ centroid, kind="stable").tolist() if policy == "official" else list(range(num))
+    kept: list[int] = []
+    for place, image in enumerate(order):
+        rivals = order[:place] if policy == "official" else kept
+        if not any(near[image, rival] for rival in rivals):
+            kept.append(image)
+    return sorted(kept)
+
+
+def chained_features(num: int = 2500, width: int = 16) -> npt.NDArray[np.float32]:
+    """Unit features in tight and loose bunches, with chains."""
+    generator = np.random.default_rng(SEED)
+    centres = generator.standard_normal((num // 6, width))
+    rows = centres[generator.integers(0, len(centres), num)] + 0.15 * generator.standard_normal((num, width))
+    return normalised(rows)
+
+
+@pytest.mark.parametrize("policy", ["official", "greedy", "components"])
+def test_semantic_policies_equal_their_definitions(policy: str) -> None:
+    features = chained_features()
+    centroid = normalised(features.mean(axis=0, keepdims=True))[0]
+    instead = decide_cluster(features, centroid, 0.97, policy)
+    kept = np.flatnonzero(instead < 0)
+    assert kept.tolist() == semantic_by_brute_force(features, centroid, 0.97, policy)
+    assert len(features) / 10 < len(kept) < len(features)
+    dropped = np.flatnonzero(instead >= 0)
+    assert (instead[instead[dropped]] < 0).all()  # a kept one is named
+    if policy == "greedy":
+        assert ((features[dropped] * features[instead[dropped]]).sum(axis=1) > 0.97 - 1e-6).all()
+
+
+def clip_folder(root: Path, raw: str, feature_of: dict[str, npt.NDArray[np.float32]]) -> str:
+    """A clip signal of given features: the columns and files that `measure_signal` writes."""
+    folder, shards = str(root / "signals/tiny/0"), load_manifest(raw).shards
+    for shard in shards:
+        uids = read_table(table_url(raw, shard.name), ["uid"])["uid"].to_pylist()
+        scores = pa.array([0.3] * len(uids), pa.float32())
+        write_table(table_url(folder, shard.name), pa.table({"uid": uids, "clip_score": scores}))
+        rows = np.stack([feature_of[uid] for uid in uids]).astype(np.float16)
+        np.save(Path(folder) / f"{shard.name}.image_features.npy", rows)
+    entries = [ShardEntry(shard.name, shard.num_rows, shard.num_rows, 0) for shard in shards]
+    save_manifest(folder, Manifest("tiny", "signals", "0", [], entries))
+    return folder
+
+
+def test_semantic_duplicates_go_whatever_the_order_of_the_shards(tmp_path: Path, ray_session: None) -> None:
+    pairs = photographs(24)
+    generator = np.random.default_rng(SEED)
+    bunches = generator.standard_normal((8, 32))
+    feature_of = {
+        uid_of(pair): normalised(bunches[place % 8 : place % 8 + 1] + 0.01 * generator.standard_normal((1, 32)))[0]
+        for place, pair in enumerate(pairs)
+    }
+    results = []
+    for name, order, rows in (("one", list(range(24)), 5), ("other", generator.permutation(24).tolist(), 7)):
+        root = tmp_path / name
+        raw = build_raw(root, [pairs[place] for place in order], rows)
+        recipe = CurateRecipe.model_validate(
+            {
+                "root": str(root),
+                "source": {"kind": "folder", "path": "unused"},
+                "signals": [{"kind": "clip", "name": "tiny", "model": "unused"}],
+                "dedupe": {"semantic": {"features": "tiny", "num_clusters": 2}, "keep": "smallest_uid"},
+            }
+        )
+        results.append(decisions_of(dedupe(recipe, raw, {"tiny": clip_folder(root, raw, feature_of)})))
+    assert results[0] == results[1]
+    for bunch in range(8):
+        uids = sorted(uid_of(pairs[place]) for place in range(bunch, 24, 8))
+        rows = [results[0][uid] for uid in uids]
+        assert [row["drop_reason"] for row in rows] == [None, "semantic_duplicate", "semantic_duplicate"]
+        assert [row["duplicate_of"] for row in rows] == [None, uids[0], uids[0]]
+        assert {row["duplicate_group"] for row in rows} == {uids[0]}
+
+
+def test_preferred_licences_are_kept_before_larger_copies(tmp_path: Path, ray_session: None) -> None:
+    pairs = [
+        Pair(encoded(photograph(2, *size)), name, f"http://a.test/{name}")
+        for name, size in {"small": (96, 72), "large": (192, 144), "middle": (128, 96)}.items()
+    ]
+    raw = build_raw(tmp_path, pairs)
+    url = table_url(raw, load_manifest(raw).shards[0].name)
+    write_table(url, read_table(url).append_column("license", pa.array(["cc-by", None, "cc0"])))
+    for order, kept in ((["cc0", "cc-by"], 2), (["cc-by"], 0), (["public"], 1)):
+        recipe = CurateRecipe.model_validate(
+            {
+                "root": str(tmp_path),
+                "source": {"kind": "folder", "path": "unused", "keep_columns": ["license"]},
+                "dedupe": {"prefer": {"column": "license", "order": order}},
+            }
+        )
+        decisions = decisions_of(dedupe(recipe, raw, {}))
+        assert [uid for uid, row in decisions.items() if row["drop_reason"] is None] == [uid_of(pairs[kept])]
 
 
 # ---- the step

@@ -135,10 +135,12 @@ def _runs(mask: int) -> list[tuple[int, int]]:
 def move_bits(values: Hashes, moves: Moves) -> Hashes:
     """Each value with its blocks of bits moved."""
     moved = np.zeros(len(values), np.uint64)
-    for block in range(len(moves)):
-        bits, down, up = moves[block, 0], moves[block, 1], moves[block, 2]
-        for place in range(len(values)):
-            moved[place] |= ((values[place] & bits) >> down) << up
+    for start in range(0, len(values), 2048):  # stays in the cache while block after block is added
+        stop = min(start + 2048, len(values))
+        for block in range(len(moves)):
+            bits, down, up = moves[block, 0], moves[block, 1], moves[block, 2]
+            for place in range(start, stop):
+                moved[place] |= ((values[place] & bits) >> down) << up
     return moved
 
 

@@ -11,12 +11,19 @@ import numpy.typing as npt
 from pipelines.dedupe.components import Indices, connect
 from pipelines.dedupe.exact import best_of, best_of_captions, equal_images
 from pipelines.dedupe.near import Near, RawShards, near_duplicates
+from pipelines.dedupe.semantic import FeatureShards, semantic_duplicates
 from pipelines.dedupe.slim import Slim, uid_texts
 from schemas.curate_recipe import DedupeRecipe
 from schemas.drop_reason import DropReason
 
-REASONS = (None, DropReason.EXACT_DUPLICATE, DropReason.CAPTION_OF_KEPT_IMAGE, DropReason.PERCEPTUAL_DUPLICATE)
-EXACT, CAPTION, PERCEPTUAL = 1, 2, 3  # places in REASONS
+REASONS = (
+    None,
+    DropReason.EXACT_DUPLICATE,
+    DropReason.CAPTION_OF_KEPT_IMAGE,
+    DropReason.PERCEPTUAL_DUPLICATE,
+    DropReason.SEMANTIC_DUPLICATE,
+)
+EXACT, CAPTION, PERCEPTUAL, SEMANTIC = 1, 2, 3, 4  # places in REASONS
 NUM_LARGEST = 10  # groups that the manifest names
 GIANT_GROUP = 1000  # samples; so large a component joins what only a chain links
 
@@ -36,7 +43,9 @@ class Decisions:
         return Counter({reason.value: int(numbers[code]) for code, reason in enumerate(REASONS) if reason})
 
 
-def decide(slim: Slim, settings: DedupeRecipe, raw: RawShards) -> tuple[Decisions, dict[str, object]]:
+def decide(
+    slim: Slim, settings: DedupeRecipe, raw: RawShards, features: FeatureShards | None = None
+) -> tuple[Decisions, dict[str, object]]:
     """Decisions over all samples, and what the manifest tells about them."""
     ranks = keep_ranks(slim, settings)
     image_of = equal_images(slim)  # an image is named by its first sample
@@ -50,6 +59,11 @@ def decide(slim: Slim, settings: DedupeRecipe, raw: RawShards) -> tuple[Decision
         _drop_near(decisions, images, near, best_sample)
         figures["num_flat_candidates"] = int(near.is_flat.sum())
         figures["num_flat_duplicates"] = int((near.is_flat & (near.kept_instead >= 0)).sum())
+    if settings.semantic is not None and features is not None:
+        kept = np.flatnonzero((best_sample == np.arange(slim.num_rows)) & (decisions.reason == 0))
+        kept = kept[np.argsort(ranks[kept])]
+        instead = semantic_duplicates(slim, kept, settings.semantic, features)
+        _drop_semantic(decisions, kept, instead, best_sample)
     figures |= _figures(slim, "largest_groups", decisions.group)
     figures["num_images"] = len(np.unique(image_of))
     return decisions, figures
@@ -65,7 +79,7 @@ def keep_ranks(slim: Slim, settings: DedupeRecipe) -> Indices:
         "smallest_uid": (smallest_uid,),
     }
     ranks = np.empty(slim.num_rows, np.int64)
-    ranks[np.lexsort(orders[settings.keep])] = np.arange(slim.num_rows)
+    ranks[np.lexsort((*orders[settings.keep], slim.preference))] = np.arange(slim.num_rows)
     return ranks
 
 
@@ -98,6 +112,20 @@ def _drop_near(decisions: Decisions, images: Indices, near: Near, best_sample: I
     decisions.reason[samples] = np.where(decisions.reason[samples] == 0, PERCEPTUAL, decisions.reason[samples])
     everyone = np.arange(len(best_sample))
     left, right = np.concatenate([everyone, images]), np.concatenate([decisions.group, images[near.root]])
+    decisions.group = connect(len(everyone), left, right)
+
+
+def _drop_semantic(decisions: Decisions, images: Indices, instead: Indices, best_sample: Indices) -> None:
+    """Drop the samples of images whose features agree with those of a kept one; who pointed at them still does."""
+    kept_image = np.arange(len(best_sample))
+    dropped = instead >= 0
+    kept_image[images[dropped]] = images[instead[dropped]]
+    samples = np.flatnonzero((kept_image[best_sample] != best_sample) & (decisions.reason == 0))
+    decisions.kept_instead[samples] = kept_image[best_sample[samples]]
+    decisions.reason[samples] = SEMANTIC
+    everyone = np.arange(len(best_sample))
+    left = np.concatenate([everyone, images[dropped]])
+    right = np.concatenate([decisions.group, images[instead[dropped]]])
     decisions.group = connect(len(everyone), left, right)
 
 

@@ -8,8 +8,10 @@ An *image* is all samples with the same bytes, as received or as stored.
 - Images that look alike (pHash within `max_distance`, confirmed on the colour thumbnail) are perceptual duplicates,
   whatever their captions: copies are resized, encoded again and captioned anew as they spread. All samples of an image
   stay or go together.
-- Which one stays: the largest as received (or the best scored), then the smallest uid. `duplicate_of` names a sample
-  that is kept after all; `distance` is 0 for exact duplicates.
+- Images whose features agree are semantic duplicates (`semantic`), looked for among those that are left by then.
+- Which one stays: the best of the preferred values (`prefer`), the largest as received (or the best scored), then the
+  smallest uid. `duplicate_of` names a sample that is kept after all, or one that became a semantic duplicate itself:
+  follow it. `distance` is 0 for exact duplicates and null for semantic ones.
 - `duplicate_group` joins everything that is linked, chains included: folds are cut by it.
 
 The result depends neither on the order of the shards nor on the number of workers.
@@ -28,16 +30,18 @@ import pyarrow as pa
 
 from pipelines.dedupe.decide import REASONS, Decisions, decide
 from pipelines.dedupe.near import RawShards
+from pipelines.dedupe.semantic import FeatureShards
 from pipelines.dedupe.slim import Slim, gather, read_slim, uid_texts
 from pipelines.run_step import run_shards
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas.curate_recipe import CurateRecipe
+from schemas.drop_reason import DropReason
 from schemas.manifest import Manifest, ShardEntry, load_manifest, table_url
 from schemas.recipe_io import settings_of, step_hash
 from schemas.sample import DEDUPE, read_table, write_table
 
 STEP = "dedupe"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping
     parents = [load_manifest(raw_folder).hash()]
     if recipe.dedupe.score_signal is not None:
         parents.append(load_manifest(signal_folders[recipe.dedupe.score_signal]).hash())
+    if recipe.dedupe.semantic is not None:
+        parents.append(load_manifest(signal_folders[recipe.dedupe.semantic.features]).hash())
     settings = settings_of(recipe.dedupe, exclude={"name", "score_signal"})
     result = step_hash(STEP, VERSION, settings, parents)
     return StepFolder(recipe.root, STEP, recipe.dedupe.name, result, tuple(parents))
@@ -74,8 +80,14 @@ def dedupe(
     raw = load_manifest(raw_folder)
     names = tuple(shard.name for shard in raw.shards)
     score_folder = signal_folders[recipe.dedupe.score_signal] if recipe.dedupe.score_signal else None
-    slim = gather(run_shards("dedupe: read", partial(read_slim, raw_folder, score_folder), list(enumerate(names))))
-    decisions, figures = decide(slim, recipe.dedupe, RawShards(raw_folder, names))
+    slim = gather(
+        run_shards(
+            "dedupe: read", partial(read_slim, raw_folder, score_folder, recipe.dedupe.prefer), list(enumerate(names))
+        )
+    )
+    semantic = recipe.dedupe.semantic
+    features = FeatureShards(signal_folders[semantic.features], names) if semantic is not None else None
+    decisions, figures = decide(slim, recipe.dedupe, RawShards(raw_folder, names), features)
     _write(target, raw_folder, raw, slim, decisions)
     kept = np.bincount(slim.shard[decisions.reason == 0], minlength=len(names)).tolist()
     entries = [
@@ -120,5 +132,6 @@ def write_shard(raw_folder: str, folder: str, shard: ShardDecisions) -> None:
         if reason is not None:
             columns["drop_reason"][row] = reason.value
             columns["duplicate_of"][row] = kept_instead[place]
-            columns["distance"][row] = int(shard.distance[place])
+            if reason is not DropReason.SEMANTIC_DUPLICATE:  # which has a cosine, no bits
+                columns["distance"][row] = int(shard.distance[place])
     write_table(table_url(folder, shard.name), pa.table(columns, schema=DEDUPE))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.curate_recipe import PreferRecipe
 from schemas.errors import InputError
 from schemas.manifest import table_url
 from schemas.sample import STATUS_SUCCESS, THUMBNAIL_SIDE, check_joined, read_table
@@ -38,6 +39,7 @@ class Slim:
     has_phash: npt.NDArray[np.bool_]
     area: npt.NDArray[np.int64]  # px, of the image as received
     score: npt.NDArray[np.float32]  # nan where there is none
+    preference: npt.NDArray[np.int32]  # place in the preferred values; 0 is the best
     shard: npt.NDArray[np.int32]  # place in the manifest
     row: npt.NDArray[np.int32]  # in the raw table
 
@@ -71,11 +73,11 @@ def uid_texts(uids: npt.NDArray[np.uint64]) -> list[str]:
     return [text[start : start + 32] for start in range(0, len(text), 32)]
 
 
-def read_slim(raw_folder: str, score_folder: str | None, item: tuple[int, str]) -> Slim:
+def read_slim(raw_folder: str, score_folder: str | None, prefer: PreferRecipe | None, item: tuple[int, str]) -> Slim:
     """The samples of one raw shard; `item` is its place in the manifest and its name."""
     place, name = item
     url = table_url(raw_folder, name)
-    raw = read_table(url, _COLUMNS)
+    raw = read_table(url, _COLUMNS + ([prefer.column] if prefer is not None else []))
     has_image = np.asarray(raw["status"].to_pylist()) == STATUS_SUCCESS
     scores = np.full(raw.num_rows, np.nan, np.float32)
     if score_folder is not None:
@@ -94,9 +96,19 @@ def read_slim(raw_folder: str, score_folder: str | None, item: tuple[int, str]) 
         has_phash=pc.is_valid(table["phash"]).to_numpy(),
         area=width.to_numpy().astype(np.int64) * height.to_numpy().astype(np.int64),
         score=scores[has_image],
+        preference=_preferences(table, prefer),
         shard=np.full(table.num_rows, place, np.int32),
         row=np.flatnonzero(has_image).astype(np.int32),
     )
+
+
+def _preferences(table: pa.Table, prefer: PreferRecipe | None) -> npt.NDArray[np.int32]:
+    """Place of each row's value in the preferred ones; their number for any other value."""
+    if prefer is None:
+        return np.zeros(table.num_rows, np.int32)
+    places = {value: place for place, value in reversed(list(enumerate(prefer.order)))}
+    values = table[prefer.column].cast(pa.string()).to_pylist()
+    return np.array([places.get(value, len(prefer.order)) for value in values], np.int32)
 
 
 def gather(parts: Sequence[Slim]) -> Slim:
