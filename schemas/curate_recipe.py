@@ -111,6 +111,14 @@ class PreferRecipe(StrictModel):
     order: Annotated[list[str], Field(min_length=1)]  # the best first; all other values come after these
 
 
+class DecontaminateRecipe(StrictModel):
+    """An evaluation set whose images, and what looks like them, leave the training data."""
+
+    path: str  # a raw folder, tars, or a folder of images
+    perceptual: Annotated[int, Field(ge=0, le=11)] = 6  # bits
+    max_colour_difference: Annotated[float, Field(ge=0)] = 12.0  # mean absolute, of 255, on the thumbnail
+
+
 class DedupeRecipe(StrictModel):
     """Which samples duplicate which, and which one of a group is kept."""
 
@@ -119,6 +127,7 @@ class DedupeRecipe(StrictModel):
     same_image_captions: Literal["keep_all", "keep_one"] = "keep_all"
     perceptual: PerceptualRecipe | None = PerceptualRecipe()
     semantic: SemanticRecipe | None = None
+    decontaminate: list[DecontaminateRecipe] = []
     prefer: PreferRecipe | None = None  # comes before `keep`
     keep: Literal["largest", "highest_score", "smallest_uid"] = "largest"
     score_signal: Name | None = None  # for keep: highest_score

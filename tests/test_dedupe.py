@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.dedupe.buckets import HOT_BUCKET, pairs_of_table, plan_masks
 from pipelines.dedupe.components import connect
+from pipelines.dedupe.decontaminate import near_any
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.exact import first_of_equals
 from pipelines.dedupe.greedy import Block, walk
@@ -291,6 +292,47 @@ def test_preferred_licences_are_kept_before_larger_copies(tmp_path: Path, ray_se
         )
         decisions = decisions_of(dedupe(recipe, raw, {}))
         assert [uid for uid, row in decisions.items() if row["drop_reason"] is None] == [uid_of(pairs[kept])]
+
+
+# ---- decontamination
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3, 6, 11])
+def test_lookup_in_an_evaluation_set_equals_brute_force(radius: int) -> None:
+    hashes = hashes_with_neighbours("random")
+    others, asked = hashes[::7].copy(), hashes[1::2].copy()
+    expected = (np.bitwise_count(asked[:, None] ^ others[None, :]) <= radius).any(axis=1)
+    assert near_any(asked, others, radius).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", ["images", "tars", "raw"])
+def test_images_of_an_evaluation_set_leave(tmp_path: Path, ray_session: None, kind: str) -> None:
+    """Recompressed and resized copies of evaluation images go with all captions; pictures like no other stay."""
+    pairs = photographs(6)
+    pairs += [
+        Pair(encoded(photograph(40), quality=70), f"copy {number}", f"http://e.test/{number}") for number in (1, 2)
+    ]
+    pairs.append(Pair(encoded(photograph(41, 192, 144)), "large copy", "http://e.test/3"))
+    evaluation = [
+        Pair(encoded(photograph(seed)), f"evaluation {seed}", f"http://e.test/{seed}") for seed in (40, 41, 42)
+    ]
+    folder = tmp_path / "evaluation"
+    path = build_raw(folder, evaluation)
+    if kind == "images":
+        path = str(folder / "images")
+        Path(path).mkdir()
+        for number, pair in enumerate(evaluation):
+            assert isinstance(pair.image, bytes)
+            (Path(path) / f"{number}.jpg").write_bytes(pair.image)
+    elif kind == "tars":
+        path = f"{path}/0000/*.tar"
+    result = dedupe(recipe_for(tmp_path, decontaminate=[{"path": path}]), build_raw(tmp_path, pairs), {})
+    reasons = [decisions_of(result)[uid_of(pair)]["drop_reason"] for pair in pairs]
+    assert reasons == [None] * 6 + ["contaminated"] * 3
+    assert decisions_of(result)[uid_of(pairs[-1])]["duplicate_of"] is None
+    report: Any = load_manifest(result).details["contamination"]
+    assert (report[0]["num_evaluation_images"], report[0]["num_evaluation_images_hit"]) == (3, 2)
+    assert (report[0]["num_images_hit"], report[0]["num_samples_hit"]) == (2, 3)
 
 
 # ---- the step

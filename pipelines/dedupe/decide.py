@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dedupe.components import Indices, connect
+from pipelines.dedupe.decontaminate import find_hits
+from pipelines.dedupe.evaluation_set import read_evaluation_set
 from pipelines.dedupe.exact import best_of, best_of_captions, equal_images
-from pipelines.dedupe.near import Near, RawShards, near_duplicates
+from pipelines.dedupe.near import Near, RawShards, near_duplicates, thumbnails_of
 from pipelines.dedupe.semantic import FeatureShards, semantic_duplicates
 from pipelines.dedupe.slim import Slim, uid_texts
 from schemas.curate_recipe import DedupeRecipe
@@ -22,9 +24,11 @@ REASONS = (
     DropReason.CAPTION_OF_KEPT_IMAGE,
     DropReason.PERCEPTUAL_DUPLICATE,
     DropReason.SEMANTIC_DUPLICATE,
+    DropReason.CONTAMINATED,
 )
-EXACT, CAPTION, PERCEPTUAL, SEMANTIC = 1, 2, 3, 4  # places in REASONS
+EXACT, CAPTION, PERCEPTUAL, SEMANTIC, CONTAMINATED = 1, 2, 3, 4, 5  # places in REASONS
 NUM_LARGEST = 10  # groups that the manifest names
+NUM_NAMED = 100  # evaluation images that the manifest names
 GIANT_GROUP = 1000  # samples; so large a component joins what only a chain links
 
 
@@ -52,8 +56,12 @@ def decide(
     best_sample = best_of(image_of, ranks)  # of the image of each sample
     decisions = _decide_exact(slim, settings, ranks, image_of, best_sample)
     figures = _figures(slim, "most_repeated_images", image_of)  # placeholders show here
+    is_image = (best_sample == np.arange(slim.num_rows)) & slim.has_phash
+    if settings.decontaminate:
+        figures["contamination"] = _drop_contaminated(decisions, slim, settings, raw, best_sample)
+        is_image &= decisions.reason != CONTAMINATED
     if settings.perceptual is not None:
-        images = np.flatnonzero((best_sample == np.arange(slim.num_rows)) & slim.has_phash)
+        images = np.flatnonzero(is_image)
         images = images[np.argsort(ranks[images])]
         near = near_duplicates(slim, images, settings.perceptual, raw)
         _drop_near(decisions, images, near, best_sample)
@@ -97,6 +105,34 @@ def _decide_exact(
             reason[best_sample != samples] = CAPTION
         reason[best_caption != samples] = EXACT
     return Decisions(reason, kept_instead.copy(), np.zeros(slim.num_rows, np.int32), image_of)
+
+
+def _drop_contaminated(
+    decisions: Decisions, slim: Slim, settings: DedupeRecipe, raw: RawShards, best_sample: Indices
+) -> list[dict[str, object]]:
+    """Drop all samples of the images that an evaluation set holds; returns what was hit, set by set."""
+    images = np.flatnonzero((best_sample == np.arange(slim.num_rows)) & slim.has_phash)
+    report = []
+    for rule in settings.decontaminate:
+        evaluation = read_evaluation_set(rule.path)
+        hits = find_hits(slim.phash[images], lambda places: thumbnails_of(slim, images[places], raw), evaluation, rule)
+        is_hit, distance = np.zeros(slim.num_rows, bool), np.zeros(slim.num_rows, np.int32)
+        is_hit[images[hits.image]], distance[images[hits.image]] = True, hits.distance
+        samples = np.flatnonzero(is_hit[best_sample])
+        decisions.reason[samples], decisions.kept_instead[samples] = CONTAMINATED, samples
+        decisions.distance[samples] = distance[best_sample[samples]]
+        names = sorted({evaluation.name[place] for place in hits.evaluation.tolist()})
+        report.append(
+            {
+                "path": rule.path,
+                "num_evaluation_images": len(evaluation.name),
+                "num_evaluation_images_hit": len(names),
+                "num_images_hit": len(hits.image),
+                "num_samples_hit": len(samples),
+                "evaluation_images_hit": names[:NUM_NAMED],
+            }
+        )
+    return report
 
 
 def _drop_near(decisions: Decisions, images: Indices, near: Near, best_sample: Indices) -> None:

@@ -5,6 +5,8 @@ An *image* is all samples with the same bytes, as received or as stored.
 - Samples of one image with the same caption (NFKC, case and spaces aside) are exact duplicates; one stays.
 - Samples of one image with different captions all stay, unless `same_image_captions: keep_one`. With `exact: false`
   samples of one image are left alone.
+- Images near one of an evaluation set (`decontaminate`) go with all their samples, and nothing is kept instead;
+  `distance` is that to the evaluation image, and the manifest names what was hit.
 - Images that look alike (pHash within `max_distance`, confirmed on the colour thumbnail) are perceptual duplicates,
   whatever their captions: copies are resized, encoded again and captioned anew as they spread. All samples of an image
   stay or go together.
@@ -29,6 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.dedupe.decide import REASONS, Decisions, decide
+from pipelines.dedupe.evaluation_set import fingerprint_of
 from pipelines.dedupe.near import RawShards
 from pipelines.dedupe.semantic import FeatureShards
 from pipelines.dedupe.slim import Slim, gather, read_slim, uid_texts
@@ -64,7 +67,10 @@ def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping
     if recipe.dedupe.semantic is not None:
         parents.append(load_manifest(signal_folders[recipe.dedupe.semantic.features]).hash())
     settings = settings_of(recipe.dedupe, exclude={"name", "score_signal"})
-    result = step_hash(STEP, VERSION, settings, parents)
+    inputs = {
+        f"evaluation set {index}": fingerprint_of(rule.path) for index, rule in enumerate(recipe.dedupe.decontaminate)
+    }
+    result = step_hash(STEP, VERSION, settings, parents, inputs)
     return StepFolder(recipe.root, STEP, recipe.dedupe.name, result, tuple(parents))
 
 
@@ -131,7 +137,8 @@ def write_shard(raw_folder: str, folder: str, shard: ShardDecisions) -> None:
         reason = REASONS[shard.reason[place]]
         if reason is not None:
             columns["drop_reason"][row] = reason.value
-            columns["duplicate_of"][row] = kept_instead[place]
+            if reason is not DropReason.CONTAMINATED:  # nothing is kept instead
+                columns["duplicate_of"][row] = kept_instead[place]
             if reason is not DropReason.SEMANTIC_DUPLICATE:  # which has a cosine, no bits
                 columns["distance"][row] = int(shard.distance[place])
     write_table(table_url(folder, shard.name), pa.table(columns, schema=DEDUPE))

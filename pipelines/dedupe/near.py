@@ -47,7 +47,7 @@ def near_duplicates(slim: Slim, images: Indices, settings: PerceptualRecipe, raw
     )
     hashes, hash_of = np.unique(slim.phash[images], return_inverse=True)
     candidates = candidates_of(hash_of, len(hashes), all_pairs(hashes, settings.max_distance))
-    thumbnails = _thumbnails(slim, images[candidates.members], raw)
+    thumbnails = thumbnails_of(slim, images[candidates.members], raw)
     places, blocks = [], []
     for inside, block_hash_of, pairs in blocks_of(candidates):
         places.append(candidates.members[inside])
@@ -76,7 +76,7 @@ def _search(shared: list[Any], masks: list[int], radius: int, part: Slice) -> Pa
     return search(ray.get(shared[0]), masks, radius, part)
 
 
-def _thumbnails(slim: Slim, samples: Indices, raw: RawShards) -> npt.NDArray[np.uint8]:
+def thumbnails_of(slim: Slim, samples: Indices, raw: RawShards) -> npt.NDArray[np.uint8]:
     """Thumbnails of some samples, in their order; each shard is read once."""
     thumbnails = np.empty((len(samples), THUMBNAIL_BYTES), np.uint8)
     if not len(samples):
