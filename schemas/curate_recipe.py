@@ -111,6 +111,14 @@ class PreferRecipe(StrictModel):
     order: Annotated[list[str], Field(min_length=1)]  # the best first; all other values come after these
 
 
+class PlaceholderRecipe(StrictModel):
+    """One image under many unlike captions from many domains ("image not found"): all of its samples go."""
+
+    min_captions: Annotated[int, Field(ge=2)] = 10  # different ones, after normalisation
+    min_domains: Annotated[int, Field(ge=1)] = 5
+    max_caption_similarity: Annotated[float, Field(ge=0, le=1)] = 0.3  # mean over pairs, of their 4-grams (Jaccard)
+
+
 class DecontaminateRecipe(StrictModel):
     """An evaluation set whose images, and what looks like them, leave the training data."""
 
@@ -126,6 +134,7 @@ class DedupeRecipe(StrictModel):
     exact: bool = True
     same_image_captions: Literal["keep_all", "keep_one"] = "keep_all"
     perceptual: PerceptualRecipe | None = PerceptualRecipe()
+    placeholders: PlaceholderRecipe | None = None
     semantic: SemanticRecipe | None = None
     decontaminate: list[DecontaminateRecipe] = []
     prefer: PreferRecipe | None = None  # comes before `keep`

@@ -294,6 +294,25 @@ def test_preferred_licences_are_kept_before_larger_copies(tmp_path: Path, ray_se
         assert [uid for uid, row in decisions.items() if row["drop_reason"] is None] == [uid_of(pairs[kept])]
 
 
+# ---- placeholders
+
+
+def test_placeholders_go_whole_and_popular_photographs_stay(tmp_path: Path, ray_session: None) -> None:
+    things = ["an oak table", "red shoes, size 9", "Paris by night", "buy tickets now", "Dr. Miller", "lemon cake"]
+    popular = [f"Acme X{number} camera, black, with lens" for number in range(6)]
+    missing, camera, local = encoded(photograph(50)), encoded(photograph(51)), encoded(photograph(52))
+    pairs = [Pair(missing, text, f"http://www.shop{place}.test/1.jpg") for place, text in enumerate(things)]
+    pairs += [Pair(camera, text, f"http://shop{place}.test/2.jpg") for place, text in enumerate(popular)]
+    pairs += [Pair(local, text, f"http://one.test/{place}.jpg") for place, text in enumerate(things)]
+    raw = build_raw(tmp_path, pairs, 7)
+    rule = {"min_captions": 5, "min_domains": 5}
+    decisions = decisions_of(dedupe(recipe_for(tmp_path, placeholders=rule), raw, {}))
+    assert [decisions[uid_of(pair)]["drop_reason"] for pair in pairs] == ["placeholder"] * 6 + [None] * 12
+    assert {decisions[uid_of(pair)]["duplicate_of"] for pair in pairs} == {None}
+    untouched = decisions_of(dedupe(recipe_for(tmp_path, name="off"), raw, {}))
+    assert {row["drop_reason"] for row in untouched.values()} == {None}
+
+
 # ---- decontamination
 
 

@@ -13,6 +13,7 @@ from pipelines.dedupe.decontaminate import find_hits
 from pipelines.dedupe.evaluation_set import read_evaluation_set
 from pipelines.dedupe.exact import best_of, best_of_captions, equal_images
 from pipelines.dedupe.near import Near, RawShards, near_duplicates, thumbnails_of
+from pipelines.dedupe.placeholders import placeholder_images
 from pipelines.dedupe.semantic import FeatureShards, semantic_duplicates
 from pipelines.dedupe.slim import Slim, uid_texts
 from schemas.curate_recipe import DedupeRecipe
@@ -25,8 +26,9 @@ REASONS = (
     DropReason.PERCEPTUAL_DUPLICATE,
     DropReason.SEMANTIC_DUPLICATE,
     DropReason.CONTAMINATED,
+    DropReason.PLACEHOLDER,
 )
-EXACT, CAPTION, PERCEPTUAL, SEMANTIC, CONTAMINATED = 1, 2, 3, 4, 5  # places in REASONS
+EXACT, CAPTION, PERCEPTUAL, SEMANTIC, CONTAMINATED, PLACEHOLDER = 1, 2, 3, 4, 5, 6  # places in REASONS
 NUM_LARGEST = 10  # groups that the manifest names
 NUM_NAMED = 100  # evaluation images that the manifest names
 GIANT_GROUP = 1000  # samples; so large a component joins what only a chain links
@@ -57,9 +59,14 @@ def decide(
     decisions = _decide_exact(slim, settings, ranks, image_of, best_sample)
     figures = _figures(slim, "most_repeated_images", image_of)  # placeholders show here
     is_image = (best_sample == np.arange(slim.num_rows)) & slim.has_phash
+    if settings.placeholders is not None:
+        is_placeholder = np.zeros(slim.num_rows, bool)
+        is_placeholder[placeholder_images(slim, image_of, settings.placeholders, raw)] = True
+        samples = np.flatnonzero(is_placeholder[image_of])
+        decisions.reason[samples], decisions.kept_instead[samples] = PLACEHOLDER, samples
     if settings.decontaminate:
         figures["contamination"] = _drop_contaminated(decisions, slim, settings, raw, best_sample)
-        is_image &= decisions.reason != CONTAMINATED
+    is_image &= (decisions.reason != CONTAMINATED) & (decisions.reason != PLACEHOLDER)
     if settings.perceptual is not None:
         images = np.flatnonzero(is_image)
         images = images[np.argsort(ranks[images])]

@@ -5,6 +5,7 @@ An *image* is all samples with the same bytes, as received or as stored.
 - Samples of one image with the same caption (NFKC, case and spaces aside) are exact duplicates; one stays.
 - Samples of one image with different captions all stay, unless `same_image_captions: keep_one`. With `exact: false`
   samples of one image are left alone.
+- Placeholders (`placeholders`: one image under many unlike captions from many domains) go whole.
 - Images near one of an evaluation set (`decontaminate`) go with all their samples, and nothing is kept instead;
   `distance` is that to the evaluation image, and the manifest names what was hit.
 - Images that look alike (pHash within `max_distance`, confirmed on the colour thumbnail) are perceptual duplicates,
@@ -137,7 +138,7 @@ def write_shard(raw_folder: str, folder: str, shard: ShardDecisions) -> None:
         reason = REASONS[shard.reason[place]]
         if reason is not None:
             columns["drop_reason"][row] = reason.value
-            if reason is not DropReason.CONTAMINATED:  # nothing is kept instead
+            if reason not in (DropReason.CONTAMINATED, DropReason.PLACEHOLDER):  # nothing is kept instead
                 columns["duplicate_of"][row] = kept_instead[place]
             if reason is not DropReason.SEMANTIC_DUPLICATE:  # which has a cosine, no bits
                 columns["distance"][row] = int(shard.distance[place])

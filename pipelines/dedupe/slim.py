@@ -22,7 +22,7 @@ from schemas.manifest import table_url
 from schemas.sample import STATUS_SUCCESS, THUMBNAIL_SIDE, check_joined, read_table
 
 THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
-_COLUMNS = ["uid", "status", "caption", "sha256", "image_sha256", "phash", "original_width", "original_height",
+_COLUMNS = ["uid", "url", "status", "caption", "sha256", "image_sha256", "phash", "original_width", "original_height",
             "width", "height"]  # fmt: skip
 _HALF_HASH_HEX = 32  # 128 of 256 bits: one false match is expected among 1e19 images
 
@@ -35,6 +35,7 @@ class Slim:
     received: npt.NDArray[np.uint64]  # [rows, 2]: half of the sha256 of the bytes as received
     stored: npt.NDArray[np.uint64]  # [rows, 2]: half of the sha256 of the bytes as stored
     caption: npt.NDArray[np.uint64]  # hash of the normalised caption
+    domain: npt.NDArray[np.uint32]  # hash of the URL's host; 0 where there is no URL
     phash: npt.NDArray[np.uint64]
     has_phash: npt.NDArray[np.bool_]
     area: npt.NDArray[np.int64]  # px, of the image as received
@@ -49,9 +50,21 @@ class Slim:
         return len(self.row)
 
 
+def normalise_caption(caption: str) -> str:
+    """NFKC, case folded, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
+
+
+def domain_hash(url: str | None) -> int:
+    """32 bits of a URL's host, `www.` aside; 0 where there is none."""
+    host = (url or "").partition("://")[2].partition("/")[0].rpartition("@")[2].partition(":")[0]
+    host = host.lower().removeprefix("www.")
+    return int.from_bytes(hashlib.blake2b(host.encode("utf-8", "surrogatepass"), digest_size=4).digest()) if host else 0
+
+
 def caption_hash(caption: str) -> int:
     """64 bits that are equal for captions equal after NFKC, case folding and collapsing of spaces."""
-    text = " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
+    text = normalise_caption(caption)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
@@ -92,6 +105,7 @@ def read_slim(raw_folder: str, score_folder: str | None, prefer: PreferRecipe | 
         received=halves(pc.coalesce(table["sha256"], table["image_sha256"], table["uid"]), url),
         stored=halves(pc.coalesce(table["image_sha256"], table["sha256"], table["uid"]), url),
         caption=np.array([caption_hash(caption or "") for caption in table["caption"].to_pylist()], np.uint64),
+        domain=np.array([domain_hash(url) for url in table["url"].to_pylist()], np.uint32),
         phash=pc.fill_null(table["phash"], 0).to_numpy(),
         has_phash=pc.is_valid(table["phash"]).to_numpy(),
         area=width.to_numpy().astype(np.int64) * height.to_numpy().astype(np.int64),
@@ -118,6 +132,13 @@ def gather(parts: Sequence[Slim]) -> Slim:
     }
     order = np.lexsort((columns["uid"][:, 1], columns["uid"][:, 0]))
     return Slim(**{name: column[order] for name, column in columns.items()})
+
+
+def read_captions(raw_folder: str, item: tuple[str, npt.NDArray[np.int32]]) -> list[str]:
+    """Captions of some rows of one raw shard."""
+    name, rows = item
+    column = read_table(table_url(raw_folder, name), ["caption"])["caption"].take(pa.array(rows))
+    return [caption or "" for caption in column.to_pylist()]
 
 
 def read_thumbnails(raw_folder: str, item: tuple[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.uint8]:
