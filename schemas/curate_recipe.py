@@ -137,6 +137,7 @@ class DedupeRecipe(StrictModel):
     placeholders: PlaceholderRecipe | None = None
     semantic: SemanticRecipe | None = None
     decontaminate: list[DecontaminateRecipe] = []
+    against: list[str] = []  # earlier raw folders: what they hold is kept, and our copies of it are dropped
     prefer: PreferRecipe | None = None  # comes before `keep`
     keep: Literal["largest", "highest_score", "smallest_uid"] = "largest"
     score_signal: Name | None = None  # for keep: highest_score

@@ -294,6 +294,34 @@ def test_preferred_licences_are_kept_before_larger_copies(tmp_path: Path, ray_se
         assert [uid for uid, row in decisions.items() if row["drop_reason"] is None] == [uid_of(pairs[kept])]
 
 
+# ---- incremental
+
+
+def test_a_new_batch_gives_way_to_an_earlier_one_whose_images_are_gone(tmp_path: Path, ray_session: None) -> None:
+    old_pairs = photographs(5)
+    old = build_raw(tmp_path, old_pairs, 2, name="old")
+    for tar in Path(old).rglob("*.tar"):
+        tar.unlink()
+    pairs = [
+        Pair(old_pairs[0].image, old_pairs[0].caption, "http://b.test/0.jpg"),  # same bytes, same caption
+        Pair(old_pairs[1].image, "another caption", "http://b.test/1.jpg"),
+        Pair(encoded(photograph(2, 192, 144)), "larger", "http://b.test/2.jpg"),  # near, and larger than the old one
+        Pair(encoded(photograph(60)), "new", "http://b.test/3.jpg"),
+        Pair(encoded(photograph(60), quality=70), "new again", "http://b.test/4.jpg"),
+    ]
+    raw = build_raw(tmp_path, pairs, 2)
+    folder = dedupe(recipe_for(tmp_path, against=[str(tmp_path / "raw/old")]), raw, {})
+    decisions = decisions_of(folder)
+    assert set(decisions) == {uid_of(pair) for pair in pairs}  # nothing is written about the old ones
+    rows = [decisions[uid_of(pair)] for pair in pairs]
+    kept, dropped = sorted([uid_of(pairs[3]), uid_of(pairs[4])])
+    assert [row["drop_reason"] for row in rows[:3]] == ["exact_duplicate", None, "perceptual_duplicate"]
+    assert [rows[0]["duplicate_of"], rows[2]["duplicate_of"]] == [uid_of(old_pairs[0]), uid_of(old_pairs[2])]
+    assert (decisions[kept]["drop_reason"], decisions[dropped]["duplicate_of"]) == (None, kept)
+    assert load_manifest(folder).drop_counts == {"exact_duplicate": 1, "perceptual_duplicate": 2}
+    assert load_manifest(folder).num_samples == 2
+
+
 # ---- placeholders
 
 

@@ -43,17 +43,18 @@ class Decisions:
     distance: npt.NDArray[np.int32]
     group: Indices  # smallest sample of its component
 
-    def counts(self) -> Counter[str]:
-        """Samples by drop reason."""
-        numbers = np.bincount(self.reason, minlength=len(REASONS))
+    def counts(self, chosen: npt.NDArray[np.bool_]) -> Counter[str]:
+        """Chosen samples by drop reason."""
+        numbers = np.bincount(self.reason[chosen], minlength=len(REASONS))
         return Counter({reason.value: int(numbers[code]) for code, reason in enumerate(REASONS) if reason})
 
 
 def decide(
-    slim: Slim, settings: DedupeRecipe, raw: RawShards, features: FeatureShards | None = None
+    slim: Slim, settings: DedupeRecipe, raw: RawShards, features: FeatureShards | None, num_own_shards: int
 ) -> tuple[Decisions, dict[str, object]]:
-    """Decisions over all samples, and what the manifest tells about them."""
-    ranks = keep_ranks(slim, settings)
+    """Decisions over all samples, and what the manifest tells about them. Other shards than our own come first."""
+    is_own = slim.shard < num_own_shards
+    ranks = keep_ranks(slim, settings, is_own)
     image_of = equal_images(slim)  # an image is named by its first sample
     best_sample = best_of(image_of, ranks)  # of the image of each sample
     decisions = _decide_exact(slim, settings, ranks, image_of, best_sample)
@@ -75,7 +76,7 @@ def decide(
         figures["num_flat_candidates"] = int(near.is_flat.sum())
         figures["num_flat_duplicates"] = int((near.is_flat & (near.kept_instead >= 0)).sum())
     if settings.semantic is not None and features is not None:
-        kept = np.flatnonzero((best_sample == np.arange(slim.num_rows)) & (decisions.reason == 0))
+        kept = np.flatnonzero((best_sample == np.arange(slim.num_rows)) & (decisions.reason == 0) & is_own)
         kept = kept[np.argsort(ranks[kept])]
         instead = semantic_duplicates(slim, kept, settings.semantic, features)
         _drop_semantic(decisions, kept, instead, best_sample)
@@ -84,8 +85,11 @@ def decide(
     return decisions, figures
 
 
-def keep_ranks(slim: Slim, settings: DedupeRecipe) -> Indices:
-    """Place of each sample in the keep order: 0 is kept before all others. Samples are in the order of their uids."""
+def keep_ranks(slim: Slim, settings: DedupeRecipe, is_own: npt.NDArray[np.bool_]) -> Indices:
+    """Place of each sample in the keep order: 0 is kept before all others. Samples are in the order of their uids.
+
+    Samples of earlier data sets (`against`) come before our own: they are there already.
+    """
     smallest_uid = np.arange(slim.num_rows)
     score = np.where(np.isnan(slim.score), -np.inf, slim.score)
     orders = {
@@ -94,7 +98,7 @@ def keep_ranks(slim: Slim, settings: DedupeRecipe) -> Indices:
         "smallest_uid": (smallest_uid,),
     }
     ranks = np.empty(slim.num_rows, np.int64)
-    ranks[np.lexsort((*orders[settings.keep], slim.preference))] = np.arange(slim.num_rows)
+    ranks[np.lexsort((*orders[settings.keep], slim.preference, is_own))] = np.arange(slim.num_rows)
     return ranks
 
 

@@ -16,6 +16,8 @@ An *image* is all samples with the same bytes, as received or as stored.
   smallest uid. `duplicate_of` names a sample that is kept after all, or one that became a semantic duplicate itself:
   follow it. `distance` is 0 for exact duplicates and null for semantic ones.
 - `duplicate_group` joins everything that is linked, chains included: folds are cut by it.
+- `against` names earlier raw folders. Their tables are read (never their images), what they hold comes before all of
+  ours in the keep order, and nothing is decided about it: the new batch is deduplicated as if appended to them.
 
 The result depends neither on the order of the shards nor on the number of workers.
 """
@@ -40,7 +42,7 @@ from pipelines.run_step import run_shards
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
-from schemas.manifest import Manifest, ShardEntry, load_manifest, table_url
+from schemas.manifest import Manifest, ShardEntry, load_manifest, resolve, table_url
 from schemas.recipe_io import settings_of, step_hash
 from schemas.sample import DEDUPE, read_table, write_table
 
@@ -67,7 +69,8 @@ def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping
         parents.append(load_manifest(signal_folders[recipe.dedupe.score_signal]).hash())
     if recipe.dedupe.semantic is not None:
         parents.append(load_manifest(signal_folders[recipe.dedupe.semantic.features]).hash())
-    settings = settings_of(recipe.dedupe, exclude={"name", "score_signal"})
+    parents += [load_manifest(resolve(path)).hash() for path in recipe.dedupe.against]
+    settings = settings_of(recipe.dedupe, exclude={"name", "score_signal", "against"})
     inputs = {
         f"evaluation set {index}": fingerprint_of(rule.path) for index, rule in enumerate(recipe.dedupe.decontaminate)
     }
@@ -85,24 +88,39 @@ def dedupe(
         return target.url
     before_work()
     raw = load_manifest(raw_folder)
-    names = tuple(shard.name for shard in raw.shards)
-    score_folder = signal_folders[recipe.dedupe.score_signal] if recipe.dedupe.score_signal else None
-    slim = gather(
-        run_shards(
-            "dedupe: read", partial(read_slim, raw_folder, score_folder, recipe.dedupe.prefer), list(enumerate(names))
-        )
-    )
+    num_own = len(raw.shards)
+    slim, tables = _read(recipe, raw_folder, raw, signal_folders)
     semantic = recipe.dedupe.semantic
+    names = tuple(shard.name for shard in raw.shards)
     features = FeatureShards(signal_folders[semantic.features], names) if semantic is not None else None
-    decisions, figures = decide(slim, recipe.dedupe, RawShards(raw_folder, names), features)
+    decisions, figures = decide(slim, recipe.dedupe, RawShards(tables), features, num_own)
     _write(target, raw_folder, raw, slim, decisions)
-    kept = np.bincount(slim.shard[decisions.reason == 0], minlength=len(names)).tolist()
+    kept = np.bincount(slim.shard[decisions.reason == 0], minlength=num_own)[:num_own].tolist()
     entries = [
         ShardEntry(shard.name, shard.num_rows, num_kept, num_bytes=0)
         for shard, num_kept in zip(raw.shards, kept, strict=True)
     ]
-    target.finish(entries, +decisions.counts(), figures)
+    target.finish(entries, +decisions.counts(slim.shard < num_own), figures)
     return target.url
+
+
+def _read(
+    recipe: CurateRecipe, raw_folder: str, raw: Manifest, signal_folders: Mapping[str, str]
+) -> tuple[Slim, tuple[str, ...]]:
+    """The samples of our own shards and, numbered after them, of the earlier data sets; and the table of each shard."""
+    settings = recipe.dedupe
+    score_folder = signal_folders[settings.score_signal] if settings.score_signal else None
+    names = [shard.name for shard in raw.shards]
+    tables = [table_url(raw_folder, name) for name in names]
+    read_own = partial(read_slim, raw_folder, score_folder, settings.prefer)
+    parts = run_shards("dedupe: read", read_own, list(enumerate(names)))
+    for path in settings.against:
+        folder = resolve(path)
+        names = [shard.name for shard in load_manifest(folder).shards]
+        items = list(enumerate(names, start=len(tables)))
+        parts += run_shards("dedupe: read earlier", partial(read_slim, folder, None, None), items)
+        tables += [table_url(folder, name) for name in names]
+    return gather(parts), tuple(tables)
 
 
 def _write(target: StepFolder, raw_folder: str, raw: Manifest, slim: Slim, decisions: Decisions) -> None:

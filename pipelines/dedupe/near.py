@@ -21,10 +21,9 @@ from schemas.curate_recipe import PerceptualRecipe
 
 @dataclass(frozen=True)
 class RawShards:
-    """Where thumbnails are read from: a raw folder and the names of its shards, as `Slim.shard` numbers them."""
+    """Where thumbnails and captions are read from: the table of each shard, as `Slim.shard` numbers them."""
 
-    folder: str
-    names: tuple[str, ...]
+    tables: tuple[str, ...]  # URLs
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def thumbnails_of(slim: Slim, samples: Indices, raw: RawShards) -> npt.NDArray[n
     order = np.lexsort((slim.row[samples], slim.shard[samples]))
     shards, starts = np.unique(slim.shard[samples][order], return_index=True)
     rows = np.split(slim.row[samples][order], starts[1:])
-    items = [(raw.names[shard], part) for shard, part in zip(shards, rows, strict=True)]
-    parts = run_shards("dedupe: thumbnails", partial(read_thumbnails, raw.folder), items)
+    items = [(raw.tables[shard], part) for shard, part in zip(shards, rows, strict=True)]
+    parts = run_shards("dedupe: thumbnails", read_thumbnails, items)
     thumbnails[order] = np.concatenate(parts)
     return thumbnails

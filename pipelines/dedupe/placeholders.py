@@ -6,7 +6,6 @@ the captions' 4-grams tells the two apart. A group is dropped whole: none of its
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -55,8 +54,8 @@ def _captions(slim: Slim, image_of: Indices, images: Indices, raw: RawShards) ->
     by_shard = np.lexsort((slim.row[samples], slim.shard[samples]))
     shards, starts = np.unique(slim.shard[samples][by_shard], return_index=True)
     rows = np.split(slim.row[samples][by_shard], starts[1:])
-    items = [(raw.names[shard], part) for shard, part in zip(shards, rows, strict=True)]
-    read = run_shards("dedupe: captions", partial(read_captions, raw.folder), items)
+    items = [(raw.tables[shard], part) for shard, part in zip(shards, rows, strict=True)]
+    read = run_shards("dedupe: captions", read_captions, items)
     text_of = dict(zip(samples[by_shard].tolist(), (text for part in read for text in part), strict=True))
     return [[text_of[sample] for sample in part.tolist()] for part in samples_of]
 

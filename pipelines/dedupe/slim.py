@@ -134,17 +134,16 @@ def gather(parts: Sequence[Slim]) -> Slim:
     return Slim(**{name: column[order] for name, column in columns.items()})
 
 
-def read_captions(raw_folder: str, item: tuple[str, npt.NDArray[np.int32]]) -> list[str]:
-    """Captions of some rows of one raw shard."""
-    name, rows = item
-    column = read_table(table_url(raw_folder, name), ["caption"])["caption"].take(pa.array(rows))
+def read_captions(item: tuple[str, npt.NDArray[np.int32]]) -> list[str]:
+    """Captions of some rows of one raw table."""
+    url, rows = item
+    column = read_table(url, ["caption"])["caption"].take(pa.array(rows))
     return [caption or "" for caption in column.to_pylist()]
 
 
-def read_thumbnails(raw_folder: str, item: tuple[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.uint8]:
-    """Thumbnails of some rows of one raw shard: [len(rows), 192]."""
-    name, rows = item
-    url = table_url(raw_folder, name)
+def read_thumbnails(item: tuple[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.uint8]:
+    """Thumbnails of some rows of one raw table: [len(rows), 192]."""
+    url, rows = item
     column = read_table(url, ["thumbnail"])["thumbnail"].take(pa.array(rows))
     if column.null_count:
         raise InputError(f"{url}: a sample has a phash but no thumbnail")
