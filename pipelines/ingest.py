@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from pipelines.duplicate_rows import find_duplicate_rows, uids_url
@@ -19,6 +20,7 @@ from pipelines.raw_shard import ShardJob, make_shard, write_uids
 from pipelines.raw_table import ShardResult, drop_duplicate_rows, read_result, replace_table
 from pipelines.run_step import run_shards
 from pipelines.segments import Segment, cut_pieces, find_new_files, load_segments, save_segment
+from pipelines.shared_limits import shared_host_limits
 from pipelines.sources.open_source import open_source
 from pipelines.sources.source import Piece, Prepared, Source, SourceFile
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing, remove_scratch
@@ -157,8 +159,15 @@ def _make_shards(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
     run_shards("uids", write_uids, [job for job in jobs if job.name in missing_uids])
     repeated = find_duplicate_rows(folder, names) if pending else {}
     todo = [replace(job, duplicate_rows=repeated.get(job.name)) for job in jobs if job.name in pending]
-    made = run_shards("ingest", make_shard, todo, num_done=len(jobs) - len(todo))
+    with _host_limits(todo):
+        made = run_shards("ingest", make_shard, todo, num_done=len(jobs) - len(todo))
     return _all_results(folder, names, made)
+
+
+def _host_limits(jobs: Sequence[ShardJob]) -> AbstractContextManager[None]:
+    """Limits a host over all workers, where anything is fetched."""
+    is_fetching = bool(jobs) and not open_source(jobs[0].source).has_images
+    return shared_host_limits(jobs[0].ingest.fetch.per_host) if is_fetching else nullcontext()
 
 
 def _stage_again(folder: str, jobs: Sequence[ShardJob]) -> None:

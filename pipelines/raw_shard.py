@@ -19,21 +19,20 @@ from pipelines.fetch import Fetcher
 from pipelines.hashes import sha256_hex
 from pipelines.image import StoredImage, inspect_image, store_image
 from pipelines.image_workers import ImageWorkers, SpooledImage
+from pipelines.network_watch import NetworkWatch
+from pipelines.outage import NetworkDownError
 from pipelines.raw_table import PlacedImage, ShardResult, make_table, put_table, read_result
 from pipelines.raw_tar import add_sample, put_tar, scratch_file, work_folder
+from pipelines.shared_limits import find_host_limits
 from pipelines.sources.open_source import open_source
 from pipelines.sources.source import Piece, Source, SourceRow
-from pipelines.transfer import Body
 from schemas import storage
 from schemas.curate_recipe import FetchRecipe, ImageRecipe, IngestRecipe, SourceRecipe
-from schemas.drop_reason import TRANSIENT, DropReason
+from schemas.drop_reason import DropReason
 from schemas.errors import SampleError, ShardError, StorageError
 from schemas.manifest import ShardEntry, table_url
 from schemas.sample import make_uid
 from schemas.shard import ShardWriter, make_key, shard_name
-
-FEWEST_FOR_DEAD_NETWORK = 20  # fetches; fewer may well all fail on a network that works
-EARLY_DEAD_NETWORK = 500  # fetches, the first of a shard: when all failed, the others are not tried
 
 Outcomes = dict[int, SpooledImage | SampleError]
 
@@ -147,40 +146,20 @@ def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple
             requests.append((index, row.url))
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
-    network = _NetworkWatch(job.name, len(requests))
-    with closing(_fetcher(job.ingest.fetch.model_dump_json()).fetch(requests, workers.has_room)) as answers:
-        for index, answer in answers:
-            network.note(answer)
-            if isinstance(answer, SampleError):
-                workers.outcomes[index] = answer
-            else:
-                workers.submit(index, answer)
+    network = NetworkWatch(job.name, len(requests))
+    fetcher = _fetcher(job.ingest.fetch.model_dump_json())
+    limits = find_host_limits(job.ingest.fetch.per_host)
+    try:
+        with closing(fetcher.fetch(requests, workers.has_room, limits)) as answers:
+            for index, answer in answers:
+                network.note(answer)
+                if isinstance(answer, SampleError):
+                    workers.outcomes[index] = answer
+                else:
+                    workers.submit(index, answer)
+    except NetworkDownError as error:
+        raise ShardError(f"shard {job.name}: {error}") from error
     return rows, uids
-
-
-class _NetworkWatch:
-    """Tells a dead network from dead URLs: then the shard must not count as done."""
-
-    def __init__(self, name: str, num_requests: int) -> None:
-        self._name = name
-        self._num_left = num_requests
-        self._num_asked = self._num_transient = 0  # without URLs that lead nowhere by themselves
-
-    def note(self, answer: Body | SampleError) -> None:
-        """Count one answer. Raises ShardError when all of enough fetches failed for a reason that may heal."""
-        self._num_left -= 1
-        if not isinstance(answer, SampleError):
-            self._num_asked += 1
-            return
-        if answer.drop_reason != DropReason.INVALID_URL:
-            self._num_asked += 1
-            self._num_transient += answer.drop_reason in TRANSIENT
-        is_enough = self._num_left == 0 and self._num_asked >= FEWEST_FOR_DEAD_NETWORK
-        if self._num_transient == self._num_asked and (is_enough or self._num_asked >= EARLY_DEAD_NETWORK):
-            raise ShardError(
-                f"shard {self._name}: none of {self._num_asked} images could be fetched (last: {answer}); "
-                "check the network and run the same command again"
-            )
 
 
 def _repeated(job: ShardJob) -> set[int]:

@@ -17,11 +17,13 @@
 from __future__ import annotations
 
 import mimetypes
+import socket
+import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,9 @@ class TestServer(ThreadingHTTPServer):
 
     def __init__(self, folder: Path | None, pages: Mapping[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.is_dead = False
+        self.num_deaths = 0
+        self.sockets: set[Any] = set()  # of open connections
         self.folder = folder
         self.pages = dict(pages)
         self.robots_txt: bytes | int = 404  # a body, or the status of having none
@@ -51,12 +56,39 @@ class TestServer(ThreadingHTTPServer):
         """`http://127.0.0.1:<port>`."""
         return f"http://127.0.0.1:{self.server_port}"
 
+    def die(self) -> None:
+        """Cut all connections and refuse new ones, as a host that went down."""
+        self.is_dead = True
+        self.num_deaths += 1
+        for connection in list(self.sockets):
+            _reset(connection)
+
+    def come_back(self) -> None:
+        """Serve again."""
+        self.is_dead = False
+
     def process_request(self, request: Any, client_address: Any) -> None:
+        if self.is_dead:
+            _reset(request)
+            return
         self.num_connections += 1
+        self.sockets.add(request)
         super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self.sockets.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the tests."""
+
+
+def _reset(connection: Any) -> None:
+    """End a connection with RST; its own thread closes it where there is one."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
