@@ -46,6 +46,7 @@ class TestServer(ThreadingHTTPServer):
         self.pages = dict(pages)
         self.robots_txt: bytes | int = 404  # a body, or the status of having none
         self.requests: Counter[str] = Counter()
+        self.started_at: dict[str, float] = {}  # time.monotonic() of the last request, by path
         self.user_agents: set[str] = set()
         self.num_connections = 0
         self.num_open = self.most_open = 0  # requests being answered at once
@@ -103,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.requests[self.path] += 1
+            server.started_at[self.path] = time.monotonic()
             server.user_agents.add(self.headers.get("User-Agent", ""))
             server.num_open += 1
             server.most_open = max(server.most_open, server.num_open)
