@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cluster import render
+from schemas import storage
 from schemas.curate_recipe import CurateRecipe
 from schemas.errors import InputError, PairloomError, RecipeError, UserError
 from schemas.recipe_io import load_recipe
@@ -24,7 +25,7 @@ from schemas.train_recipe import TrainRecipe
 if TYPE_CHECKING:
     from trainers.evaluate.vqa import ImageMode
 
-CURATE_STEPS = ("ingest", "signals", "dedupe", "select", "reshard")
+CURATE_STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -48,15 +49,20 @@ def demo(out: str) -> None:
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--only", type=click.Choice(CURATE_STEPS), help="Run one step; those before it must be complete.")
+@click.option(
+    "--retry", type=click.Choice(["transient"]), help="Fetch rows again that failed for a reason that may heal."
+)
 @click.option("--ray-address", help="Join this Ray cluster instead of starting a local one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def curate(recipe: str, overrides: tuple[str, ...], only: str | None, ray_address: str | None, as_json: bool) -> None:
+def curate(
+    recipe: str, overrides: tuple[str, ...], only: str | None, retry: str | None, ray_address: str | None, as_json: bool
+) -> None:
     """Turn a source of image-text pairs into a curated data set."""
     from cluster.ray_session import start_ray
     from pipelines.curate import curate as run
 
     settings = load_recipe(recipe, CurateRecipe, overrides)
-    summary = run(settings, start_ray=lambda: start_ray(ray_address), only=only)
+    summary = run(settings, start_ray=lambda: start_ray(ray_address), only=only, retry=retry is not None)
     _show(summary, as_json, render.curate_table)
 
 
@@ -68,8 +74,11 @@ def curate(recipe: str, overrides: tuple[str, ...], only: str | None, ray_addres
 def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ray_address: str | None) -> None:
     """Train a model; the same command again resumes an interrupted run."""
     from cluster.launch_trainer import launch_trainer
+    from cluster.staleness import stale_data
 
     settings = load_recipe(recipe, TrainRecipe, overrides)
+    for line in stale_data(settings):
+        click.echo(f"pairloom: warning: {line}", err=True)
     launch_trainer(settings, num_processes=num_processes, ray_address=ray_address)
 
 
@@ -98,23 +107,66 @@ def evaluate(model: str, kind: str, data: str, image_mode: ImageMode, as_json: b
 @click.option("--format", "export_format", required=True, type=click.Choice(["hf", "open-clip"]))
 @click.option("--out", required=True, help="Folder to write.")
 @click.option("--step", type=click.IntRange(min=1), help="Checkpoint to export; default: the newest.")
-def export(run_dir: str, export_format: str, out: str, step: int | None) -> None:
+@click.option("--average", is_flag=True, help="The moving average of the weights (optimizer.average_decay).")
+def export(run_dir: str, export_format: str, out: str, step: int | None, average: bool) -> None:
     """Export a checkpoint to what the ecosystem loads."""
     if export_format == "hf":
         from trainers.export.hugging_face import export as run
     else:
         from trainers.export.open_clip import export as run
-    click.echo(run(run_dir, out, step))
+    click.echo(run(run_dir, out, step, average))
+
+
+@cli.command()
+@click.argument("root")
+@click.option("--uids", metavar="FILE", help="Uids to recall, one a line.")
+@click.option("--urls", metavar="FILE", help="URLs to recall, one a line.")
+@click.option("--domains", metavar="FILE", help="Hosts to recall with their subdomains, one a line.")
+@click.option("--same-images", is_flag=True, help="Recall the same image bytes under other URLs, too.")
+@click.option("--runs", multiple=True, metavar="FOLDER", help="Look for stale training runs here, too.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def recall(root: str, same_images: bool, runs: tuple[str, ...], dry_run: bool, as_json: bool, **files: str) -> None:
+    """Honour opt-out requests, now and in every later ingest. FILE: a path, a URL, or - for stdin."""
+    from cluster.staleness import stale_runs
+    from pipelines.recall import recall as run
+    from pipelines.recalled_rows import parse_request
+
+    given = {kind: file for kind, file in files.items() if file is not None}
+    if len(given) != 1:
+        raise InputError("name one of --uids, --urls and --domains")
+    [(kind, file)] = given.items()
+    text = sys.stdin.read() if file == "-" else storage.read_input(file)
+    result = run(root, parse_request(kind, text.splitlines(), file), same_images, dry_run)
+    _show({**result, "stale": [*result["stale"], *stale_runs(root, runs)]}, as_json, render.plain_table)
 
 
 @cli.command()
 @click.argument("path")
+@click.option("--html", help="Write a page with charts and pictures of a root or a selection to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(path: str, as_json: bool) -> None:
+def inspect(path: str, html: str | None, as_json: bool) -> None:
     """Show a root, data set, selection, run or model: counts, sizes, funnel, samples."""
     from cluster.inspect_path import inspect_path
 
+    if html is not None:
+        from pipelines.report.report import write_report
+
+        write_report(path, html)
+        click.echo(html)
+        return
     _show(inspect_path(path), as_json, render.plain_table)
+
+
+@cli.command()
+@click.argument("selection")
+@click.option("--out", required=True, help="The .npy file to write.")
+def subset(selection: str, out: str) -> None:
+    """Write the uids that a selection keeps as DataComp's subset file."""
+    from pipelines.subset import write_subset
+    from schemas.manifest import resolve
+
+    click.echo(f"{write_subset(resolve(selection), out)} uids: {out}")
 
 
 @cli.command()

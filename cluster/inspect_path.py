@@ -7,6 +7,7 @@ from typing import Any
 
 from schemas import storage
 from schemas.errors import InputError
+from schemas.generations import run_stale_lines
 
 
 def inspect_path(path: str) -> dict[str, Any]:
@@ -29,8 +30,10 @@ def _inspect_run(path: str) -> dict[str, Any]:
         for folder in storage.list_files(storage.join(path, "checkpoints"))
         if storage.exists(storage.join(folder, "manifest.json"))
     ]
+    stale = run_stale_lines(path)
     return {
         "kind": "run",
+        **({"stale": stale} if stale else {}),
         "path": path,
         "newest": json.loads(lines[-1]) if lines else {},
         "checkpoints": checkpoints,

@@ -17,6 +17,7 @@ from schemas.errors import InputError, RecipeError
 from schemas.manifest import resolve
 from schemas.recipe_io import load_recipe
 from schemas.train_recipe import TrainRecipe
+from trainers.data.tar_index import find_tars
 
 PACKAGES = ("pairloom", "torch", "deepspeed", "transformers", "ray", "pyarrow", "webdataset", "fsspec", "s3fs")
 MIN_FREE_BYTES = 2 << 30
@@ -84,7 +85,8 @@ def _check_train(recipe: TrainRecipe, problems: list[str]) -> None:
             try:
                 resolve(source.path)
             except InputError as error:
-                problems.append(f"data.train: {error}")
+                if not find_tars(source.path):
+                    problems.append(f"data.train: {error}, nor tars")
         elif not storage.exists(source.path):
             problems.append(f"data.train: nothing at {source.path}")
     _check_disk(recipe.run.dir, problems)

@@ -71,6 +71,8 @@ def curate_table(summary: Mapping[str, Any]) -> str:
             step["name"], number(step.get("num_rows")), number(step.get("num_kept")), shown or "-", step["folder"]
         )
     parts: list[Any] = [table]
+    if summary.get("retried"):
+        parts.append(plain_table({"rows that were fetched again": summary["retried"]}))
     if summary.get("difference"):
         parts.append(plain_table({"difference to the last selection": summary["difference"]}))
     return _text_of(*parts)

@@ -5,30 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.balance.balance import balance
 from pipelines.dedupe.dedupe import dedupe
+from pipelines.honour import honour_tombstones
 from pipelines.ingest import ingest, raw_folder
 from pipelines.reshard import reshard
-from pipelines.select import difference, select
+from pipelines.retry import retry_transient
+from pipelines.select import difference, inputs_of, select
 from pipelines.signals.signal import is_out_of_fold, measure_signal
 from pipelines.step_folder import BeforeWork, latest_folder, nothing, only_command
 from schemas.curate_recipe import CurateRecipe
 from schemas.errors import RecipeError
 from schemas.manifest import load_manifest
 
-STEPS = ("ingest", "signals", "dedupe", "select", "reshard")
+STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 
 
-def curate(recipe: CurateRecipe, start_ray: Callable[[], None], only: str | None = None) -> dict[str, Any]:
+def curate(
+    recipe: CurateRecipe, start_ray: Callable[[], None], only: str | None = None, retry: bool = False
+) -> dict[str, Any]:
     """Run the walk, or `only` one step of it whose inputs are complete. What is complete is not done again.
 
-    `start_ray` is called before the first step that needs it. Returns a summary: each step's folder, rows, kept
-    samples and counts of drop reasons, and the difference to the last selection. Raises UserError.
+    `retry` fetches rows again that failed for a reason that may heal. `start_ray` is called before the first step
+    that needs it. Returns a summary: each step's folder, rows, kept samples and counts of drop reasons, the difference
+    to the last selection, and what a retry asked for and got. Raises UserError.
     """
     walk = Walk(recipe, start_ray, only)
-    walk.ingest()
+    walk.ingest(retry)
     walk.signals(out_of_fold=False)
     walk.dedupe()
     walk.signals(out_of_fold=True)
+    walk.balance()
     walk.select()
     walk.reshard()
     return walk.summary()
@@ -41,22 +48,28 @@ class Walk:
         _check(recipe, only)
         self._recipe, self._start_ray, self._only = recipe, start_ray, only
         self._raw = self._dedupe = self._selection = ""
+        self._balance: str | None = None
         self._signals: dict[str, str] = {}
         self._steps: list[dict[str, Any]] = []
         self._difference: dict[str, Any] | None = None
+        self._retried: dict[str, int] | None = None
 
-    def ingest(self) -> None:
+    def ingest(self, retry: bool = False) -> None:
         """Source -> raw shards."""
+        if retry and self._only not in (None, "ingest"):
+            raise RecipeError(f"--retry belongs to ingest; leave out --only {self._only}")
         if self._only in (None, "ingest"):
             self._raw = ingest(self._recipe, self._start_ray)
         else:
             self._raw = _complete_raw(self._recipe)
+        if retry:
+            self._retried = retry_transient(self._recipe, self._raw, self._start_ray)
         self._note("ingest", self._raw)
 
     def signals(self, out_of_fold: bool) -> None:
         """Raw shards -> columns. Out-of-fold scores come after dedupe, whose groups they are cut by."""
-        for signal in self._recipe.signals:
-            if self._is_past("signals") or is_out_of_fold(signal) != out_of_fold:
+        for signal in sorted(self._recipe.signals, key=lambda signal: signal.kind == "feature_head"):
+            if self._is_past("signals") or is_out_of_fold(self._recipe, signal) != out_of_fold:
                 continue
             before_work = self._before("signals", signal.name, self._start_ray)
             folder = measure_signal(self._recipe, signal, self._raw, self._dedupe or None, before_work)
@@ -65,12 +78,20 @@ class Walk:
 
     def dedupe(self) -> None:
         """Slim columns of all shards -> who duplicates whom."""
-        needed = any(is_out_of_fold(signal) for signal in self._recipe.signals)
+        needed = any(is_out_of_fold(self._recipe, signal) for signal in self._recipe.signals)
         if self._is_past("dedupe") and not (self._only == "signals" and needed):
             return
         before_work = self._before("dedupe", self._recipe.dedupe.name, self._start_ray)
         self._dedupe = dedupe(self._recipe, self._raw, self._signals, before_work)
         self._note("dedupe", self._dedupe)
+
+    def balance(self) -> None:
+        """Captions -> the entries that they match; `select` draws by them."""
+        if self._recipe.balance is None or self._is_past("balance"):
+            return
+        before_work = self._before("balance", self._recipe.balance.name, self._start_ray)
+        self._balance = balance(self._recipe, self._raw, before_work)
+        self._note("balance", self._balance)
 
     def select(self) -> None:
         """Columns -> every uid kept or dropped."""
@@ -79,7 +100,8 @@ class Walk:
         name = self._recipe.select.name
         last = latest_folder(self._recipe.root, "selections", name)
         before_work = self._before("select", name, nothing)
-        self._selection = select(self._recipe, self._raw, self._signals, self._dedupe, before_work)
+        inputs = inputs_of(self._recipe, self._raw, self._signals, self._dedupe, self._balance)
+        self._selection = select(self._recipe, inputs, before_work)
         if last is not None and load_manifest(last).parents[0] == load_manifest(self._raw).hash():
             self._difference = difference(last, self._selection)
         self._note("select", self._selection)
@@ -93,7 +115,12 @@ class Walk:
 
     def summary(self) -> dict[str, Any]:
         """What was done."""
-        return {"root": self._recipe.root, "steps": self._steps, "difference": self._difference}
+        return {
+            "root": self._recipe.root,
+            "steps": self._steps,
+            "difference": self._difference,
+            "retried": self._retried,
+        }
 
     def _is_past(self, step: str) -> bool:
         """True for the steps that come after the one that `only` names."""
@@ -119,7 +146,7 @@ class Walk:
 def _check(recipe: CurateRecipe, only: str | None) -> None:
     if only is not None and only not in STEPS:
         raise RecipeError(f"no step {only}; there are {', '.join(STEPS)}")
-    folded = {signal.name for signal in recipe.signals if is_out_of_fold(signal)}
+    folded = {signal.name for signal in recipe.signals if is_out_of_fold(recipe, signal)}
     if recipe.dedupe.score_signal in folded:
         name = recipe.dedupe.score_signal
         raise RecipeError(
@@ -131,4 +158,5 @@ def _complete_raw(recipe: CurateRecipe) -> str:
     folder = raw_folder(recipe)
     if not folder.is_complete():
         only_command("ingest", recipe.source.name)()
+    honour_tombstones(folder.url)
     return folder.url

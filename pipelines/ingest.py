@@ -8,31 +8,31 @@ a finished ingest writes nothing; files that were added to the source become a n
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from pipelines.duplicate_rows import find_duplicate_rows, uids_url
+from pipelines.honour import honour_tombstones
+from pipelines.raw_generation import collect_results, finish_rewrite, save_generation, shard_names_of
 from pipelines.raw_shard import ShardJob, make_shard, write_uids
-from pipelines.raw_table import ShardResult, drop_duplicate_rows, read_result, replace_table
-from pipelines.run_step import run_shards
+from pipelines.raw_table import ShardResult, drop_duplicate_rows, replace_table
+from pipelines.run_step import run_counted_shards, run_shards
 from pipelines.segments import Segment, cut_pieces, find_new_files, load_segments, save_segment
 from pipelines.shared_limits import shared_host_limits
 from pipelines.sources.open_source import open_source
 from pipelines.sources.source import Piece, Prepared, Source, SourceFile
-from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing, remove_scratch
+from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas import storage
 from schemas.curate_recipe import CurateRecipe, SourceRecipe
 from schemas.errors import InputError, RecipeError
-from schemas.manifest import Manifest, is_complete, load_manifest, save_manifest, table_url
+from schemas.generations import read_head
+from schemas.manifest import table_url
 from schemas.recipe_io import settings_of, step_hash
 from schemas.sample import SAMPLE, STATUS_SUCCESS, read_table
+from schemas.tombstones import tombstone_names
 
 VERSION = 1  # raised when the same source and settings give other shards
-READ_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,11 @@ def ingest(recipe: CurateRecipe, before_work: BeforeWork = nothing) -> str:
     _check_kept_columns(recipe.source)
     step = raw_folder(recipe)
     source = open_source(recipe.source)
+    finish_rewrite(step.url)
     segments = load_segments(step.url)
     new_files = find_new_files(segments, source.list_files())
     if not new_files and _covers(step.url, segments):
+        honour_tombstones(step.url)
         step.point_latest()
         return step.url
     before_work()
@@ -85,7 +87,8 @@ def _check_kept_columns(recipe: SourceRecipe) -> None:
 
 def _covers(folder: str, segments: Sequence[Segment]) -> bool:
     """True when the manifest is there and holds every segment."""
-    return is_complete(folder) and load_manifest(folder).details["num_segments"] == len(segments)
+    head = read_head(folder)  # not the whole manifest: killed between its files, it is written again
+    return head is not None and head["details"]["num_segments"] == len(segments)
 
 
 def _staging(folder: str) -> str:
@@ -144,8 +147,9 @@ def _jobs(recipe: CurateRecipe, source: Source, folder: str, segment: Segment) -
     else:
         readable = [source.readable(file, _staging(folder)) for file in segment.files]
         pieces = list(cut_pieces(segment.files, readable, recipe.ingest.samples_per_shard))
+    tombstones = tombstone_names(recipe.root)
     return [
-        ShardJob(recipe.source, recipe.ingest, folder, segment.first_shard + index, of_shard)
+        ShardJob(recipe.source, recipe.ingest, folder, segment.first_shard + index, of_shard, None, tombstones)
         for index, of_shard in enumerate(pieces)
     ]
 
@@ -159,9 +163,17 @@ def _make_shards(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
     run_shards("uids", write_uids, [job for job in jobs if job.name in missing_uids])
     repeated = find_duplicate_rows(folder, names) if pending else {}
     todo = [replace(job, duplicate_rows=repeated.get(job.name)) for job in jobs if job.name in pending]
-    with _host_limits(todo):
-        made = run_shards("ingest", make_shard, todo, num_done=len(jobs) - len(todo))
+    made = _run_counted(folder, jobs, todo)
     return _all_results(folder, names, made)
+
+
+def _run_counted(folder: str, jobs: Sequence[ShardJob], todo: Sequence[ShardJob]) -> list[ShardResult]:
+    """Make shards, with counts of their rows while they are made."""
+    lengths = [piece.num_rows for job in todo for piece in job.pieces]
+    num_rows = None if None in lengths else sum(length or 0 for length in lengths)
+    metrics_url = storage.join(folder, "metrics.jsonl")
+    with _host_limits(todo):
+        return run_counted_shards("ingest", make_shard, todo, len(jobs) - len(todo), num_rows, metrics_url)
 
 
 def _host_limits(jobs: Sequence[ShardJob]) -> AbstractContextManager[None]:
@@ -190,7 +202,7 @@ def _make_adopted(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
     names = [job.name for job in jobs]
     pending = set(missing_tables(folder, names))
     todo = [job for job in jobs if job.name in pending]
-    made = run_shards("ingest", make_shard, todo, num_done=len(jobs) - len(todo))
+    made = _run_counted(folder, jobs, todo)
     results = {result.entry.name: result for result in _all_results(folder, names, made)}
     for name, rows in find_duplicate_rows(folder, names).items():
         table = read_table(table_url(folder, name))
@@ -213,29 +225,17 @@ def _all_results(folder: str, names: Sequence[str], made: Sequence[ShardResult])
     """Results of this run, and those of shards that were done before from their tables."""
     results = {result.entry.name: result for result in made}
     before = [name for name in names if name not in results]
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        results.update(zip(before, pool.map(lambda name: read_result(folder, name), before), strict=True))
+    results.update(zip(before, collect_results(folder, before), strict=True))
     return [results[name] for name in names]
 
 
 def _finish(step: StepFolder, segments: Sequence[Segment], results: Sequence[ShardResult]) -> None:
     """Write the manifest of all segments and remove what was only needed on the way."""
-    drop_counts: Counter[str] = Counter()
-    for result in results:
-        drop_counts.update(result.drop_counts)
-    checksum = hashlib.sha256("\n".join(result.checksum for result in results).encode()).hexdigest()
-    manifest = Manifest(
-        name=step.name,
-        step=step.step,
-        recipe_hash=step.recipe_hash,
-        parents=step.parents,
-        shards=[result.entry for result in results],
-        drop_counts=drop_counts,
-        generation=load_manifest(step.url).generation + 1 if step.is_complete() else 0,
-        details={"num_segments": len(segments), "checksum": checksum},
-    )
-    for part in sorted({result.entry.name.partition("/")[0] for result in results}):
-        remove_scratch(storage.join(step.url, part))
-    save_manifest(step.url, manifest)
+    head = {"name": step.name, "step": step.step, "recipe_hash": step.recipe_hash, "parents": step.parents,
+            "details": {"num_segments": len(segments)}}  # fmt: skip
+    before = shard_names_of(step.url) if step.is_complete() else []
+    changed = sorted({result.entry.name for result in results} - set(before))
+    save_generation(step.url, head, results, changed)
+    honour_tombstones(step.url)
     step.point_latest()
     storage.remove(_staging(step.url))

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 from pipelines.step_folder import latest_folder
 from schemas import storage
 from schemas.errors import InputError
+from schemas.generations import stale_lines
 from schemas.manifest import Manifest, ShardEntry, is_complete, load_manifest, resolve, table_url
 from schemas.sample import read_table
 
-STEPS = ("raw", "signals", "dedupe", "selections", "curated")
+STEPS = ("raw", "signals", "dedupe", "balance", "selections", "curated")
 NUM_SAMPLES = 5
 NUM_THREADS = 8
 _NOT_SHOWN = {"thumbnail", "phash"}  # bytes, and a number that says nothing to people
@@ -34,7 +35,9 @@ def _inspect_root(root: str) -> dict[str, Any]:
     """Every newest data set below a root, and how many samples are left after each step."""
     data_sets = {f"{step}/{name}": _summary(folder, load_manifest(folder)) for step, name, folder in _newest(root)}
     funnel = {
-        key: data_set["num_kept"] for key, data_set in data_sets.items() if not key.startswith(("signals/", "raw/"))
+        key: data_set["num_kept"]
+        for key, data_set in data_sets.items()
+        if not key.startswith(("signals/", "balance/", "raw/"))
     }
     raw = {key: data_set for key, data_set in data_sets.items() if key.startswith("raw/")}
     rows = {f"{key} rows": data_set["num_rows"] for key, data_set in raw.items()}
@@ -54,8 +57,10 @@ def _newest(root: str) -> Iterator[tuple[str, str, str]]:
 
 def _summary(folder: str, manifest: Manifest) -> dict[str, Any]:
     reasons = sorted(manifest.drop_counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    stale = stale_lines(folder)
     return {
         "kind": manifest.step,
+        **({"stale": stale} if stale else {}),
         "name": manifest.name,
         "path": folder,
         "num_shards": len(manifest.shards),
@@ -64,6 +69,7 @@ def _summary(folder: str, manifest: Manifest) -> dict[str, Any]:
         "num_bytes": manifest.num_bytes,
         "drop_counts": dict(reasons),
         "manifest_hash": manifest.hash(),
+        **({"generation": manifest.generation} if manifest.step == "raw" else {}),
     }
 
 

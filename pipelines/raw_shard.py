@@ -5,34 +5,35 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.counters import Report
 from pipelines.duplicate_rows import save_uids
-from pipelines.fetch import Fetcher
+from pipelines.fetch_rows import fetch_rows
 from pipelines.hashes import sha256_hex
-from pipelines.image import StoredImage, inspect_image, store_image
-from pipelines.image_workers import ImageWorkers, SpooledImage
-from pipelines.network_watch import NetworkWatch
-from pipelines.outage import NetworkDownError
+from pipelines.image_child import SpooledImage
+from pipelines.image_decoder import image_decoder
+from pipelines.image_workers import STORE_IMAGE, ImageWorkers
 from pipelines.raw_table import PlacedImage, ShardResult, make_table, put_table, read_result
 from pipelines.raw_tar import add_sample, put_tar, scratch_file, work_folder
-from pipelines.shared_limits import find_host_limits
+from pipelines.recalled_rows import blank, is_recalled, refusal, rules_of
 from pipelines.sources.open_source import open_source
 from pipelines.sources.source import Piece, Source, SourceRow
 from schemas import storage
-from schemas.curate_recipe import FetchRecipe, ImageRecipe, IngestRecipe, SourceRecipe
+from schemas.curate_recipe import IngestRecipe, SourceRecipe
 from schemas.drop_reason import DropReason
-from schemas.errors import SampleError, ShardError, StorageError
+from schemas.errors import SampleError, StorageError
 from schemas.manifest import ShardEntry, table_url
 from schemas.sample import make_uid
 from schemas.shard import ShardWriter, make_key, shard_name
+
+INSPECT_IMAGE = "pipelines.image:inspect_image"
 
 Outcomes = dict[int, SpooledImage | SampleError]
 
@@ -47,6 +48,7 @@ class ShardJob:
     shard_index: int
     pieces: tuple[Piece, ...]
     duplicate_rows: npt.NDArray[np.int64] | None = None  # None for adopted tars: they are compared afterwards
+    tombstones: tuple[str, ...] = ()  # lists of opt-out requests that this ingest honours
 
     @property
     def name(self) -> str:
@@ -72,19 +74,36 @@ def write_uids(job: ShardJob) -> None:
     save_uids(job.folder, job.name, [uid_of(row) for row in job.read_rows(open_source(job.source))])
 
 
-def make_shard(job: ShardJob) -> ShardResult:
+class CountedOutcomes(Outcomes):
+    """Outcomes that tell a report of every row that has its end."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def __setitem__(self, row: int, outcome: SpooledImage | SampleError) -> None:
+        super().__setitem__(row, outcome)
+        if isinstance(outcome, SampleError):
+            self._report.note_drop(outcome.drop_reason.value)
+        else:
+            self._report.note_image(outcome.place.num_bytes)
+
+
+def make_shard(job: ShardJob, report: Report | None = None) -> ShardResult:
     """Make one raw shard; its table comes last. Raises ShardError (dead network), StorageError, InputError."""
     if storage.exists(table_url(job.folder, job.name)):
         return read_result(job.folder, job.name)
     started_at = time.monotonic()
     source = open_source(job.source)
-    process: Callable[[bytes, ImageRecipe], StoredImage] = inspect_image if source.is_adopted else store_image
+    work = INSPECT_IMAGE if source.is_adopted else STORE_IMAGE
     try:
         with tempfile.TemporaryFile(dir=work_folder(job.folder, job.name)) as spool:
-            with ImageWorkers(lambda data: process(data, job.ingest.image), spool) as workers:
+            with ImageWorkers(image_decoder(), work, job.ingest.image, spool) as workers:
+                workers.outcomes = CountedOutcomes(report or Report())
                 collect = _collect_images if source.has_images else _fetch_images
                 rows, uids = collect(job, source, workers)
                 workers.finish()
+            rows = _blank_recalled(job, rows, workers.outcomes)
             if source.is_adopted:
                 result = _commit_adopted(job, source, rows, uids, workers.outcomes)
             else:
@@ -97,6 +116,8 @@ def make_shard(job: ShardJob) -> ShardResult:
 
 def _refusal(row: SourceRow, job: ShardJob, has_images: bool, is_duplicate: bool) -> SampleError | None:
     """Why a row is dropped before its image is looked at."""
+    if job.tombstones and rules_of(job.folder, job.tombstones).names(uid_of(row), row.url):
+        return refusal()
     if row.error is not None:
         return row.error
     if not has_images and row.url is None:
@@ -110,6 +131,15 @@ def _refusal(row: SourceRow, job: ShardJob, has_images: bool, is_duplicate: bool
     if is_duplicate:
         return SampleError(DropReason.DUPLICATE_ROW, "the same uid came earlier")
     return None
+
+
+def _blank_recalled(job: ShardJob, rows: Sequence[SourceRow], outcomes: Outcomes) -> list[SourceRow]:
+    """Rows without what opt-out requests name, by their images too."""
+    recalled_images = rules_of(job.folder, job.tombstones).images
+    for index, outcome in outcomes.items():
+        if not isinstance(outcome, SampleError) and outcome.image.sha256 in recalled_images:
+            outcomes[index] = refusal()
+    return [blank(row) if is_recalled(outcomes[index]) else row for index, row in enumerate(rows)]
 
 
 def _shorten(row: SourceRow, max_chars: int) -> SourceRow:
@@ -128,7 +158,7 @@ def _collect_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tup
             workers.outcomes[index] = refusal
         elif row.image is not None:
             workers.wait_for_room()
-            workers.submit(index, row.image)
+            workers.submit(index, row.image, row.boxes)
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
     return rows, uids
@@ -146,30 +176,17 @@ def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple
             requests.append((index, row.url))
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
-    network = NetworkWatch(job.name, len(requests))
-    fetcher = _fetcher(job.ingest.fetch.model_dump_json())
-    limits = find_host_limits(job.ingest.fetch.per_host)
-    try:
-        with closing(fetcher.fetch(requests, workers.has_room, limits)) as answers:
-            for index, answer in answers:
-                network.note(answer)
-                if isinstance(answer, SampleError):
-                    workers.outcomes[index] = answer
-                else:
-                    workers.submit(index, answer)
-    except NetworkDownError as error:
-        raise ShardError(f"shard {job.name}: {error}") from error
+    with closing(fetch_rows(job.ingest.fetch, job.name, requests, workers.has_room)) as answers:
+        for index, answer in answers:
+            if isinstance(answer, SampleError):
+                workers.outcomes[index] = answer
+            else:
+                workers.submit(index, answer, rows[index].boxes)
     return rows, uids
 
 
 def _repeated(job: ShardJob) -> set[int]:
     return set() if job.duplicate_rows is None else {int(row) for row in job.duplicate_rows}
-
-
-@lru_cache(maxsize=1)
-def _fetcher(recipe_json: str) -> Fetcher:
-    """One event loop a process: its connections and robots.txt rules serve the next shard too."""
-    return Fetcher(FetchRecipe.model_validate_json(recipe_json))
 
 
 def _commit_adopted(

@@ -12,18 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.image import StoredImage
 from pipelines.sources.source import SourceRow
 from schemas import storage
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError, SampleError
-from schemas.manifest import ShardEntry, count_reasons, table_url
-from schemas.sample import SAMPLE, STATUS_DROPPED, STATUS_SUCCESS, read_table, table_bytes, uid_checksum
+from schemas.manifest import SHARD_METADATA, ShardEntry, count_reasons, table_url
+from schemas.sample import SAMPLE, STATUS_DROPPED, STATUS_SUCCESS, read_table_schema, table_bytes, uid_checksum
 from schemas.shard import Place
 
-_RESULT = b"shard"  # metadata key
 _OF_THE_IMAGE = ("width", "height", "original_width", "original_height", "sha256", "image_sha256", "phash",
                  "thumbnail", "mime_type", "offset", "num_bytes")  # fmt: skip
 MAX_MESSAGE_CHARS = 500
@@ -56,7 +54,9 @@ def make_table(
     """SAMPLE columns and the source's own, in the order of the input."""
     columns: dict[str, list[Any]] = {name: [] for name in SAMPLE.names}
     for row, uid, outcome in zip(rows, uids, outcomes, strict=True):
-        values = _dropped(outcome) if isinstance(outcome, SampleError) else _stored(outcome, row)
+        values = (
+            dropped_values(outcome) if isinstance(outcome, SampleError) else stored_values(outcome, row.original_size)
+        )
         values.update(uid=uid, url=row.url, caption=row.caption)
         for name, column in columns.items():
             column.append(values.get(name))
@@ -66,14 +66,16 @@ def make_table(
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _dropped(error: SampleError) -> dict[str, Any]:
+def dropped_values(error: SampleError) -> dict[str, Any]:
+    """The columns of a row without an image."""
     message = " ".join(str(error).split())[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode()
     return {"status": STATUS_DROPPED, "drop_reason": error.drop_reason.value, "error_message": message}
 
 
-def _stored(placed: PlacedImage, row: SourceRow) -> dict[str, Any]:
+def stored_values(placed: PlacedImage, original_size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """The columns of a sample that is in its tar."""
     image = placed.image
-    original_width, original_height = row.original_size or (image.original_width, image.original_height)
+    original_width, original_height = original_size or (image.original_width, image.original_height)
     return {
         "key": placed.key,
         "status": STATUS_SUCCESS,
@@ -133,20 +135,17 @@ def _result(table: pa.Table, entry: ShardEntry) -> ShardResult:
 
 def _with_result(table: pa.Table, result: ShardResult) -> pa.Table:
     metadata = dict(table.schema.metadata or {})
-    metadata[_RESULT] = json.dumps(asdict(result), sort_keys=True).encode()
+    metadata[SHARD_METADATA] = json.dumps(asdict(result), sort_keys=True).encode()
     metadata[b"uid_checksum"] = uid_checksum(table["uid"]).encode()
     return table.replace_schema_metadata(metadata)
 
 
 def read_result(folder: str, name: str) -> ShardResult:
-    """What a finished shard's table says about its shard; reads the footer only where that is local."""
+    """What a finished shard's table says about its shard."""
     url = table_url(folder, name)
     try:
-        if storage.is_local(url):
-            schema = pq.read_schema(storage.local_path(url))
-        else:
-            schema = read_table(url, columns=["uid"]).schema
+        schema = read_table_schema(url)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{url}: not a readable table: {error}; remove it and run the same command again") from error
-    fields = json.loads(schema.metadata[_RESULT])
+    fields = json.loads(schema.metadata[SHARD_METADATA])
     return ShardResult(ShardEntry(**fields["entry"]), fields["drop_counts"], fields["checksum"])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from pipelines.image_workers import SpooledImage
+from pipelines.image_child import SpooledImage
 from pipelines.raw_table import PlacedImage
 from pipelines.sources.source import SourceRow
 from schemas import storage
@@ -83,10 +83,17 @@ def put_tar(folder: str, name: str, scratch: str, sha256: str) -> str | None:
     A local rename is atomic. On object storage two attempts could mix: there the name carries the content, and the
     table names the tar that it belongs to.
     """
-    if storage.is_local(folder):
-        target, url = storage.join(folder, f"{name}.tar"), None
-    else:
-        target = url = storage.join(folder, f"{name}-{sha256[:8]}.tar")
+    if not storage.is_local(folder):
+        return put_named_tar(folder, name, scratch, sha256)
+    with storage.build_locally(storage.join(folder, f"{name}.tar")) as path:
+        os.replace(scratch, path)
+    return None
+
+
+def put_named_tar(folder: str, name: str, scratch: str, sha256: str) -> str:
+    """Put a tar that replaces another one; its name carries the content. Returns its URL, local ones below `folder`."""
+    below = f"{name}-{sha256[:8]}.tar"
+    target = storage.join(folder, below)
     with storage.build_locally(target) as path:
         os.replace(scratch, path)
-    return url
+    return below if storage.is_local(folder) else target

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from pipelines.progress import Progress
+from pipelines.counters import Collector, Counts, Report
+from pipelines.progress import CountedProgress, Meter, Progress
 from schemas.errors import PairloomError, ShardError, StorageError, UserError
 
 Item = TypeVar("Item")
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 
 NUM_ATTEMPTS = 3  # of a shard, after a storage error, a lost worker or a lost node
 IN_FLIGHT_PER_CPU = 2  # the next shard's inputs are ready when a worker gets free
+REFRESH_S = 0.5  # of the progress, while no shard ends
 
 
 def run_shards(
@@ -40,9 +42,56 @@ def run_shards(
     def run_one(item: Item) -> Result:  # Ray takes plain functions only, no functools.partial
         return work(item)
 
-    remote = ray.remote(num_cpus=num_cpus, max_retries=NUM_ATTEMPTS - 1, retry_exceptions=[StorageError])(run_one)
-    limit = max(2, int(ray.cluster_resources().get("CPU", 1) / num_cpus) * IN_FLIGHT_PER_CPU)
-    return _drain(step, items, num_done, limit, lambda item, _: remote.remote(item))
+    remote = _as_task(run_one, num_cpus)
+    progress = Progress(step, total=num_done + len(items), done=num_done)
+    return _drain(progress, items, _in_flight(num_cpus), lambda item, _: remote.remote(item))
+
+
+def run_counted_shards(
+    step: str,
+    work: Callable[[Item, Report], Result],
+    items: Sequence[Item],
+    num_done: int,
+    num_rows: int | None,
+    metrics_url: str,
+) -> list[Result]:
+    """Like `run_shards`, for work that reports what it counts; shown, written to `metrics_url`, seen by Prometheus.
+
+    `num_rows` is how many rows all items hold, None where nobody knows.
+    """
+    if not items:
+        return []
+    collector = ray.remote(num_cpus=0)(Collector).remote(step)
+
+    def run_one(item: Item, index: int, collector: Any) -> Result:
+        report = Report(collector, index)
+        try:
+            return work(item, report)
+        finally:
+            report.flush()
+
+    def read_counts(timeout_s: float) -> Counts | None:
+        """What cannot be read now is shown later: the counts are no part of the work."""
+        try:
+            counts: Counts = ray.get(collector.totals.remote(), timeout=timeout_s)
+        except (GetTimeoutError, RayError):
+            return None
+        return counts
+
+    remote = _as_task(run_one, 1.0)
+    progress = CountedProgress(step, num_done + len(items), num_done, Meter(num_rows, metrics_url, read_counts))
+    try:
+        return _drain(progress, items, _in_flight(1.0), lambda item, index: remote.remote(item, index, collector))
+    finally:
+        ray.kill(collector)
+
+
+def _as_task(run_one: Callable[..., Any], num_cpus: float) -> Any:
+    return ray.remote(num_cpus=num_cpus, max_retries=NUM_ATTEMPTS - 1, retry_exceptions=[StorageError])(run_one)
+
+
+def _in_flight(num_cpus: float) -> int:
+    return max(2, int(ray.cluster_resources().get("CPU", 1) / num_cpus) * IN_FLIGHT_PER_CPU)
 
 
 def run_actors(
@@ -65,13 +114,8 @@ def run_actors(
     actor_class = ray.remote(num_cpus=0.5, num_gpus=num_gpus, max_restarts=2, max_task_retries=2)(_Worker)
     actors = [actor_class.remote(make_worker) for _ in range(num_actors)]
     try:
-        return _drain(
-            step,
-            items,
-            num_done,
-            2 * num_actors,
-            lambda item, index: actors[index % num_actors].run.remote(item),
-        )
+        progress = Progress(step, total=num_done + len(items), done=num_done)
+        return _drain(progress, items, 2 * num_actors, lambda item, index: actors[index % num_actors].run.remote(item))
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -88,9 +132,8 @@ class _Worker:
 
 
 def _drain(
-    step: str,
+    progress: Progress,
     items: Sequence[Item],
-    num_done: int,
     limit: int,
     submit: Callable[[Item, int], Any],
 ) -> list[Any]:
@@ -99,18 +142,19 @@ def _drain(
     failures: list[PairloomError] = []
     in_flight: dict[Any, int] = {}
     next_index = 0
-    with Progress(step, total=num_done + len(items), done=num_done) as progress:
+    with progress:
         while in_flight or next_index < len(items):
             while next_index < len(items) and len(in_flight) < limit:
                 in_flight[submit(items[next_index], next_index)] = next_index
                 next_index += 1
-            ready, _ = ray.wait(list(in_flight), num_returns=1)
+            ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=REFRESH_S)
+            progress.refresh()
             for reference in ready:
                 index = in_flight.pop(reference)
                 try:
                     results[index] = ray.get(reference)
                 except RayError as error:
-                    failures.append(_as_pairloom_error(step, items[index], error))
+                    failures.append(_as_pairloom_error(progress.step, items[index], error))
                     if isinstance(failures[-1], UserError):
                         raise failures[-1] from error
                 progress.advance()

@@ -81,7 +81,9 @@ def missing_tables(folder: str, names: Iterable[str]) -> list[str]:
 
 
 def remove_scratch(folder: str) -> None:
-    """Remove what a killed worker left half written beside its target (local disks only)."""
+    """Remove what a killed worker left half written beside its target; on object storage nothing lies half written."""
+    if not storage.is_local(folder):
+        return
     for url in storage.list_files(folder):
         name = storage.name_of(url)
         if name.startswith(".") and name.endswith(".tmp"):

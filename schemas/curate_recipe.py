@@ -13,15 +13,40 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class SourceRecipe(StrictModel):
-    """Where the pairs come from."""
+    """Where the pairs come from.
+
+    `path` is a file, a folder, a glob or any fsspec URL, or a list of them.
+
+    - `url_table`: csv, tsv, json, jsonl, parquet, each also .gz or .zst.
+    - `webdataset`: tars of any tool, such as img2dataset's and DataComp's; they are used where they lie, never copied.
+    - `parquet_images`: parquet with image bytes, or `{bytes, path}` structs as Hugging Face writes them.
+    - `folder`: images with a .txt of the same name each, or with a table or annotation file: `metadata.csv` and
+      `metadata.jsonl` of Hugging Face's imagefolder, COCO's `captions_*.json`, Flickr's `*.token` and `results.csv`,
+      Karpathy's `dataset_*.json`. Then `path` may be that file itself, with `images` the folder that its names are
+      relative to (default: the folder of the file).
+
+    A list of captions counts as that many rows.
+    """
 
     kind: Literal["url_table", "webdataset", "parquet_images", "folder"]
     path: str | list[str]
+    images: str | None = None  # folder, parquet_images: where the image files lie
     name: Name = "main"
     url_column: str = "url"
     caption_column: str = "caption"
-    image_column: str = "image"  # parquet_images
+    image_column: str = "image"  # parquet_images, folder
     keep_columns: list[str] = []
+    blur_boxes_column: str | None = None  # [[x_min, y_min, x_max, y_max], ...] as fractions of the sides: face_bboxes
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> SourceRecipe:
+        if self.images is not None and self.kind not in ("folder", "parquet_images"):
+            raise ValueError(f"images: kind {self.kind} has no image files; leave it out")
+        if self.blur_boxes_column is not None and self.kind == "webdataset":
+            raise ValueError("blur_boxes_column: tars stay as they are, so their images cannot be blurred")
+        if self.blur_boxes_column and self.kind == "url_table" and self.blur_boxes_column not in self.keep_columns:
+            raise ValueError(f"blur_boxes_column: add {self.blur_boxes_column} to keep_columns, a retry blurs by it")
+        return self
 
 
 class ImageRecipe(StrictModel):
@@ -32,6 +57,10 @@ class ImageRecipe(StrictModel):
     only_if_bigger: bool = True  # smaller images keep their original bytes
     format: Literal["jpg", "png", "webp"] = "jpg"
     quality: Annotated[int, Field(ge=1, le=100)] = 95
+    fast_decode: bool = True  # large JPEGs are decoded at 1/2 to 1/8 where that leaves twice the size; false: in full
+    strip_metadata: bool = False  # also from images that keep their bytes: EXIF, XMP, comments; colour profiles stay
+    min_bytes: Annotated[int, Field(ge=0)] = 0  # of the image as received
+    max_bytes: Annotated[int, Field(gt=0)] | None = None  # of the image as received; fetch.max_bytes stops a download
     min_side: Annotated[int, Field(ge=0)] = 0  # px, of the image as received
     max_aspect_ratio: Annotated[float, Field(ge=1)] | None = None
     max_pixels: Annotated[int, Field(gt=0)] = 100_000_000  # read from the header, before any decode
@@ -66,7 +95,7 @@ class IngestRecipe(StrictModel):
 
 
 class CaptionSignals(StrictModel):
-    """num_words, num_chars, language, language_score."""
+    """num_words, num_chars, language, language_score, non_word_share, junk."""
 
     kind: Literal["captions"]
     name: Name = "captions"
@@ -90,7 +119,43 @@ class ClipSignals(StrictModel):
         return self
 
 
-SignalRecipe = Annotated[CaptionSignals | ClipSignals, Field(discriminator="kind")]
+class QualitySignals(StrictModel):
+    """sharpness, entropy, flatness of the stored image."""
+
+    kind: Literal["quality"]
+    name: Name = "quality"
+
+
+class ClassifierSignals(StrictModel):
+    """score: what a Hugging Face image classifier gives for one of its labels (NSFW, watermark), 0..1."""
+
+    kind: Literal["image_classifier"]
+    name: Name
+    model: str
+    label: str
+    batch_size: Annotated[int, Field(gt=0)] = 64
+
+
+class HeadSignals(StrictModel):
+    """score: a small network on the image features of a clip signal (aesthetics, NSFW heads)."""
+
+    kind: Literal["feature_head"]
+    name: Name
+    features: Name  # a clip signal
+    head: str  # a safetensors file
+
+
+SignalRecipe = Annotated[
+    CaptionSignals | ClipSignals | QualitySignals | ClassifierSignals | HeadSignals, Field(discriminator="kind")
+]
+SCORE_COLUMNS = {
+    "captions": ("num_words", "num_chars", "language_score", "non_word_share", "junk"),
+    "clip": ("clip_score",),
+    "quality": ("sharpness", "entropy", "flatness"),
+    "image_classifier": ("score",),
+    "feature_head": ("score",),
+}
+"""Columns of each kind of signal that a score rule may look at."""
 
 
 class PerceptualRecipe(StrictModel):
@@ -118,16 +183,18 @@ class DedupeRecipe(StrictModel):
 
 
 class ScoreRule(StrictModel):
-    """Keep by clip_score of one signal: at least `min`, or the best `top_fraction` of what is left."""
+    """Keep by one column of a signal: from `min` to `max`, or the best `top_fraction` of what is left."""
 
     signal: Name
+    column: str | None = None  # needed where the signal has several
     min: float | None = None
+    max: float | None = None
     top_fraction: Fraction | None = None
 
     @model_validator(mode="after")
     def _one_rule(self) -> ScoreRule:
-        if (self.min is None) == (self.top_fraction is None):
-            raise ValueError("give min or top_fraction, one of them")
+        if (self.min is None and self.max is None) == (self.top_fraction is None):
+            raise ValueError("give min, max or both, or give top_fraction")
         return self
 
 
@@ -135,6 +202,7 @@ class SelectRecipe(StrictModel):
     """Thresholds over the measured columns; every uid gets a decision."""
 
     name: Name = "default"
+    subset: str | None = None  # a .npy of DataComp: only uids in it are kept
     min_words: Annotated[int, Field(ge=0)] = 0
     min_chars: Annotated[int, Field(ge=0)] = 0
     languages: list[str] | None = None
@@ -143,12 +211,24 @@ class SelectRecipe(StrictModel):
     scores: list[ScoreRule] = []
 
 
+class BalanceRecipe(StrictModel):
+    """Thin out what is common, after all other rules: MetaCLIP's balancing over a list of entries."""
+
+    kind: Literal["metaclip"]
+    name: Name = "default"
+    entries: str | None = None  # a text file, one a line; null: words and pairs of words of the captions themselves
+    min_count: Annotated[int, Field(gt=0)] = 20  # of a word or pair, to become an entry; without a file
+    min_information: float = 3.0  # bits of pointwise mutual information, for a pair to become an entry; without a file
+    t: Annotated[int, Field(gt=0)] = 20_000  # matches up to which an entry is kept whole; 20k for 400M pairs
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
 class ReshardRecipe(StrictModel):
     """Kept samples -> curated shards."""
 
     name: Name = "train"
     samples_per_shard: Annotated[int, Field(gt=0, le=100_000)] = 10_000
-    shuffle: Literal["block"] = "block"
+    shuffle: Literal["block", "global"] = "block"  # global: all samples mixed, every image written twice
     shuffle_seed: int = 0
     raw_shards_per_group: Annotated[int, Field(gt=0)] = 16  # read whole and permuted together
 
@@ -162,6 +242,7 @@ class CurateRecipe(StrictModel):
     signals: list[SignalRecipe] = []
     dedupe: DedupeRecipe = DedupeRecipe()
     select: SelectRecipe = SelectRecipe()
+    balance: BalanceRecipe | None = None
     reshard: ReshardRecipe = ReshardRecipe()
 
     @field_validator("signals")
@@ -175,13 +256,27 @@ class CurateRecipe(StrictModel):
 
     @model_validator(mode="after")
     def _rules_have_signals(self) -> CurateRecipe:
-        scored = {signal.name for signal in self.signals if signal.kind == "clip"}
+        kinds = {signal.name: signal.kind for signal in self.signals}
         for rule in self.select.scores:
-            if rule.signal not in scored:
-                raise ValueError(f"select.scores: {rule.signal} is not a clip signal; there are {sorted(scored)}")
-        if self.dedupe.score_signal and self.dedupe.score_signal not in scored:
+            if rule.signal not in kinds:
+                raise ValueError(f"select.scores: {rule.signal} is not a signal; there are {sorted(kinds)}")
+            self.column_of(rule)
+        if self.dedupe.score_signal and kinds.get(self.dedupe.score_signal) != "clip":
             raise ValueError(f"dedupe.score_signal: {self.dedupe.score_signal} is not a clip signal")
+        for signal in self.signals:
+            if isinstance(signal, HeadSignals) and kinds.get(signal.features) != "clip":
+                raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal")
         needs_captions = self.select.min_words or self.select.min_chars or self.select.languages
-        if needs_captions and not any(signal.kind == "captions" for signal in self.signals):
+        if needs_captions and "captions" not in kinds.values():
             raise ValueError("select: min_words, min_chars and languages need `- kind: captions` in signals")
         return self
+
+    def column_of(self, rule: ScoreRule) -> str:
+        """The column that a score rule looks at. Raises ValueError where it does not exist or is not clear."""
+        kind = next(signal.kind for signal in self.signals if signal.name == rule.signal)
+        columns = SCORE_COLUMNS[kind]
+        if rule.column is None and len(columns) == 1:
+            return columns[0]
+        if rule.column not in columns:
+            raise ValueError(f"select.scores: give the column of {rule.signal}: {', '.join(columns)}")
+        return str(rule.column)

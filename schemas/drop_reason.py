@@ -18,6 +18,7 @@ class DropReason(StrEnum):
     CAPTION_TOO_LONG = "caption_too_long"
     INVALID_URL = "invalid_url"
     MISSING_IMAGE = "missing_image"  # a tar or table row without image bytes
+    INVALID_BOXES = "invalid_boxes"  # what is to be blurred cannot be read
     # ingest: the fetch
     PRIVATE_ADDRESS = "private_address"
     DNS_ERROR = "dns_error"
@@ -36,6 +37,8 @@ class DropReason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     UNSUPPORTED_FORMAT = "unsupported_format"
     DECODE_ERROR = "decode_error"
+    TOO_FEW_BYTES = "too_few_bytes"
+    DECODER_CRASHED = "decoder_crashed"  # the process that decoded it died, twice
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_SMALL = "too_small"
     ASPECT_RATIO = "aspect_ratio"
@@ -47,10 +50,12 @@ class DropReason(StrEnum):
     PLACEHOLDER = "placeholder"
     CONTAMINATED = "contaminated"
     # select
+    NOT_IN_SUBSET = "not_in_subset"
     FEW_WORDS = "few_words"
     FEW_CHARS = "few_chars"
     LANGUAGE = "language"
     LOW_SCORE = "low_score"
+    HIGH_SCORE = "high_score"
     BALANCED = "balanced"
     RECALLED = "recalled"
 

@@ -20,10 +20,11 @@ from schemas.errors import InputError
 from schemas.sample import read_table, table_bytes
 
 FORMAT_VERSION = 1
+SHARD_METADATA = b"shard"  # key of a raw table's metadata: its manifest entry and counts
 SHARDS = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),  # "0000/0000012", below the folder
-        pa.field("url", pa.string()),  # of the tar, where it lies elsewhere (adopted)
+        pa.field("url", pa.string()),  # of the tar, where it is adopted or has another name; may be below the folder
         pa.field("num_rows", pa.int64(), nullable=False),  # rows of the parquet
         pa.field("num_samples", pa.int64(), nullable=False),  # samples in the tar
         pa.field("num_bytes", pa.int64(), nullable=False),  # of the tar
@@ -34,7 +35,7 @@ SHARDS = pa.schema(
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard of a data set; `url` only where the tar lies outside of the data set's folder."""
+    """One shard of a data set; `url` only where the tar is not `<folder>/<name>.tar`."""
 
     name: str
     num_rows: int
@@ -99,10 +100,16 @@ def save_manifest(folder: str, manifest: Manifest) -> None:
     """Write shards.parquet and sizes.json, then manifest.json last."""
     rows = [asdict(shard) for shard in manifest.shards]
     storage.put_bytes(storage.join(folder, "shards.parquet"), table_bytes(pa.Table.from_pylist(rows, schema=SHARDS)))
-    sizes = {f"{shard.name}.tar": shard.num_samples for shard in manifest.shards if shard.num_samples}
+    sizes = {_file_of(shard): shard.num_samples for shard in manifest.shards if shard.num_samples}
     storage.put_bytes(storage.join(folder, "sizes.json"), json.dumps(sizes, sort_keys=True).encode())
     head = {**manifest._head(), "hash": manifest.hash()}
     storage.put_bytes(storage.join(folder, "manifest.json"), json.dumps(head, sort_keys=True, indent=1).encode())
+
+
+def _file_of(shard: ShardEntry) -> str:
+    """A tar's path below its folder, where it lies there."""
+    is_below = shard.url is not None and "://" not in shard.url and not shard.url.startswith("/")
+    return str(shard.url) if is_below else f"{shard.name}.tar"
 
 
 def load_manifest(folder: str) -> Manifest:
@@ -129,7 +136,9 @@ def load_manifest(folder: str) -> Manifest:
         format_version=head["format_version"],
     )
     if manifest.hash() != head["hash"]:
-        raise InputError(f"{url}: does not match its shards.parquet; restore both from one source")
+        raise InputError(
+            f"{url}: does not match its shards.parquet; run the command that writes it again, or restore both"
+        )
     return manifest
 
 
@@ -155,8 +164,15 @@ def resolve(path: str) -> str:
 
 
 def tar_url(folder: str, shard: ShardEntry) -> str:
-    """URL of a shard's tar."""
-    return shard.url or storage.join(folder, f"{shard.name}.tar")
+    """URL of a shard's tar; what is neither absolute nor a URL lies below the folder."""
+    url = shard.url or f"{shard.name}.tar"
+    return url if "://" in url or url.startswith("/") else storage.join(folder, url)
+
+
+def entry_of_table(table: pa.Table, entry: ShardEntry) -> ShardEntry:
+    """The entry that a raw table carries, else `entry`: while a shard is replaced, a table's offsets fit this tar."""
+    text = (table.schema.metadata or {}).get(SHARD_METADATA)
+    return entry if text is None else ShardEntry(**json.loads(text)["entry"])
 
 
 def table_url(folder: str, shard_name: str) -> str:

@@ -37,12 +37,17 @@ class Preprocess:
         if (height, width) == (self.size, self.size):
             return pixels
         image = Image.fromarray(pixels)
+        return self.crop(np.asarray(image.resize(self.scaled(height, width), Image.Resampling(self.resample))))
+
+    def scaled(self, height: int, width: int) -> tuple[int, int]:
+        """Width and height that a picture is resized to, before it is cropped."""
         if self.mode == "squash":
-            return np.asarray(image.resize((self.size, self.size), Image.Resampling(self.resample)))
-        short, long = min(height, width), max(height, width)
-        scaled = int(self.size * long / short)
-        new_size = (self.size, scaled) if width <= height else (scaled, self.size)
-        resized = np.asarray(image.resize(new_size, Image.Resampling(self.resample)))
+            return self.size, self.size
+        scaled = int(self.size * max(height, width) / min(height, width))
+        return (self.size, scaled) if width <= height else (scaled, self.size)
+
+    def crop(self, resized: Pixels) -> Pixels:
+        """The middle of a resized picture."""
         top, left = (resized.shape[0] - self.size) // 2, (resized.shape[1] - self.size) // 2
         return resized[top : top + self.size, left : left + self.size]
 

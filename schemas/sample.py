@@ -10,12 +10,14 @@ import hashlib
 import io
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import storage
 from schemas.errors import InputError
 
+FOOTER_BYTES = 1 << 16  # read at once from the end of a remote table; its footer is nearly always there
 PHASH_ALGORITHM = "dct32-8x8-median64"  # ALGORITHMS: grey, 32 x 32, DCT, top-left 8 x 8, > median of all 64
 THUMBNAIL_SIDE = 8  # px; RGB thumbnail that confirms perceptual duplicates
 
@@ -107,8 +109,11 @@ def fold_of(duplicate_group: str, num_folds: int) -> int:
 def uid_checksum(uids: pa.ChunkedArray | pa.Array) -> str:
     """Checksum of the uids of a table in order: 16 hex."""
     digest = hashlib.sha256()
-    for uid in uids:
-        digest.update(uid.as_py().encode())
+    for chunk in uids.chunks if isinstance(uids, pa.ChunkedArray) else [uids]:
+        if len(chunk):
+            _, offsets, text = chunk.buffers()  # the uids lie one after the other: no need to look at each
+            ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            digest.update(memoryview(text)[ends[0] : ends[-1]])
     return digest.hexdigest()[:16]
 
 
@@ -135,6 +140,19 @@ def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
         raise InputError(f"{url}: no such table") from error
     except pa.ArrowInvalid as error:
         raise InputError(f"{url}: not a readable parquet table: {error}") from error
+
+
+def read_table_schema(url: str) -> pa.Schema:
+    """Columns and metadata of a table, from its footer alone. Raises FileNotFoundError, OSError, pa.ArrowException."""
+    if storage.is_local(url):
+        return pq.read_schema(storage.local_path(url))
+    num_bytes = storage.size(url)
+    first = max(0, num_bytes - FOOTER_BYTES)
+    end = storage.read_range(url, first, num_bytes - first)
+    length = int.from_bytes(end[-8:-4], "little") + 8
+    if length > len(end):
+        end = storage.read_range(url, num_bytes - length, length)
+    return pq.read_schema(pa.BufferReader(end))
 
 
 def check_joined(left: pa.Table, right: pa.Table, where: str) -> None:

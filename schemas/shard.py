@@ -130,7 +130,7 @@ def index_tar(url: str) -> list[Member]:
     members = []
     try:
         with (
-            storage.filesystem(url).open(storage.local_path(url), "rb") as file,
+            storage.open_read(url) as file,
             tarfile.open(fileobj=file, mode="r:") as tar,
         ):
             for info in tar:
@@ -169,6 +169,12 @@ class ShardReader:
         if len(data) != num_bytes:
             raise InputError(f"{self.url}: {num_bytes} bytes at {offset} are missing; tar is truncated")
         return data
+
+    def view(self, offset: int, num_bytes: int) -> bytes | memoryview:
+        """As `read`; of a local tar without a copy."""
+        if self._map is None or offset + num_bytes > len(self._map):
+            return self.read(offset, num_bytes)
+        return memoryview(self._map)[offset : offset + num_bytes]
 
     def close(self) -> None:
         """Release the map."""

@@ -7,27 +7,22 @@ Remote calls are retried on transient errors; a full disk or a refused access is
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
+from schemas import remote_storage
 from schemas.errors import InputError, StorageError
 
 T = TypeVar("T")
 
-NUM_ATTEMPTS = 4  # for remote storage; waits 0.5, 1, 2 s between
-_PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 COPY_BYTES = 1 << 22
+ONE_REQUEST_BYTES = 5 << 30  # what S3 takes in one put
 
 
 def is_local(url: str) -> bool:
@@ -50,34 +45,25 @@ def name_of(url: str) -> str:
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
-@lru_cache(maxsize=64)
-def _remote(protocol: str, process_id: int) -> Any:
-    """One for each process: a connection does not survive a fork, and fsspec refuses to use it there."""
-    return fsspec.filesystem(protocol)
-
-
 def filesystem(url: str) -> Any:
-    """The fsspec file system of `url`; settings (endpoint, keys) come from fsspec's own configuration."""
+    """The fsspec file system of `url`; endpoint and keys come from the environment or fsspec's configuration."""
     protocol = "file" if is_local(url) else url.split("://", 1)[0]
     try:
-        return _remote(protocol, os.getpid())
+        return remote_storage.connect(protocol, os.getpid())
     except (ImportError, ValueError) as error:
         raise InputError(f"cannot use storage {protocol}://: {error}") from error
 
 
-def _attempt(action: str, url: str, call: Callable[[], T]) -> T:
-    """Call, retrying transient failures of remote storage; other OS errors become `StorageError`."""
-    num_attempts = 1 if is_local(url) else NUM_ATTEMPTS
-    for attempt in range(num_attempts):
-        try:
-            return call()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if error.errno in _PERMANENT_ERRNOS or attempt == num_attempts - 1:
-                raise StorageError(f"cannot {action} {url}: {error.strerror or error}") from error
-            time.sleep(0.5 * 2**attempt)
-    raise AssertionError("unreachable")
+def _attempt(action: str, url: str, work: Callable[[], T]) -> T:
+    """`work()`; remote calls are retried. What goes wrong is a PairloomError, or FileNotFoundError from reads."""
+    if not is_local(url):
+        return remote_storage.call(action, url, work)
+    try:
+        return work()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot {action} {url}: {error.strerror or error}") from error
 
 
 def exists(url: str) -> bool:
@@ -110,6 +96,16 @@ def read_text(url: str) -> str:
     return read_bytes(url).decode("utf-8")
 
 
+def read_input(url: str) -> str:
+    """A text file that a person names. Raises InputError where it is missing or not UTF-8."""
+    try:
+        return read_text(url)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"{url}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{url}: not UTF-8 text: {error}") from error
+
+
 def read_range(url: str, offset: int, num_bytes: int) -> bytes:
     """`num_bytes` bytes from `offset`. Raises FileNotFoundError."""
     if is_local(url):
@@ -130,7 +126,6 @@ def list_files(url: str) -> list[str]:
             base = local_path(url)
             return sorted(join(base, entry) for entry in os.listdir(base))
         fs = filesystem(url)
-        fs.invalidate_cache(url)
         names = _attempt("list", url, lambda: fs.ls(url, detail=False))
         return sorted(str(fs.unstrip_protocol(name)) for name in names)
     except (FileNotFoundError, NotADirectoryError):
@@ -139,17 +134,41 @@ def list_files(url: str) -> list[str]:
 
 def expand(pattern: str) -> list[str]:
     """Files that a path, folder, glob or URL names, sorted (a folder: everything below it)."""
+    return sorted(expand_with_info(pattern))
+
+
+def expand_with_info(pattern: str) -> dict[str, dict[str, Any]]:
+    """Files that a path, folder, glob or URL names, with what the storage knows of each (`size`, `ETag`, `mtime`)."""
     fs = filesystem(pattern)
     target = local_path(pattern)
-    if any(mark in target for mark in "*?["):
-        found = fs.glob(target)
-    elif fs.isdir(target):
-        found = fs.find(target)
-    else:
-        found = [target] if fs.exists(target) else []
-    if is_local(pattern):
-        return sorted(str(name) for name in found)
-    return sorted(str(fs.unstrip_protocol(name)) for name in found)
+
+    def find() -> Any:
+        if any(mark in target for mark in "*?["):
+            return fs.glob(target, detail=True)
+        return fs.find(target, detail=True) if fs.isdir(target) else {target: fs.info(target)}
+
+    try:
+        infos = _attempt("list", pattern, find)
+    except FileNotFoundError:
+        return {}
+    full_name = fs._strip_protocol if is_local(pattern) else fs.unstrip_protocol
+    return {str(full_name(name)): info for name, info in infos.items() if info["type"] == "file"}
+
+
+def get_file(url: str, path: str) -> None:
+    """Copy a file to a local path. Raises FileNotFoundError."""
+    _attempt("read", url, lambda: filesystem(url).get_file(local_path(url), path))
+
+
+@contextmanager
+def open_read(url: str) -> Iterator[Any]:
+    """A file to read from and seek in. Raises FileNotFoundError, StorageError."""
+    if is_local(url):
+        with open(local_path(url), "rb") as file:
+            yield file
+        return
+    with remote_storage.explained("read", url), filesystem(url).open(url, "rb") as file:
+        yield file
 
 
 def put_bytes(url: str, data: bytes) -> None:
@@ -161,23 +180,48 @@ def put_bytes(url: str, data: bytes) -> None:
         Path(path).write_bytes(data)
 
 
+def append_local(path: str, data: bytes) -> None:
+    """Append to a local file; readers may see a last line that is cut. For logs, not for data."""
+
+    def append() -> None:
+        os.makedirs(os.path.dirname(local_path(path)) or ".", exist_ok=True)
+        with open(local_path(path), "ab") as file:
+            file.write(data)
+
+    _attempt("write", path, append)
+
+
 def put_if_absent(url: str, data: bytes) -> bool:
-    """Write a whole small file unless it exists; False when it was there already."""
+    """Write a whole small file unless it exists; False when something else was there already."""
     if not is_local(url):
-        try:
-            _attempt("write", url, lambda: filesystem(url).pipe_file(url, data, mode="create"))
-        except FileExistsError:
-            return False
-        return True
+        return _put_if_absent_remotely(url, data)
     path = local_path(url)
     scratch = _scratch_path(path)
     try:
-        _write_durably(scratch, data, url)
+        _write(scratch, data, url)
         os.link(scratch, path)  # unlike rename, link refuses an existing name
     except FileExistsError:
         return False
     finally:
         Path(scratch).unlink(missing_ok=True)
+    return True
+
+
+def _put_if_absent_remotely(url: str, data: bytes) -> bool:
+    """One request with `If-None-Match: *`: servers check it atomically there, but not all of them on multipart.
+
+    A put whose answer was lost is repeated and finds its own object: equal bytes count as written.
+    """
+
+    def put() -> None:
+        filesystem(url).pipe_file(url, data, mode="create", chunksize=ONE_REQUEST_BYTES)
+
+    try:
+        remote_storage.call("write", url, put)
+    except remote_storage.remote_errors() as error:
+        if isinstance(error, FileExistsError) or remote_storage.code_of(error) in remote_storage.ALREADY_THERE:
+            return read_bytes(url) == data
+        raise
     return True
 
 
@@ -188,7 +232,7 @@ def _scratch_path(path: str) -> str:
     return os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
-def _write_durably(path: str, data: bytes, url: str) -> None:
+def _write(path: str, data: bytes, url: str) -> None:
     def write() -> None:
         with open(path, "wb") as file:
             file.write(data)
@@ -223,16 +267,14 @@ def build_locally(url: str) -> Iterator[str]:
 
 def remove(url: str) -> None:
     """Remove a file or a folder with all it holds; nothing happens where there is none."""
-    fs = filesystem(url)
-    target = local_path(url)
-    if fs.exists(target):
-        _attempt("remove", url, lambda: fs.rm(target, recursive=True))
+    if exists(url):
+        _attempt("remove", url, lambda: filesystem(url).rm(local_path(url), recursive=True))
 
 
 def sha256_of(url: str) -> str:
     """Hex sha256 of a file's content, read in pieces."""
     digest = hashlib.sha256()
-    with filesystem(url).open(local_path(url), "rb") as file:
+    with open_read(url) as file:
         while piece := file.read(COPY_BYTES):
             digest.update(piece)
     return digest.hexdigest()

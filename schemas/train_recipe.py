@@ -30,6 +30,7 @@ class ContrastiveTask(StrictModel):
     loss: Literal["clip", "siglip"]
     initial_logit_scale: float | None = None  # null: ln(1/0.07) for clip, ln 10 for siglip
     initial_logit_bias: float = -10.0  # siglip only
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # part of a picture's patches that the tower never sees
 
 
 class LlavaTask(StrictModel):
@@ -68,7 +69,11 @@ class ModelRecipe(StrictModel):
     dual: DualParts | None = None
     llava: LlavaParts | None = None
     overrides: dict[str, int | float | str | dict[str, int | float | str]] = {}  # of a preset's config
+    image_size: Positive | None = (
+        None  # px a side, contrastive: another one than the loaded model's; the table is resized
+    )
     locked: list[Literal["vision", "text"]] = []  # contrastive: towers that stay as they are (LiT)
+    activation_checkpointing: bool = False  # contrastive: make layers' activations again in the backward
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelRecipe:
@@ -101,7 +106,8 @@ class TokenizerRecipe(StrictModel):
 class DataSource(StrictModel):
     """One data set of the mixture."""
 
-    path: str  # a curated data set (folder or <root>/curated/<name>); llava: or a LLaVA json/jsonl file
+    path: str  # curated/<name>, selections/<name> (read where it lies in raw), or WebDataset tars (folder, glob,
+    # braces); llava: or a LLaVA json/jsonl file
     images: str | None = None  # for a json/jsonl file: folder of its images, or a curated data set by uid
     weight: Annotated[float, Field(gt=0)] = 1.0
     hold_out_fold: tuple[int, int] | None = None  # [k, n]: leave out fold k of n, to score it later
@@ -120,6 +126,7 @@ class DataRecipe(StrictModel):
     augment: AugmentRecipe = AugmentRecipe()
     num_lanes: Positive = 8
     num_workers: Annotated[int, Field(ge=0)] = 1  # decode processes a rank; never changes results
+    cache_gb: Positive = 50  # of local disk, at most about, for tars that lie at a URL; never changes results
 
 
 class BatchRecipe(StrictModel):
@@ -130,16 +137,25 @@ class BatchRecipe(StrictModel):
 
 
 class OptimizerRecipe(StrictModel):
-    """AdamW and its schedule, in samples."""
+    """The optimizer and its schedule, in samples."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "lamb"] = "adamw"  # lamb: zero.stage 0 only, for it needs whole parameters
     learning_rate: Rate
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: Rate = 0.0
     warmup_samples: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    decay_samples: Annotated[int, Field(ge=0)] = 0  # wsd: how many samples before the end the rate begins to fall
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # contrastive: rate of a layer over that of the next one
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # a step, of a moving average of the weights
+
+    @model_validator(mode="after")
+    def _decay_fits_schedule(self) -> OptimizerRecipe:
+        if (self.schedule == "wsd") != (self.decay_samples > 0):
+            raise ValueError("optimizer.decay_samples belongs to optimizer.schedule: wsd, which needs it")
+        return self
 
 
 class ZeroRecipe(StrictModel):
@@ -168,7 +184,7 @@ class TrainRecipe(StrictModel):
     zero: ZeroRecipe = ZeroRecipe()
     precision: Literal["bf16", "fp32"] = "fp32"
     evaluate: list[EvaluateRecipe] = []
-    init_from: str | None = None  # an export: the next round, or align -> instruct
+    init_from: str | None = None  # an export (the next round, or align -> instruct), a Hugging Face or open_clip folder
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> TrainRecipe:
@@ -186,4 +202,19 @@ class TrainRecipe(StrictModel):
             raise ValueError("model.llava belongs to task.kind: llava")
         if self.task.kind == "llava" and (self.model.preset or self.model.dual or self.model.locked):
             raise ValueError("task.kind: llava takes model.llava or model.path")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> TrainRecipe:
+        if self.task.kind == "llava" and (self.model.activation_checkpointing or self.optimizer.layer_decay != 1):
+            raise ValueError(
+                "model.activation_checkpointing and optimizer.layer_decay belong to task.kind: contrastive"
+            )
+        if self.optimizer.name == "lamb" and self.zero.stage != 0:
+            raise ValueError(f"optimizer.name: lamb needs whole parameters; zero.stage {self.zero.stage} cuts them up")
+        is_loaded = self.task.kind == "contrastive" and (self.init_from or self.model.path)
+        if self.model.image_size is not None and not is_loaded:
+            raise ValueError("model.image_size resizes a contrastive model that is loaded (model.path, init_from)")
+        if "vision" in self.model.locked and self.task.kind == "contrastive" and self.task.patch_dropout:
+            raise ValueError("task.patch_dropout: the vision tower is locked")
         return self

@@ -54,3 +54,10 @@ def image_server(pages: dict[str, bytes]) -> Iterator[TestServer]:
     """Serves `pages`."""
     with serve(pages=pages) as running:
         yield running
+
+
+@pytest.fixture
+def web(pages: dict[str, bytes]) -> Iterator[TestServer]:
+    """Serves `pages` to one test, which may count its requests."""
+    with serve(pages=pages) as running:
+        yield running

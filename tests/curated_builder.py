@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas.image_decode import read_header
 from schemas.manifest import Manifest, ShardEntry, save_manifest, set_latest, table_url
 from schemas.sample import CURATED, make_uid, write_table
-from schemas.shard import ShardWriter, make_key, shard_name
+from schemas.shard import ShardWriter, json_bytes, make_key, shard_name
 from tests.raw_builder import encoded, photograph
 
 
@@ -31,9 +31,10 @@ def build_curated(root: str | Path, pairs: Sequence[tuple[bytes, str]], samples_
         with ShardWriter(str(folder / f"{name}.tar")) as writer:
             for row, (image, caption) in enumerate(pairs[start : start + samples_per_shard]):
                 key = make_key(shard_index, row)
-                places = writer.add(key, {"jpg": image, "txt": caption.encode()})
                 header = read_header(image)
                 uid = make_uid(f"http://a.test/{start + row}", caption)
+                fields = json_bytes({"caption": caption, "uid": uid, "width": header.width, "height": header.height})
+                places = writer.add(key, {"jpg": image, "txt": caption.encode(), "json": fields})
                 rows.append(
                     {
                         "uid": uid,

@@ -3,6 +3,7 @@
 /files/<path>              a file below `folder`, or one of `pages`
 /status/<code>             an empty answer with that status; ?retry_after=S adds the header
 /flaky/<n>/<path>          503 for the first n requests, then the file; ?status=429&retry_after=1 to choose
+/reset/<n>/<path>          the connection is cut for the first n requests, then the file
 /redirect/<n>/<path>       n redirects, then the file
 /redirect_to?url=<url>     one redirect to anywhere
 /slow/<seconds>/<path>     the file after a while
@@ -37,8 +38,8 @@ class TestServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
-    def __init__(self, folder: Path | None, pages: Mapping[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, folder: Path | None, pages: Mapping[str, bytes], port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.is_dead = False
         self.num_deaths = 0
         self.sockets: set[Any] = set()  # of open connections
@@ -163,6 +164,15 @@ class _Handler(BaseHTTPRequestHandler):
         num_failures, _, file = path.partition("/")
         if self.server.requests[self.path] <= int(num_failures):
             self._get_status(query.get("status", "503"), query)
+        else:
+            self._get_files(file, query)
+
+    def _get_reset(self, path: str, query: Mapping[str, str]) -> None:
+        num_failures, _, file = path.partition("/")
+        if self.server.requests[self.path] <= int(num_failures):
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
         else:
             self._get_files(file, query)
 

@@ -62,8 +62,8 @@ def read_rows(folder: str) -> list[dict[str, Any]]:
 def files_of(folder: str | Path) -> dict[str, bytes]:
     """What must be equal between runs: everything but times and scratch."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*"))
-            if path.is_file() and not path.name.endswith("_stats.json") and not path.name.startswith(".")
-            and "segments" not in path.parts}  # fmt: skip
+            if path.is_file() and not path.name.endswith(("_stats.json", "metrics.jsonl"))
+            and not path.name.startswith(".") and "segments" not in path.parts}  # fmt: skip
 
 
 def changes(folder: Path) -> dict[str, int]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from schemas.errors import UserError
 from schemas.train_recipe import TrainRecipe
@@ -18,17 +20,19 @@ from tests.tiny_runs import BATCH, metrics_of, results_of, tiny_data, tiny_recip
 
 STAGES = (0, 1, 2, 3)
 HALF = f"run.checkpoint_every_samples={3 * BATCH}"
+THIRDS = (f"run.checkpoint_every_samples={2 * BATCH}", "model.locked=[vision]")
 Times = Mapping[Path, int]
 
 
-def interrupted(run: Path, name: str) -> Path:
-    """A copy of a run as if it had been killed after step 6, with the checkpoint of step 3 and half of that of 6."""
+def interrupted(run: Path, name: str, step: int = 3) -> Path:
+    """A copy of a run as if it had been killed after step 6, with the checkpoint of `step` and half of later ones."""
     copy = run.with_name(name)
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "export", ignore_errors=True)
-    last = copy / "checkpoints" / "step-0000006"
-    (last / "manifest.json").unlink()
-    last.rename(last.with_name("step-0000006.partial"))
+    for checkpoint in (copy / "checkpoints").iterdir():
+        if checkpoint.name > f"step-{step:07d}":
+            (checkpoint / "manifest.json").unlink()
+            (checkpoint / "state.json").unlink()
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "samples_')
     return copy
@@ -52,8 +56,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resumed(whole: Path, data: str) -> tuple[Path, Times]:
-    """Two ranks go on: `resumed0` .. `resumed3`, `longer`, and the finished `z3` (its file times before)."""
+def four(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
+    """Four-rank runs of every stage with a locked tower, never interrupted, with checkpoints after steps 2, 4, 6."""
+    root = tmp_path_factory.mktemp("four")
+    run_ranks(train_in_ranks, 4, [tiny_recipe(root / f"z{s}", data, *THIRDS, f"zero.stage={s}") for s in STAGES])
+    return root
+
+
+@pytest.fixture(scope="module")
+def resumed(whole: Path, four: Path, data: str) -> tuple[Path, Times]:
+    """Two ranks go on: `resumed0` .. `resumed3`, `longer`, the finished `z3` (its file times before), and what four
+    ranks left after step 2.
+    """
     recipes = [
         tiny_recipe(interrupted(whole / f"z{stage}", f"resumed{stage}"), data, HALF, f"zero.stage={stage}")
         for stage in STAGES
@@ -62,6 +76,9 @@ def resumed(whole: Path, data: str) -> tuple[Path, Times]:
     length = (f"run.total_samples={8 * BATCH}", "run.keep_checkpoints=2")
     recipes.append(tiny_recipe(whole / "longer", data, "zero.stage=1", *length))
     recipes.append(tiny_recipe(whole / "z3", data, HALF, "zero.stage=3"))
+    for stage in STAGES:
+        run = interrupted(four / f"z{stage}", f"two{stage}", step=2)
+        recipes.append(tiny_recipe(run, data, *THIRDS, f"zero.stage={stage}"))
     before = times_of(whole / "z3")
     run_ranks(train_in_ranks, 2, recipes)
     return whole, before
@@ -75,7 +92,7 @@ def test_a_resumed_run_has_the_same_bits(resumed: tuple[Path, Times], stage: int
     weights = "checkpoints/step-0000006/model/model.safetensors"
     assert (copy / weights).read_bytes() == (run / weights).read_bytes()
     assert (copy / "export" / "provenance.json").exists()
-    assert not list(copy.glob("checkpoints/*.partial"))
+    assert len(list(copy.glob("checkpoints/*"))) == 2
 
 
 def test_a_longer_run_goes_on(resumed: tuple[Path, Times]) -> None:
@@ -103,43 +120,68 @@ def outcomes(recipes: Sequence[TrainRecipe]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def said(whole: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """What one rank says to runs of two ranks."""
-    run = interrupted(whole / "z1", "refused")
+def said(
+    whole: Path, four: Path, resumed: object, data: str, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, str]:
+    """What one rank says to runs of two ranks; it goes on with what two ranks left after step 4."""
     other = interrupted(whole / "z0", "other_data")
     copied = tmp_path_factory.mktemp("copy") / "curated" / "train"
     shutil.copytree(data, copied)
     (other / "recipe.yaml").write_text((other / "recipe.yaml").read_text().replace(data, str(copied)))
     build_curated(copied.parent.parent, colour_pairs(40))
     damaged = interrupted(whole / "z0", "damaged")
-    next((damaged / "checkpoints" / "step-0000003" / "deepspeed").iterdir()).write_bytes(b"broken")
+    (damaged / "checkpoints" / "step-0000003" / "optimizer" / "rank-00001.safetensors").write_bytes(b"broken")
+    run = interrupted(whole / "z1", "refused")
     recipes = {
-        "stage 0": tiny_recipe(interrupted(whole / "z0", "one_rank"), data, HALF, "zero.stage=0"),
-        "stage 1": tiny_recipe(run, data, HALF, "zero.stage=1"),
         "other rate": tiny_recipe(run, data, HALF, "zero.stage=1", "optimizer.learning_rate=0.5"),
-        "other stage": tiny_recipe(run, data, HALF, "zero.stage=0"),
+        "other stage": tiny_recipe(interrupted(whole / "z1", "other_stage"), data, HALF, "zero.stage=3"),
         "other data": tiny_recipe(other, str(copied), HALF, "zero.stage=0"),
         "damaged": tiny_recipe(damaged, data, HALF, "zero.stage=0"),
         "shorter": tiny_recipe(whole / "z2", data, HALF, "zero.stage=2", f"run.total_samples={4 * BATCH}"),
         "nothing": tiny_recipe(whole / "short", data, "run.total_samples=4"),
     }
+    for stage in STAGES:
+        last = interrupted(four / f"two{stage}", f"one{stage}", step=4)
+        recipes[f"one{stage}"] = tiny_recipe(last, data, *THIRDS, f"zero.stage={stage}")
     return dict(zip(recipes, run_ranks(outcomes, 1, list(recipes.values()))[0], strict=True))
 
 
-def test_stage_0_goes_on_with_another_number_of_ranks(said: Mapping[str, str], whole: Path) -> None:
-    assert said["stage 0"] == ""
-    for one, two in zip(results_of(whole / "one_rank"), results_of(whole / "z0"), strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+@pytest.mark.parametrize("stage", STAGES)
+def test_four_ranks_then_two_then_one(said: Mapping[str, str], four: Path, stage: int) -> None:
+    assert said[f"one{stage}"] == ""
+    never_interrupted, joined = results_of(four / f"z{stage}"), results_of(four / f"one{stage}")
+    assert [record["step"] for record in joined] == [1, 2, 3, 4, 5, 6]
+    assert joined != never_interrupted  # other ranks did add up other sums
+    assert_same_training(joined, never_interrupted)
+    states = [
+        json.loads((four / f"one{stage}" / "checkpoints" / f"step-{step:07d}" / "state.json").read_text())
+        for step in (2, 4, 6)
+    ]
+    assert [state["world_size"] for state in states] == [4, 2, 1]
+    weights = "checkpoints/step-0000006/model/model.safetensors"
+    frozen = [load_file(four / name / weights) for name in (f"z{stage}", f"one{stage}")]
+    towers = [name for name in frozen[0] if name.startswith("vision_model.")]
+    assert towers
+    assert all(torch.equal(frozen[0][name], frozen[1][name]) for name in towers)
+
+
+def test_another_stage_goes_on(said: Mapping[str, str], whole: Path) -> None:
+    assert said["other stage"] == ""
+    assert_same_training(results_of(whole / "other_stage"), results_of(whole / "z1"))
+
+
+def assert_same_training(one: Sequence[Mapping[str, float]], two: Sequence[Mapping[str, float]]) -> None:
+    for left, right in zip(one, two, strict=True):
+        assert left["sample_checksum"] == right["sample_checksum"]
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("case", "part"),
     [
-        ("stage 1", "saved by 2 ranks, now 1"),
         ("other rate", "began with optimizer.learning_rate=0.001, the recipe says 0.5"),
-        ("other stage", "began with zero.stage=1, the recipe says 0"),
         ("other data", "curated/train is not what"),
-        ("damaged", "damaged or missing; remove"),
+        ("damaged", "rank-00001.safetensors: damaged or missing; remove"),
         ("shorter", "run.total_samples 32 is less than the 48"),
         ("nothing", "less than one step of batch.global_batch_size 8"),
     ],

@@ -10,27 +10,24 @@ from tests.tiny_runs import tiny_recipe
 from trainers.deepspeed_config import deepspeed_config, micro_batch_size
 
 CASES = {
-    "deepspeed_zero1_fp32_one_rank.json": (["zero.stage=1"], 1, True),
+    "deepspeed_zero1_fp32_one_rank.json": (["zero.stage=1"], 1),
     "deepspeed_zero3_bf16_four_ranks.json": (
-        ["zero.stage=3", "precision=bf16", "batch.global_batch_size=64", "batch.micro_batch_size=4"], 4, True,
+        ["zero.stage=3", "precision=bf16", "batch.global_batch_size=64", "batch.micro_batch_size=4"], 4,
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden_configuration(name: str) -> None:
-    overrides, world_size, accumulates = CASES[name]
+    overrides, world_size = CASES[name]
     recipe = tiny_recipe("run", "data", *overrides)
-    config = deepspeed_config(recipe, world_size, micro_batch_size(recipe, world_size, accumulates))
+    config = deepspeed_config(recipe, world_size, micro_batch_size(recipe, world_size))
     assert config == json.loads((REPOSITORY / "tests" / "golden" / name).read_text())
 
 
-def test_contrastive_tasks_do_not_accumulate() -> None:
-    recipe = tiny_recipe("run", "data", "batch.micro_batch_size=2")
-    with pytest.raises(RecipeError, match="micro_batch_size 2 is less than the 4 samples of a rank"):
-        micro_batch_size(recipe, 2, accumulates=False)
-    assert micro_batch_size(recipe, 4, accumulates=False) == 2
-    assert micro_batch_size(recipe, 2, accumulates=True) == 2
+def test_a_micro_batch_is_never_more_than_the_share_of_a_rank() -> None:
+    recipe = tiny_recipe("run", "data", "batch.micro_batch_size=4")
+    assert [micro_batch_size(recipe, ranks) for ranks in (1, 2, 4)] == [4, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -42,4 +39,4 @@ def test_contrastive_tasks_do_not_accumulate() -> None:
 )
 def test_sizes_that_do_not_divide(overrides: list[str], world_size: int, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        micro_batch_size(tiny_recipe("run", "data", *overrides), world_size, accumulates=True)
+        micro_batch_size(tiny_recipe("run", "data", *overrides), world_size)

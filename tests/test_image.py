@@ -36,6 +36,10 @@ def encoded(pixels: np.ndarray, kind: str = "JPEG", **options: object) -> bytes:
     return file.getvalue()
 
 
+def largest_difference(left: np.ndarray, right: np.ndarray) -> int:
+    return int(np.abs(left.astype(int) - right.astype(int)).max())
+
+
 def recipe(**settings: object) -> ImageRecipe:
     return ImageRecipe.model_validate(settings)
 
@@ -76,11 +80,11 @@ def test_pixels_of_the_resize_modes() -> None:
     """Area down, Lanczos up, white border, the middle of a crop: img2dataset 1.47's resizer, in a few lines."""
     pixels = photo(301, 203)
     small = cv2.resize(pixels, (148, 100), interpolation=cv2.INTER_AREA)
-    assert (resize(pixels, recipe(resize="keep_ratio", size=100)) == small).all()
-    assert (resize(pixels, recipe(resize="center_crop", size=100)) == small[:, 24:124]).all()
+    assert largest_difference(resize(pixels, recipe(resize="keep_ratio", size=100)), small) <= 1
+    assert largest_difference(resize(pixels, recipe(resize="center_crop", size=100)), small[:, 24:124]) <= 1
     flat = cv2.resize(pixels, (100, 67), interpolation=cv2.INTER_AREA)
     square = resize(pixels, recipe(resize="border", size=100))
-    assert (square[16:83] == flat).all()
+    assert largest_difference(square[16:83], flat) <= 1
     assert (square[:16] == 255).all()
     assert (square[83:] == 255).all()
     large = cv2.resize(pixels, (593, 400), interpolation=cv2.INTER_LANCZOS4)

@@ -5,6 +5,7 @@ import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from schemas.preprocess import Preprocess
 from schemas.sample import fold_of
 from schemas.train_recipe import AugmentRecipe, DataSource
 from tests.curated_builder import build_curated, colour_pairs
-from trainers.data.dataset import CuratedDataset, open_dataset
+from tests.raw_builder import photograph
+from trainers.data.dataset import open_dataset, open_pairs
 from trainers.data.decode import Loader, Share, shares
+from trainers.data.resize import resize_into
 from trainers.data.stream import Order, Stream
 
 NUM, BATCH, LANES = 40, 8, 4
@@ -62,11 +65,12 @@ def test_broken_samples_are_replaced_and_told(data: str, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, "pairloom"):
         found = list(shares(loader(data), 0, 5, 0))  # one epoch
     assert sum(len(share.uids) for share in found) == NUM
-    broken = [row for shard in range(3) for row in CuratedDataset(DataSource(path=data))._table(shard).to_pylist()]
+    shards = [open_pairs(DataSource(path=data)).rows(shard) for shard in range(3)]
+    broken = [pair for rows in shards for pair in zip(rows.uids, rows.keys, strict=True)]
     for index in BROKEN:
-        uid = broken[index]["uid"]
+        uid = broken[index][0]
         assert any(uid in line for share in found for line in share.replaced)
-        assert uid in caplog.text
+        assert f"key {broken[index][1]}, uid {uid}" in caplog.text
         assert all(uid not in share.uids for share in found)
 
 
@@ -82,7 +86,7 @@ def test_crops_are_drawn_by_seed_epoch_and_uid(data: str) -> None:
 
 
 def test_a_fold_is_held_out(data: str) -> None:
-    halves = [CuratedDataset(DataSource(path=data, hold_out_fold=(fold, 2))) for fold in (0, 1)]
+    halves = [open_pairs(DataSource(path=data, hold_out_fold=(fold, 2))) for fold in (0, 1)]
     assert sum(sum(half.shard_sizes) for half in halves) == NUM
     for fold, half in enumerate(halves):
         uids = half.rows_by_uid()
@@ -98,6 +102,9 @@ def test_errors_come_out_of_the_workers_as_they_are(data: str, num_workers: int)
 
         def read(self, shard: int, row: int) -> None:
             raise StorageError("cannot read s3://bucket/0.tar: slow down")
+
+        def read_ahead(self, shard: int) -> None:
+            pass
 
     failing = replace(loader(data), datasets=[Failing()])  # type: ignore[list-item]
     with pytest.raises(StorageError, match=r"^cannot read s3://bucket/0\.tar: slow down$"):
@@ -119,3 +126,20 @@ def test_a_forked_worker_makes_its_own_connection_to_remote_storage() -> None:
 def connects() -> bool:
     """fsspec raises here for what was opened before the fork."""
     return storage.filesystem("s3://bucket/0.tar").loop is not None
+
+
+@pytest.mark.parametrize("mode", ["squash", "center_crop"])
+@pytest.mark.parametrize("resample", [2, 3])
+def test_training_sees_the_pixels_of_the_exported_processor(
+    mode: Literal["squash", "center_crop"], resample: int
+) -> None:
+    preprocess = Preprocess(64, mode, resample=resample)
+    generator = np.random.default_rng(0)
+    for height, width in ((640, 480), (100, 300), (64, 90), (65, 64), (30, 20), (64, 64)):
+        noise = generator.integers(0, 256, (height, width, 3), np.uint8)  # nothing is harder to resize
+        for pixels in (noise, photograph(3, width, height)):
+            ours = np.empty((64, 64, 3), np.uint8)
+            resize_into(ours, pixels, preprocess)
+            difference = np.abs(ours.astype(int) - preprocess.resize(pixels))
+            assert difference.max() <= 2
+            assert (difference > 0).mean() < 0.01

@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, SiglipConfig
 
 from schemas.errors import InputError
-from schemas.preprocess import Preprocess
+from schemas.preprocess import Preprocess, load_preprocess
 from tests.test_export import write_run
-from tests.tiny_models import write_clip, write_siglip
+from tests.tiny_models import write_clip, write_siglip, write_tokenizer
 from trainers.export.open_clip import export
-from trainers.export.open_clip_config import is_exact, open_clip_config
+from trainers.export.open_clip_config import TIMM_TOWERS, is_exact, open_clip_config
 from trainers.export.open_clip_map import clip_moves, convert, convert_back, siglip_moves
+from trainers.models import open_clip_folder
+from trainers.models.contrastive import load_model
+from trainers.models.open_clip_folder import convert_folder, is_open_clip
 
 
 @pytest.mark.parametrize(("write", "moves"), [(write_siglip, siglip_moves(3, 2)), (write_clip, clip_moves(3, 2))])
@@ -94,3 +97,53 @@ def test_siglip_towers() -> None:
 def test_llava_has_no_open_clip_form(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="format hf"):
         export(write_run(tmp_path / "run", "llava"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt"])
+@pytest.mark.parametrize("write", [write_clip, write_siglip])
+def test_a_run_can_begin_with_what_open_clip_saved(
+    tmp_path: Path, write: Any, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TIMM_TOWERS, (8, 32, 3, 32), ("tiny", True))
+    original = write(tmp_path / "hf")
+    config = AutoConfig.from_pretrained(original)
+    folder, moves = tmp_path / "open_clip", siglip_moves if config.model_type == "siglip" else clip_moves
+    folder.mkdir()
+    described = open_clip_config(config, load_preprocess(str(original)))
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    state = convert(load_file(original / "model.safetensors"), moves(3, 2))
+    if form == "pt":  # as a training run of several GPUs leaves it
+        torch.save({"epoch": 3, "state_dict": {f"module.{name}": t for name, t in state.items()}}, folder / "e3.pt")
+    else:
+        save_file(state, folder / "open_clip_model.safetensors")
+    write_tokenizer(folder)
+    assert is_open_clip(str(folder))
+    assert not is_open_clip(str(original))
+    inner = 64  # test towers are not as wide inside as the SigLIPs that open_clip has by name
+    if config.model_type == "siglip":
+        monkeypatch.setitem(open_clip_folder.INNER, 32, inner)
+        monkeypatch.setitem(open_clip_folder.HEADS, 32, 2)
+    convert_folder(str(folder / "e3.pt" if form == "pt" else folder), tmp_path / "back")
+    models = [load_model(str(path)) for path in (original, tmp_path / "back")]
+    assert models[0][1] == models[1][1]
+    ids = torch.tensor([[5, 9, 40, 1] + [0] * 12])
+    inputs = {"pixel_values": torch.randn(1, 3, 32, 32), "input_ids": ids}
+    with torch.no_grad():
+        logits = [model.eval()(**inputs).logits_per_image for model, _ in models]
+    assert torch.equal(*logits)
+    assert (tmp_path / "back" / "tokenizer_config.json").exists()
+
+
+def test_what_transformers_cannot_hold_is_refused(tmp_path: Path) -> None:
+    model = {"embed_dim": 512, "vision_cfg": {"layers": [3, 4, 6, 3], "width": 64, "image_size": 224}, "text_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    with pytest.raises(InputError, match="no plain vision transformer"):
+        convert_folder(str(tmp_path), tmp_path / "out")
+    model["vision_cfg"] = {"layers": 1, "width": 64, "image_size": 32, "patch_size": 16}
+    model["text_cfg"] = {"layers": 1, "width": 64, "heads": 1, "vocab_size": 100}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    with pytest.raises(InputError, match="no file of weights"):
+        convert_folder(str(tmp_path), tmp_path / "out")
+    torch.save({"state_dict": {"visual.proj": torch.zeros(3)}}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="without a counterpart"):
+        convert_folder(str(tmp_path), tmp_path / "out")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import webdataset
 
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.reshard import plan_groups, reshard, reshard_folder
-from pipelines.select import select
+from pipelines.select import inputs_of, select
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError
@@ -57,7 +58,7 @@ def make_pairs() -> list[Pair]:
 def prepare(root: Path, recipe: CurateRecipe) -> tuple[str, str]:
     """Raw folder and selection of the pairs above."""
     raw = build_raw(root, make_pairs(), samples_per_shard=4)
-    return raw, select(recipe, raw, {}, dedupe(recipe, raw, {}))
+    return raw, select(recipe, inputs_of(recipe, raw, {}, dedupe(recipe, raw, {})))
 
 
 def curated_rows(folder: str) -> list[dict[str, Any]]:
@@ -136,9 +137,37 @@ def test_an_unfinished_group_is_finished(tmp_path: Path, ray_session: None) -> N
 def test_a_selection_without_samples_is_an_error(tmp_path: Path, ray_session: None) -> None:
     recipe = recipe_for(tmp_path)
     raw = build_raw(tmp_path, [GONE])
-    selection = select(recipe, raw, {}, dedupe(recipe, raw, {}))
+    selection = select(recipe, inputs_of(recipe, raw, {}, dedupe(recipe, raw, {})))
     with pytest.raises(InputError, match=r"keeps no sample \(timeout 1\)"):
         reshard(recipe, raw, selection)
+
+
+def test_a_global_shuffle_mixes_everything_whatever_the_raw_shards(tmp_path: Path, ray_session: None) -> None:
+    """The bytes hang on the samples alone: not on the raw shards, nor on a crash between or within the passes."""
+    folders = {}
+    for name, samples_per_shard in (("few", 40), ("many", 3)):
+        recipe = recipe_for(tmp_path / name, shuffle="global", samples_per_shard=2)
+        raw = build_raw(tmp_path / name, make_pairs(), samples_per_shard)
+        selection = select(recipe, inputs_of(recipe, raw, {}, dedupe(recipe, raw, {})))
+        folders[name] = (recipe, raw, selection, reshard(recipe, raw, selection))
+    rows = {name: curated_rows(folder) for name, (_, _, _, folder) in folders.items()}
+    tables = {name: [(row["uid"], row["key"], row["offset"]) for row in of_one] for name, of_one in rows.items()}
+    assert tables["few"] == tables["many"]
+    assert len({row["uid"] for row in rows["many"]}) == 21
+    recipe, raw, selection, folder = folders["many"]
+    assert max(shard.num_samples for shard in load_manifest(folder).shards) <= 2
+    neighbours = [row["raw_shard"] for row in rows["many"]]
+    assert sum(left != right for left, right in pairwise(neighbours)) > 15
+    assert not (Path(folder) / "spill").exists()
+    images = {pair.image for pair in make_pairs()}
+    for shard in load_manifest(folder).shards:
+        reader = ShardReader(tar_url(folder, shard))
+        for row in read_table(table_url(folder, shard.name)).to_pylist():
+            assert reader.read(row["offset"], row["num_bytes"]) in images
+    whole = files_of(folder)
+    for name in ("manifest.json", "shards.parquet", "sizes.json", "0000/0000001.parquet", "0000/0000004.parquet"):
+        (Path(folder) / name).unlink()
+    assert files_of(reshard(recipe, raw, selection)) == whole
 
 
 def test_groups_cover_all_shards_and_number_their_outputs() -> None:
@@ -183,7 +212,7 @@ def test_killed_at_any_moment_the_bytes_are_the_same(tmp_path: Path, ray_session
     for name in ("whole", "killed"):
         recipe = recipe_for(tmp_path / name, samples_per_shard=8, raw_shards_per_group=1)
         raw = build_raw(tmp_path / name, pairs, samples_per_shard=10)
-        folders[name] = (recipe, raw, select(recipe, raw, {}, dedupe(recipe, raw, {})))
+        folders[name] = (recipe, raw, select(recipe, inputs_of(recipe, raw, {}, dedupe(recipe, raw, {}))))
     whole = files_of(reshard(*folders["whole"]))
     recipe, raw, selection = folders["killed"]
     target = Path(reshard_folder(recipe, raw, selection).url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.select import difference, select, select_folder, top_fraction_threshold
+from pipelines.rules import top_fraction_threshold
+from pipelines.select import difference, inputs_of, select, select_folder
 from schemas.curate_recipe import CurateRecipe
 from schemas.errors import InputError
 from schemas.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url
 from schemas.sample import DEDUPE, SAMPLE, read_table, write_table
 
-CAPTIONS = {"num_words": pa.int32(), "num_chars": pa.int32(), "language": pa.string(), "language_score": pa.float32()}
+CAPTIONS = {
+    "num_words": pa.int32(), "num_chars": pa.int32(), "language": pa.string(), "language_score": pa.float32(),
+    "non_word_share": pa.float32(), "junk": pa.float32(),
+}  # fmt: skip
 GOOD = {
     "status": "success", "original_width": 400, "original_height": 300, "num_words": 5, "num_chars": 30,
-    "language": "en", "language_score": 0.9, "clip_score": 0.3,
+    "language": "en", "language_score": 0.9, "clip_score": 0.3, "non_word_share": 0.0, "junk": 0.0,
 }  # fmt: skip
 
 
@@ -63,7 +66,8 @@ class Tables:
         return {"captions": self.captions, "clip": self.clip}
 
     def select(self, **rules: Any) -> str:
-        return select(self.recipe(**rules), self.raw, self.signals(), self.dedupe)
+        recipe = self.recipe(**rules)
+        return select(recipe, inputs_of(recipe, self.raw, self.signals(), self.dedupe))
 
     def reasons(self, **rules: Any) -> list[str | None]:
         return [row["drop_reason"] for row in decisions_of(self.select(**rules))]
@@ -149,7 +153,9 @@ def test_a_fraction_is_of_what_the_rules_before_it_leave(tmp_path: Path) -> None
     folder = tables.select(min_words=3, scores=[{"signal": "clip", "top_fraction": 0.5}])
     kept = [place for place, row in enumerate(decisions_of(folder)) if row["kept"]]
     assert kept == list(range(24, 50))  # rank 25 of 50, counted from 0, is 24
-    assert load_manifest(folder).details["thresholds"] == [{"signal": "clip", "threshold": pytest.approx(0.24)}]
+    assert load_manifest(folder).details["thresholds"] == [
+        {"signal": "clip", "column": "clip_score", "threshold": pytest.approx(0.24), "max": None}
+    ]
 
 
 def test_one_score_rule_after_the_other(tmp_path: Path) -> None:
@@ -157,6 +163,17 @@ def test_one_score_rule_after_the_other(tmp_path: Path) -> None:
     rules = [{"signal": "clip", "min": 0.35}, {"signal": "clip", "top_fraction": 0.5}]
     kept = [place for place, reason in enumerate(tables.reasons(scores=rules)) if reason is None]
     assert kept == [6, 7, 8, 9]  # six pass the first rule; rank 3 of them is 0.6
+
+
+def test_any_column_of_a_signal_can_be_bounded(tmp_path: Path) -> None:
+    shares = [0.0, 0.5, 0.51, 1.0, None]
+    tables = Tables(tmp_path, [{"non_word_share": share} for share in shares])
+    rule = {"signal": "captions", "column": "non_word_share"}
+    assert tables.reasons(scores=[{**rule, "max": 0.5}]) == [None, None, "high_score", "high_score", "low_score"]
+    assert tables.reasons(scores=[{**rule, "min": 0.4, "max": 0.6}]) == [
+        "low_score", None, None, "high_score", "low_score"]  # fmt: skip
+    with pytest.raises(ValueError, match="give the column of captions: num_words, num_chars, language_score"):
+        tables.recipe(scores=[{"signal": "captions", "min": 0.4}])
 
 
 # ---- folders
@@ -177,20 +194,12 @@ def test_a_change_of_a_threshold_is_another_folder_and_its_difference_is_told(tm
 def test_only_signals_that_a_rule_looks_at_name_the_folder(tmp_path: Path) -> None:
     tables = Tables(tmp_path, [{}])
     recipe = tables.recipe(min_side=10)
-    without = select_folder(recipe, tables.raw, {}, tables.dedupe)
-    assert select_folder(recipe, tables.raw, tables.signals(), tables.dedupe) == without
+    without = select_folder(recipe, inputs_of(recipe, tables.raw, {}, tables.dedupe))
+    assert select_folder(recipe, inputs_of(recipe, tables.raw, tables.signals(), tables.dedupe)) == without
 
 
 def test_tables_of_other_rows_are_refused(tmp_path: Path) -> None:
     tables = Tables(tmp_path, [{}, {}])
     other = Tables(tmp_path / "other", [{"uid": "f" * 32}, {}])
     with pytest.raises(InputError, match="tables of different rows"):
-        select(tables.recipe(), tables.raw, tables.signals(), other.dedupe)
-
-
-def test_a_shard_of_ten_thousand_rows_takes_a_moment(tmp_path: Path) -> None:
-    scores = np.random.default_rng(0).random(10_000)
-    tables = Tables(tmp_path, [{"clip_score": float(score)} for score in scores], rows_per_shard=10_000)
-    start = time.monotonic()
-    tables.select(**BASIC, scores=[{"signal": "clip", "top_fraction": 0.3}])
-    assert time.monotonic() - start < 2.0  # 0.15 s on an idle core
+        select(tables.recipe(), inputs_of(tables.recipe(), tables.raw, tables.signals(), other.dedupe))

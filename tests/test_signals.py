@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, VisionTextDualEnc
 from transformers import VisionTextDualEncoderConfig as DualConfig
 
 from pipelines.dedupe.dedupe import dedupe
-from pipelines.signals.captions import measure_caption
+from pipelines.signals.captions import measure_caption, split_words
 from pipelines.signals.clip import features_url
 from pipelines.signals.clip_model import ClipModel, check_held_out, model_fingerprint
 from pipelines.signals.signal import measure_signal, signal_folder
@@ -59,7 +59,7 @@ def features_of(folder: str, kind: str) -> np.ndarray[Any, Any]:
     ],
 )
 def test_language(caption: str, language: str) -> None:
-    num_words, num_chars, found, score = measure_caption(caption)
+    num_words, num_chars, found, score, _, _ = measure_caption(caption)
     assert (num_words, num_chars, found) == (len(caption.split()), len(caption), language)
     assert score is not None
     assert 0.5 < score <= 1.0
@@ -67,7 +67,31 @@ def test_language(caption: str, language: str) -> None:
 
 @pytest.mark.parametrize("caption", ["", "\n\n", "12 345 !!", "\0"])
 def test_captions_without_letters_have_no_language(caption: str) -> None:
-    assert measure_caption(caption) == (len(caption.split()), len(caption), None, None)
+    assert measure_caption(caption)[1:4] == (len(caption), None, None)
+
+
+def test_words_are_cut_as_fasttext_does() -> None:
+    assert split_words(" a  dog\tin\nNew\0York\u00a0City ") == ["a", "dog", "in", "New", "York\u00a0City"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "non_word_share", "junk"),
+    [
+        ("A brown dog's ball, on the well-kept grass!", 0.0, 0),
+        ("2 dogs & a cat", 2 / 5, 0),
+        ("une vue de l'église d’Auvers", 0.0, 0),
+        ("IMG_1234", 1.0, 1),
+        ("holiday-042.jpeg", 1.0, 1),
+        ("click here to enlarge", 0.0, 1),
+        ("Image may contain: one person", 0.0, 1),
+        (" logo ", 0.0, 1),
+        ("the logo of a dairy", 0.0, 0),
+        ("see www.example.com", 1 / 2, 1),
+        ("", 1.0, 0),
+    ],
+)
+def test_alt_text_junk_is_told_from_captions(caption: str, non_word_share: float, junk: float) -> None:
+    assert measure_caption(caption)[4:] == (pytest.approx(non_word_share), junk)
 
 
 def test_caption_signals_have_the_rows_of_the_raw_table(tmp_path: Path, ray_session: None) -> None:

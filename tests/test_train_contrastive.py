@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests.ranks import run_ranks
 from tests.shared_data import REPOSITORY
 from tests.tiny_models import write_siglip
 from tests.tiny_runs import BATCH, metrics_of, tiny_data, tiny_recipe, train_in_ranks
-from trainers.data.dataset import CuratedDataset
+from trainers.data.dataset import open_pairs
 from trainers.models.contrastive import CLIP_MEAN, CLIP_STD
 from trainers.tasks.contrastive import ContrastiveTask
 
@@ -56,7 +56,8 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("name", ["siglip", "clip"])
 def test_golden_loss_curve(root: Path, name: str) -> None:
     golden: Mapping[str, list[float]] = json.loads(GOLDEN.read_text())
-    assert losses(root / name) == pytest.approx(golden[name], rel=1e-5)
+    # Pillow's pixels; torch's resize rounds otherwise, and not in the same way on every processor.
+    assert losses(root / name) == pytest.approx(golden[name], rel=1e-3)
 
 
 def test_metrics_say_what_the_interface_promises(root: Path) -> None:
@@ -77,7 +78,7 @@ def test_the_export_gives_the_features_of_the_trained_model(root: Path, name: st
     tokenizer = AutoTokenizer.from_pretrained(root / name / "export")
     places = model.config.text_config.max_position_embeddings
     assert tokenizer.model_max_length == places
-    dataset = CuratedDataset(DataSource(path=str(root / "data" / "curated" / "train")))
+    dataset = open_pairs(DataSource(path=str(root / "data" / "curated" / "train")))
     raw = dataset.read(0, 0)
     preprocess = load_preprocess(str(root / name / "export"))
     pixels = preprocess.normalise(preprocess.resize(decode_rgb(raw.image or b""))[None])
@@ -135,11 +136,9 @@ def test_wrong_recipes_are_refused(root: Path) -> None:
     data = str(root / "data" / "curated" / "train")
     cases: dict[str, list[str]] = {
         "no preset siglip-vit-b-61": ["model.preset=siglip-vit-b-61"],
-        "micro_batch_size 4 is less than the 8 samples": ["batch.micro_batch_size=4"],
         "tokenizer: give path, or train": ["tokenizer={}"],
         "no finished data set": ["data.train.0.path=/nowhere/curated/train"],
         "another tokenizer": [f"model={{path: {root / 'tower'}}}"],
-        "must be a local path": ["run.dir=s3://bucket/run"],
     }
     recipes = {part: tiny_recipe(root / f"bad{i}", data, *cases[part]) for i, part in enumerate(cases)}
     said = run_ranks(messages, 1, list(recipes.values()), PairloomError)[0]
@@ -148,8 +147,8 @@ def test_wrong_recipes_are_refused(root: Path) -> None:
         assert part in message
 
 
-def spoiled(recipe: TrainRecipe) -> str:
-    """Train with a loss that is not a number from the third step on; returns the error."""
+def spoiled(recipes: Sequence[TrainRecipe], spoil: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
+    """Train with a loss that is spoiled from the third step on; returns the errors."""
     from trainers.tasks.contrastive import ContrastiveTask
 
     honest, calls = ContrastiveTask.loss, []
@@ -157,20 +156,33 @@ def spoiled(recipe: TrainRecipe) -> str:
     def loss(self: Any, engine: Any, batch: Any, num_targets: int) -> Any:
         value, figures = honest(self, engine, batch, num_targets)
         calls.append(batch)
-        return (value * float("nan") if len(calls) > 2 else value), figures
+        return (spoil(value) if len(calls) % 3 == 0 else value), figures
 
     ContrastiveTask.loss = loss  # type: ignore[method-assign]
     logging.disable(logging.ERROR)
-    return messages([recipe], PairloomError)[0]
+    return messages(recipes, PairloomError)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(root: Path) -> None:
-    recipe = tiny_recipe(
-        root / "nan", str(root / "data" / "curated" / "train"), f"run.checkpoint_every_samples={2 * BATCH}"
-    )
-    message = run_ranks(spoiled, 2, recipe)[0]
-    assert "the loss is nan at step 3" in message
-    assert "step-0000002" in message
-    uids = CuratedDataset(DataSource(path=recipe.data.train[0].path)).rows_by_uid()
-    assert any(uid in message for uid in uids)
-    assert [path.name for path in (root / "nan" / "checkpoints").iterdir()] == ["step-0000002"]
+def no_number(loss: torch.Tensor) -> torch.Tensor:
+    return loss * float("nan")
+
+
+def no_gradient(loss: torch.Tensor) -> torch.Tensor:
+    """The same loss, with a gradient that is no number."""
+    return loss + (loss * 0).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"), [(no_number, "the loss is nan"), (no_gradient, "the norm of the gradients")]
+)
+def test_a_value_that_is_no_number_stops_the_run(root: Path, spoil: Any, words: str) -> None:
+    data, length = str(root / "data" / "curated" / "train"), f"run.checkpoint_every_samples={2 * BATCH}"
+    folders = [root / f"{spoil.__name__}-{stage}" for stage in (0, 3)]
+    recipes = [tiny_recipe(folder, data, length, f"zero.stage={folder.name.split('-')[1]}") for folder in folders]
+    uids = open_pairs(DataSource(path=recipes[0].data.train[0].path)).rows_by_uid()
+    for folder, message in zip(folders, run_ranks(spoiled, 2, recipes, spoil)[0], strict=True):
+        assert words in message
+        assert "at step 3" in message
+        assert f"{folder.name}/checkpoints/step-0000002" in message
+        assert any(uid in message for uid in uids)
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-0000002"]

@@ -1,8 +1,11 @@
 """Checkpoints: `checkpoints/step-0000100/` is complete when its manifest.json (sha256 of every file) is there.
 
-deepspeed/    what DeepSpeed needs to go on: optimizer and weights, a file or two a rank
-model/        a Hugging Face folder of the whole model, frozen parameters included
+optimizer/    rank-00000.safetensors, ...: weights and moments of the trained parameters, in pieces by name
+frozen.safetensors    frozen parameters and buffers, which no optimizer holds
+model/        a Hugging Face folder of the whole model
 state.json    step, samples_seen, world_size, zero_stage, data
+
+They are files alone: any number of ranks at any ZeRO stage goes on with them. `trainers.saver` writes them.
 """
 
 from __future__ import annotations
@@ -11,19 +14,21 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch.distributed as dist
+import torch
+from safetensors import safe_open
 
 from schemas import storage
 from schemas.errors import InputError, RecipeError
-from trainers.distributed import rank, world_size
-from trainers.engine import Engine, whole_state
-from trainers.task import Task
+from trainers.distributed import join_lists, rank, world_size
+from trainers.engine import Engine
+from trainers.optimizer_state import restore
 
 logger = logging.getLogger("pairloom.train")
-PARTIAL = ".partial"
+MANIFEST = "manifest.json"
+FROZEN = "frozen.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,49 +47,14 @@ def folder_name(step: int) -> str:
     return f"step-{step:07d}"
 
 
-def save_checkpoint(engine: Engine, task: Task, state: TrainState, run_dir: Path, keep: int) -> Path:
-    """Write a checkpoint and remove all but the newest `keep`; every rank calls it."""
-    final = run_dir / "checkpoints" / folder_name(state.step)
-    partial = final.with_name(final.name + PARTIAL)
-    if rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    engine.deepspeed.save_checkpoint(str(partial), tag="deepspeed", save_latest=False)
-    weights = whole_state(engine)
-    dist.barrier()
-    if rank() == 0:
-        task.save_model(str(partial / "model"), weights)
-        (partial / "state.json").write_text(json.dumps(asdict(state), sort_keys=True))
-        _seal(partial)
-        _remove(final)
-        partial.rename(final)
-        _prune(run_dir, keep)
-    dist.barrier()
-    return final
-
-
-def _seal(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    hashes = {str(path.relative_to(folder)): storage.sha256_of(str(path)) for path in files}
-    storage.put_bytes(str(folder / "manifest.json"), json.dumps(hashes, indent=1, sort_keys=True).encode())
-
-
-def _prune(run_dir: Path, keep: int) -> None:
-    for old in complete_checkpoints(run_dir)[:-keep]:
-        _remove(old)
-
-
-def _remove(checkpoint: Path) -> None:
-    """Its manifest goes first: what is left after an interruption is not complete."""
-    (checkpoint / "manifest.json").unlink(missing_ok=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+def optimizer_file(rank_number: int) -> str:
+    """What one rank writes, below the checkpoint."""
+    return f"optimizer/rank-{rank_number:05d}.safetensors"
 
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = (run_dir / "checkpoints").glob("step-*/manifest.json")
-    return sorted(path.parent for path in found if not path.parent.name.endswith(PARTIAL))
+    return sorted(path.parent for path in (run_dir / "checkpoints").glob(f"step-*/{MANIFEST}"))
 
 
 def newest_state(run_dir: Path) -> TrainState | None:
@@ -99,7 +69,7 @@ def read_state(checkpoint: Path) -> TrainState:
 
 
 def load_checkpoint(engine: Engine, saved: TrainState, now: TrainState, run_dir: Path) -> None:
-    """Put the engine back where `saved` was. Raises RecipeError (other data, ranks or stage), InputError (damaged)."""
+    """Put the engine back where `saved` was. Raises RecipeError (other data), InputError (damaged)."""
     checkpoint = run_dir / "checkpoints" / folder_name(saved.step)
     for before, after in zip(saved.data, now.data, strict=False):
         if before["manifest_hash"] != after["manifest_hash"]:
@@ -107,27 +77,64 @@ def load_checkpoint(engine: Engine, saved: TrainState, now: TrainState, run_dir:
                 f"data.train: {after['path']} is not what {run_dir} began with; name another run.dir, "
                 "or the folder of the data set that it began with"
             )
-    if saved.world_size != world_size() and saved.zero_stage != 0:
-        raise RecipeError(
-            f"{checkpoint}: saved by {saved.world_size} ranks, now {world_size()}; ZeRO stage {saved.zero_stage} goes "
-            f"on with as many ranks (--num-processes {saved.world_size})"
-        )
-    if rank() == 0:
-        verify(checkpoint)
-    dist.barrier()
-    engine.deepspeed.load_checkpoint(str(checkpoint), tag="deepspeed")
+    verify(checkpoint)
+    files = sorted((checkpoint / "optimizer").glob("rank-*.safetensors"))
+    if not files:
+        raise InputError(f"{checkpoint}: written by an older pairloom; go on with that, or name another run.dir")
+    if saved.world_size != world_size():
+        logger.info("%s: saved by %d ranks, goes on with %d", run_dir, saved.world_size, world_size())
+    restore(engine, files)
+    restore_frozen(engine, checkpoint / FROZEN)
 
 
 def verify(checkpoint: Path) -> None:
-    """Compare every file with the manifest: DeepSpeed unpickles them. Raises InputError."""
-    for name, digest in json.loads((checkpoint / "manifest.json").read_text()).items():
-        path = checkpoint / name
-        if not path.exists() or storage.sha256_of(str(path)) != digest:
-            raise InputError(f"{path}: damaged or missing; remove {checkpoint} to go on from the one before")
+    """Compare every file with the manifest; the ranks share the work and all raise InputError."""
+    hashes: Mapping[str, str] = json.loads((checkpoint / MANIFEST).read_text())
+    own = sorted(hashes)[rank() :: world_size()]
+    wrong = join_lists([name for name in own if not _is_whole(checkpoint / name, hashes[name])])
+    if wrong:
+        raise InputError(
+            f"{checkpoint / wrong[0]}: damaged or missing; remove {checkpoint} to go on from the one before"
+        )
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    return path.exists() and storage.sha256_of(str(path)) == digest
+
+
+@torch.no_grad()
+def restore_frozen(engine: Engine, path: Path) -> None:
+    """Give frozen parameters and buffers what the file holds. Raises InputError unless it holds all of them."""
+    import deepspeed
+
+    module = engine.deepspeed.module
+    targets = {name: p for name, p in module.named_parameters() if not p.requires_grad} | saved_buffers(module)
+    with safe_open(path, "pt") as file:
+        if wrong := sorted(set(targets) ^ set(file.keys())):
+            raise InputError(f"{path}: has other frozen tensors than the model: {', '.join(wrong[:3])}")
+        for name, target in targets.items():
+            if hasattr(target, "ds_id"):  # ZeRO-3 has cut it
+                with deepspeed.zero.GatheredParameters([target], modifier_rank=0):
+                    if rank() == 0:
+                        target.copy_(file.get_tensor(name))
+            else:
+                target.copy_(file.get_tensor(name))
+
+
+def saved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers by name, without those that are not persistent."""
+    saved = set(module.state_dict())
+    return {name: buffer for name, buffer in module.named_buffers() if name in saved}
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Its manifest goes first: what is left after an interruption is not complete."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def remove_partial(run_dir: Path) -> None:
     """Remove what an interrupted save or removal left."""
     for folder in (run_dir / "checkpoints").glob("step-*"):
-        if folder.name.endswith(PARTIAL) or not (folder / "manifest.json").exists():
+        if not (folder / MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from schemas.errors import RecipeError
 from schemas.train_recipe import TrainRecipe
 
 
-def micro_batch_size(recipe: TrainRecipe, world_size: int, accumulates: bool) -> int:
+def micro_batch_size(recipe: TrainRecipe, world_size: int) -> int:
     """Samples that a rank takes through one forward. Raises RecipeError where the sizes do not divide."""
     batch = recipe.batch.global_batch_size
     if batch % world_size:
@@ -17,11 +17,6 @@ def micro_batch_size(recipe: TrainRecipe, world_size: int, accumulates: bool) ->
     micro = recipe.batch.micro_batch_size or share
     if micro >= share:
         return share
-    if not accumulates:
-        raise RecipeError(
-            f"batch.micro_batch_size {micro} is less than the {share} samples of a rank: negatives do not grow with "
-            "accumulated gradients; use more ranks or a smaller global_batch_size"
-        )
     if share % micro:
         raise RecipeError(
             f"batch.micro_batch_size {micro} must divide the {share} samples of each of {world_size} ranks"

@@ -1,12 +1,9 @@
-"""Ranks, and the two exchanges of the contrastive losses: gather with gradient, and the ring.
-
-Shapes: B samples on this rank, N = W * B on all W ranks, D embedding.
-"""
+"""Ranks, what they tell each other, and the ring on which the contrastive losses pass their texts."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -27,66 +24,52 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def gather_with_gradient(features_BD: torch.Tensor) -> torch.Tensor:
-    """Features of all ranks [N, D]; the backward sums the gradients of all ranks and keeps the own rows."""
-    if world_size() == 1:
-        return features_BD
-    gathered: torch.Tensor = _Gather.apply(features_BD)  # type: ignore[no-untyped-call]
-    return gathered
+def start_exchange(tensors: Sequence[torch.Tensor], by: int) -> Callable[[], list[torch.Tensor]]:
+    """Begin to pass tensors along the ring of ranks; call the result for those of the rank `by` places further on.
 
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features_BD: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(features_BD) for _ in range(world_size())]
-        dist.all_gather(parts, features_BD.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        gradient_ND = gradients[0].clone(memory_format=torch.contiguous_format)  # summed in place
-        dist.all_reduce(gradient_ND)  # gloo has no reduce-scatter
-        size = gradient_ND.shape[0] // world_size()
-        return gradient_ND[rank() * size : (rank() + 1) * size]
-
-
-def shift(features_BD: torch.Tensor) -> torch.Tensor:
-    """The features of the next rank on the ring; the backward sends gradients the other way round."""
-    shifted: torch.Tensor = _Shift.apply(features_BD)  # type: ignore[no-untyped-call]
-    return shifted
-
-
-class _Shift(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features_BD: torch.Tensor) -> torch.Tensor:
-        return _exchange(features_BD, to=rank() - 1, source=rank() + 1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return _exchange(gradients[0], to=rank() + 1, source=rank() - 1)
-
-
-def _exchange(tensor: torch.Tensor, to: int, source: int) -> torch.Tensor:
+    What is sent must stay as it is until then, and a rank begins no second exchange before it has ended the first.
+    """
     size = world_size()
-    received = torch.empty_like(tensor)
-    requests = [
-        dist.P2POp(dist.isend, tensor.contiguous(), to % size),
-        dist.P2POp(dist.irecv, received, source % size),
-    ]
-    for request in dist.batch_isend_irecv(requests):
-        request.wait()
-    return received
+    if size == 1:
+        return lambda: list(tensors)
+    sent = [tensor.contiguous() for tensor in tensors]
+    received = [torch.empty_like(tensor) for tensor in sent]
+    to, source = (rank() - by) % size, (rank() + by) % size
+    operations = [dist.P2POp(dist.isend, tensor, to) for tensor in sent]
+    operations += [dist.P2POp(dist.irecv, tensor, source) for tensor in received]
+    requests = dist.batch_isend_irecv(operations)
+
+    def finish() -> list[torch.Tensor]:
+        for request in requests:
+            request.wait()
+        sent.clear()  # held until now: the exchange reads it
+        return received
+
+    return finish
+
+
+def gather_numbers(value: float) -> list[float]:
+    """One number of every rank, by rank, in float64."""
+    if world_size() == 1:
+        return [value]
+    own = torch.tensor([value], dtype=torch.float64, device=_exchange_device())
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return [float(part) for part in parts]
 
 
 def sum_over_ranks(*values: float) -> list[float]:
     """Sums of numbers over all ranks, in one exchange."""
     if world_size() == 1:
         return list(values)
-    on_gpu = dist.get_backend() == "nccl"
-    device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
-    totals = torch.tensor(values, dtype=torch.float64, device=device)
+    totals = torch.tensor(values, dtype=torch.float64, device=_exchange_device())
     dist.all_reduce(totals)
     return [float(total) for total in totals]
+
+
+def _exchange_device() -> torch.device:
+    """Where the process group's tensors lie."""
+    return torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def any_rank(flag: bool) -> bool:

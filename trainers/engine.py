@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +17,7 @@ from schemas.train_recipe import TrainRecipe
 from trainers.deepspeed_config import deepspeed_config, micro_batch_size
 from trainers.distributed import local_rank, rank, world_size
 from trainers.operators import build_operators
+from trainers.optimizers import build_optimizer
 from trainers.task import Task
 
 EXCHANGE_TIMEOUT = timedelta(hours=2)  # ranks wait while rank 0 saves, evaluates and exports
@@ -48,6 +50,7 @@ class Engine:
     zero_stage: int
     micro_batch_size: int
     peak_rates: tuple[float, ...]  # of the parameter groups
+    has_average: bool  # of the weights, beside the optimizer's state
 
     def set_rate_factor(self, factor: float) -> None:
         """Every group's peak learning rate times `factor`, before a step."""
@@ -55,7 +58,7 @@ class Engine:
             group["lr"] = peak * factor
 
     def backward_and_step(self, loss: torch.Tensor) -> float | None:
-        """One micro-batch; the gradient norm (before clipping) when it was the last of its step."""
+        """One micro-batch; the gradient norm (before clipping, NaN where it is not finite) after the last of a step."""
         engine = self.deepspeed
         engine.backward(loss)
         is_last = engine.is_gradient_accumulation_boundary()
@@ -63,7 +66,8 @@ class Engine:
         engine.step()
         if not is_last:
             return None
-        return float(engine.get_global_grad_norm() or 0.0) if norm is None else norm
+        norm = float(engine.get_global_grad_norm() or 0.0) if norm is None else norm
+        return norm if norm >= 0 else math.nan  # DeepSpeed says -1 for one that is no number
 
     def _norm_at_stage_0(self) -> float:
         """DeepSpeed keeps no norm at stage 0; every rank holds all gradients there."""
@@ -76,24 +80,17 @@ def start_engine(task: Task, recipe: TrainRecipe) -> Engine:
     build_operators()
     import deepspeed
 
-    micro = micro_batch_size(recipe, world_size(), task.accumulates)
+    micro = micro_batch_size(recipe, world_size())
     groups = task.parameter_groups()  # before ZeRO-3 takes the shapes away
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(group.parameters), "lr": group.learning_rate, "weight_decay": group.weight_decay}
-            for group in groups
-        ],
-        betas=recipe.optimizer.betas,
-        eps=recipe.optimizer.eps,
-        fused=torch.cuda.is_available(),
-    )
+    optimizer = build_optimizer(recipe.optimizer, groups)
     engine, *_ = deepspeed.initialize(
         model=task.model.to(device()),
         optimizer=optimizer,
         config=deepspeed_config(recipe, world_size(), micro),
         dist_init_required=False,
     )
-    return Engine(engine, recipe.zero.stage, micro, tuple(group.learning_rate for group in groups))
+    rates = tuple(group.learning_rate for group in groups)
+    return Engine(engine, recipe.zero.stage, micro, rates, recipe.optimizer.average_decay is not None)
 
 
 def whole_state(engine: Engine) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import yaml
 from schemas import storage
 from schemas.errors import RecipeError
 from schemas.train_recipe import TrainRecipe
-from trainers.checkpoint import complete_checkpoints
-from trainers.distributed import rank
+from trainers.checkpoint import complete_checkpoints, remove_partial
+from trainers.distributed import local_rank, rank
+from trainers.mirror import RUN_FILES, Mirror, local_folder
 
 logger = logging.getLogger("pairloom.train")
 MAY_CHANGE = {
@@ -25,21 +27,63 @@ MAY_CHANGE = {
     "run.evaluate_every_samples",
     "run.keep_checkpoints",
     "data.num_workers",
+    "data.cache_gb",
     "batch.micro_batch_size",
+    "zero.stage",
     "evaluate",
 }
 """Fields that a run may go on with in another value; all others would make it another run."""
 
 
-def open_run(recipe: TrainRecipe) -> Path:
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is written, and what copies it to its URL if it has one."""
+
+    path: Path
+    mirror: Mirror | None
+
+    def put(self, *names: str) -> None:
+        """Copy files or folders to the run's URL."""
+        if self.mirror is not None:
+            self.mirror.put(names)
+
+
+def open_run(recipe: TrainRecipe) -> RunFolder:
     """Make the run folder, or check that it belongs to this recipe. Raises RecipeError naming the field."""
-    if not storage.is_local(recipe.run.dir):
-        raise RecipeError(f"run.dir {recipe.run.dir}: must be a local path for now; export to a URL afterwards")
-    run_dir = Path(storage.local_path(recipe.run.dir))
+    url = recipe.run.dir
+    if storage.is_local(url):
+        run = RunFolder(Path(storage.local_path(url)), None)
+    else:
+        path = local_folder(url)
+        run = RunFolder(path, Mirror(path, url))
+        if local_rank() == 0:
+            Mirror(path, url).fetch_run()
+        dist.barrier()
     if rank() == 0:
-        _begin_or_go_on(run_dir, recipe.model_dump(mode="json"))
+        _begin_or_go_on(run.path, recipe.model_dump(mode="json"))
+        run.put("recipe.yaml")
     dist.barrier()
-    return run_dir
+    return run
+
+
+def share_folder(run: RunFolder, name: str) -> None:
+    """What rank 0 has made in the run folder, on every machine. Every rank calls it."""
+    if run.mirror is not None:
+        if rank() == 0:
+            run.mirror.put([name])
+        dist.barrier()
+        if local_rank() == 0 and rank() != 0:
+            run.mirror.fetch(name)
+    dist.barrier()
+
+
+def clean_run(run: RunFolder) -> None:
+    """Remove what an interrupted save left. Every rank calls it."""
+    if local_rank() == 0:
+        remove_partial(run.path)
+    if rank() == 0 and run.mirror is not None:
+        run.mirror.remove_partial()
+    dist.barrier()
 
 
 def _begin_or_go_on(run_dir: Path, wanted: dict[str, Any]) -> None:
@@ -49,7 +93,7 @@ def _begin_or_go_on(run_dir: Path, wanted: dict[str, Any]) -> None:
     if difference is not None:
         if complete_checkpoints(run_dir):
             raise RecipeError(f"{run_dir}: {difference}; name another run.dir")
-        for name in ("tokenizer", "locked", "tb"):
+        for name in ("tokenizer", "init_from", "locked", "tb"):
             shutil.rmtree(run_dir / name, ignore_errors=True)
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -77,8 +121,9 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def finish_run(recipe: TrainRecipe, run_dir: Path) -> None:
+def finish_run(recipe: TrainRecipe, run: RunFolder) -> None:
     """Evaluate the last checkpoint and export it; what is there already is not made again. Rank 0 works."""
+    run_dir = run.path
     if rank() == 0:
         newest = complete_checkpoints(run_dir)[-1]
         evaluate_checkpoint(recipe, run_dir, newest)
@@ -89,6 +134,8 @@ def finish_run(recipe: TrainRecipe, run_dir: Path) -> None:
 
             export(str(run_dir), str(run_dir / "export"), step)
             logger.info("%s: exported to %s", run_dir, run_dir / "export")
+            run.put("export")
+        run.put(*RUN_FILES)
     dist.barrier()
 
 

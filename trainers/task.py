@@ -45,10 +45,13 @@ class Task(Protocol):
 
     model: nn.Module  # its parameters are those of the exported Hugging Face class
     preprocess: Preprocess
-    accumulates: bool  # False: the loss needs a rank's whole share in one forward (contrastive)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Trainable parameters; everything else is frozen."""
+        ...
+
+    def begin_step(self, samples_seen: int) -> None:
+        """Called before a step's batches are collated; what a task draws is a function of it and the sample."""
         ...
 
     def collate(self, samples: Sequence[TrainSample]) -> Batch:

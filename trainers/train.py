@@ -12,12 +12,11 @@ import logging
 import math
 import os
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -32,23 +31,24 @@ from trainers.checkpoint import (
     complete_checkpoints,
     load_checkpoint,
     newest_state,
-    remove_partial,
-    save_checkpoint,
 )
 from trainers.data.dataset import Dataset, open_dataset
 from trainers.data.decode import Loader, Share, shares
 from trainers.data.stream import Order, Stream, check_world_size
-from trainers.distributed import any_rank, join_lists, rank, sum_over_ranks, world_size
+from trainers.data.timed import timed
+from trainers.distributed import any_rank, join_lists, local_rank, rank, sum_over_ranks, world_size
 from trainers.engine import Engine, calm_threads, device, start_engine, start_process_group
 from trainers.metrics import Metrics
-from trainers.run_folder import evaluate_checkpoint, finish_run, open_run
+from trainers.models.open_clip_folder import convert_folder, is_open_clip
+from trainers.run_folder import RunFolder, clean_run, evaluate_checkpoint, finish_run, open_run, share_folder
+from trainers.saver import Saver
 from trainers.schedule import rate_factor
+from trainers.step import take_step
 from trainers.stop_signal import StopSignal
 from trainers.task import Batch, Task
 
-T = TypeVar("T")
 logger = logging.getLogger("pairloom.train")
-MESSAGE_OF_NAN = "the loss is {loss} at step {step}; samples: {uids}; last good checkpoint: {checkpoint}"
+MESSAGE_OF_NAN = "{what} at step {step}; samples: {uids}; last good checkpoint: {checkpoint}"
 NUM_UIDS_SHOWN = 8
 
 
@@ -57,10 +57,11 @@ class Training:
     """What the steps of a run share."""
 
     recipe: TrainRecipe
-    run_dir: Path
+    run: RunFolder
     task: Task
     engine: Engine
     loader: Loader
+    saver: Saver
     state: TrainState
 
     @property
@@ -71,13 +72,13 @@ class Training:
 
 def train(recipe: TrainRecipe) -> None:
     """Train from the newest checkpoint to the end, then evaluate and export. Raises UserError, StorageError."""
-    run_dir = open_run(recipe)
-    if is_trained(recipe, run_dir):
-        finish_run(recipe, run_dir)
+    run = open_run(recipe)
+    if is_trained(recipe, run.path):
+        finish_run(recipe, run)
         return
-    training = start(recipe, run_dir)
+    training = start(with_local_model(at_path(recipe, run), run), run)
     stop = StopSignal()
-    metrics = Metrics(run_dir, recipe, training.state)
+    metrics = Metrics(run.path, recipe, training.state)
     try:
         for share in timed(shares(training.loader, training.state.step, training.num_steps, recipe.data.num_workers)):
             figures = train_step(training, share.value)
@@ -90,7 +91,23 @@ def train(recipe: TrainRecipe) -> None:
                 return
     finally:
         metrics.close()
-    finish_run(recipe, run_dir)
+    finish_run(recipe, run)
+
+
+def at_path(recipe: TrainRecipe, run: RunFolder) -> TrainRecipe:
+    """The recipe with the folder that the run is written in, for those who put files there."""
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": str(run.path)})})
+
+
+def with_local_model(recipe: TrainRecipe, run: RunFolder) -> TrainRecipe:
+    """The recipe with a Hugging Face folder in the place of open_clip's files that the run begins with."""
+    if recipe.init_from is None or not is_open_clip(recipe.init_from):
+        return recipe
+    folder = run.path / "init_from"
+    if rank() == 0 and not (folder / "config.json").exists():
+        convert_folder(recipe.init_from, folder)
+    share_folder(run, folder.name)
+    return recipe.model_copy(update={"init_from": str(folder)})
 
 
 def count_steps(recipe: TrainRecipe) -> int:
@@ -113,24 +130,34 @@ def is_trained(recipe: TrainRecipe, run_dir: Path) -> bool:
     return state.step == count_steps(recipe)
 
 
-def start(recipe: TrainRecipe, run_dir: Path) -> Training:
+def start(recipe: TrainRecipe, run: RunFolder) -> Training:
     """Data, task and engine, at the newest checkpoint."""
     check_world_size(recipe.data.num_lanes, world_size())
-    datasets = [open_dataset(source) for source in recipe.data.train]
-    tokenizer = one_rank_first(lambda: prepare_tokenizer(recipe, datasets, run_dir))
-    task = build_task(recipe, tokenizer)
-    engine = start_engine(task, recipe)
+    if local_rank() == 0:
+        open_datasets(recipe)  # makes indexes that are not there yet
+    dist.barrier()
+    datasets = open_datasets(recipe)
     if rank() == 0:
-        remove_partial(run_dir)
+        prepare_tokenizer(recipe, datasets, run.path)
+    share_folder(run, "tokenizer")
+    task = build_task(recipe, prepare_tokenizer(recipe, datasets, run.path))
+    engine = start_engine(task, recipe)
+    clean_run(run)
     pairs = zip(recipe.data.train, datasets, strict=True)
     data = [{"path": source.path, "manifest_hash": dataset.manifest_hash} for source, dataset in pairs]
     state = TrainState(0, 0, world_size(), recipe.zero.stage, data)
-    if (newest := newest_state(run_dir)) is not None:
-        load_checkpoint(engine, newest, state, run_dir)
+    if (newest := newest_state(run.path)) is not None:
+        load_checkpoint(engine, newest, state, run.path)
         state = replace(state, step=newest.step, samples_seen=newest.samples_seen)
-        logger.info("%s: goes on after step %d", run_dir, state.step)
+        logger.info("%s: goes on after step %d", recipe.run.dir, state.step)
     loader = make_loader(recipe, datasets, task)
-    return Training(recipe, run_dir, task, engine, loader, state)
+    saver = Saver(engine, task, run, recipe.run.keep_checkpoints)
+    return Training(recipe, run, task, engine, loader, saver, state)
+
+
+def open_datasets(recipe: TrainRecipe) -> list[Dataset]:
+    """The data sets of the mixture. Raises InputError."""
+    return [open_dataset(source, recipe.data.cache_gb << 30) for source in recipe.data.train]
 
 
 def make_loader(recipe: TrainRecipe, datasets: Sequence[Dataset], task: Task) -> Loader:
@@ -149,21 +176,24 @@ def train_step(training: Training, share: Share) -> dict[str, float]:
     torch.manual_seed(recipe.run.seed * 1_000_003 + training.state.samples_seen + first_slot)
     factor = rate_factor(recipe.optimizer, recipe.run.total_samples, training.state.samples_seen)
     engine.set_rate_factor(factor)
+    task.begin_step(training.state.samples_seen)
     batches = [to_device(batch) for batch in micro_batches(training, share)]
     num_targets = int(sum_over_ranks(sum(task.num_targets(batch) for batch in batches))[0])
-    total, norm = 0.0, None
-    figures: Mapping[str, float] = {}
-    for batch in batches:
-        loss, figures = task.loss(engine.deepspeed, batch, num_targets)
-        total += float(loss.detach())
-        norm = engine.backward_and_step(loss * len(batches))  # DeepSpeed divides by the number of micro-batches
-    total_of_ranks, num_replaced = sum_over_ranks(total, len(share.replaced))
-    mean = total_of_ranks / world_size()
+    result = take_step(task, engine, batches, num_targets)
+    total_of_ranks, num_replaced, checksum = sum_over_ranks(result.loss, len(share.replaced), checksum_of(share.uids))
+    mean, norm = total_of_ranks / world_size(), result.gradient_norm
     if not math.isfinite(mean):
-        raise_at_nan(training, mean, [] if math.isfinite(total) else share.uids)
+        raise_at_nan(training, f"the loss is {mean}", [] if math.isfinite(result.loss) else share.uids)
+    if not math.isfinite(norm):
+        raise_at_nan(training, f"the norm of the gradients is {norm}", share.uids)
     rate = recipe.optimizer.learning_rate * factor
-    figures = {**figures, "grad_norm": norm or 0.0, "num_replaced": num_replaced}
+    figures = {**result.figures, "grad_norm": norm, "num_replaced": num_replaced, "sample_checksum": checksum}
     return {"loss": mean, "learning_rate": rate, **figures}
+
+
+def checksum_of(uids: Sequence[str]) -> int:
+    """Tells whether two runs took the same samples at a step, in whatever order: small enough that sums are exact."""
+    return sum(zlib.crc32(uid.encode()) for uid in uids)
 
 
 def micro_batches(training: Training, share: Share) -> Iterator[Batch]:
@@ -179,27 +209,36 @@ def to_device(batch: Batch) -> Batch:
 
 
 def save_or_evaluate(training: Training, stops: bool) -> None:
-    """What is due after a step: a checkpoint (always at the end and before stopping), evaluations."""
-    run = training.recipe.run
+    """What is due after a step: a checkpoint (always at the end and before stopping), evaluations.
+
+    Only who needs the files now waits for them.
+    """
+    run, saver = training.recipe.run, training.saver
     is_last = training.state.step == training.num_steps
     evaluates = not is_last and is_due(training, run.evaluate_every_samples)
-    if is_last or stops or evaluates or is_due(training, run.checkpoint_every_samples):
-        path = save_checkpoint(training.engine, training.task, training.state, training.run_dir, run.keep_checkpoints)
-        if evaluates and rank() == 0:
-            evaluate_checkpoint(training.recipe, training.run_dir, path)
+    if not (is_last or stops or evaluates or is_due(training, run.checkpoint_every_samples)):
+        saver.poll()
+        return
+    path = saver.begin(training.state)
+    if is_last or stops or evaluates:
+        saver.finish()
+    if evaluates:
+        if rank() == 0:
+            evaluate_checkpoint(training.recipe, training.run.path, path)
         dist.barrier()
 
 
-def raise_at_nan(training: Training, loss: float, own_uids: list[str]) -> None:
-    """Raise PairloomError: nothing after a loss that is no number is worth computing. Every rank calls it."""
+def raise_at_nan(training: Training, what: str, own_uids: list[str]) -> None:
+    """Raise PairloomError: nothing after a value that is no number is worth computing. Every rank calls it."""
+    training.saver.finish()
     uids = join_lists(own_uids)
-    good = complete_checkpoints(training.run_dir)
+    good = complete_checkpoints(training.run.path)
     shown = ", ".join(uids[:NUM_UIDS_SHOWN])
     if len(uids) > NUM_UIDS_SHOWN:
         shown += f" and {len(uids) - NUM_UIDS_SHOWN} more"
     checkpoint = good[-1] if good else "none"
     step = training.state.step + 1
-    raise PairloomError(MESSAGE_OF_NAN.format(loss=loss, step=step, uids=shown, checkpoint=checkpoint))
+    raise PairloomError(MESSAGE_OF_NAN.format(what=what, step=step, uids=shown, checkpoint=checkpoint))
 
 
 def advance(training: Training) -> TrainState:
@@ -214,38 +253,6 @@ def is_due(training: Training, every_samples: int | None) -> bool:
         return False
     seen = training.state.samples_seen
     return seen // every_samples > (seen - training.recipe.batch.global_batch_size) // every_samples
-
-
-@dataclass(frozen=True)
-class TimedShare:
-    """A share, and the part of the time since the last one that was spent waiting for it."""
-
-    value: Share
-    wait_fraction: float
-
-
-def timed(source: Iterator[Share]) -> Iterator[TimedShare]:
-    """Measure how long each share is waited for."""
-    last = time.monotonic()
-    iterator = iter(source)
-    while True:
-        asked = time.monotonic()
-        share = next(iterator, None)
-        if share is None:
-            return
-        now = time.monotonic()
-        yield TimedShare(share, round((now - asked) / max(1e-9, now - last), 4))
-        last = now
-
-
-def one_rank_first(work: Callable[[], T]) -> T:
-    """Run `work` on rank 0, then on the others, who find done what it writes."""
-    if rank() == 0:
-        result = work()
-        dist.barrier()
-        return result
-    dist.barrier()
-    return work()
 
 
 def main(path: str) -> int:

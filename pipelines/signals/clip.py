@@ -7,9 +7,7 @@ of the duplicate group, so that near-duplicates of a training sample are never s
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,16 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import ray
 
-from pipelines.run_step import run_actors
+from pipelines.signals.scorer import BatchedImages, open_tar, prepare_device, run_scorers
 from schemas import storage
-from schemas.errors import InputError, SampleError
-from schemas.image_decode import Pixels, decode_rgb
-from schemas.manifest import ShardEntry, table_url, tar_url
-from schemas.preprocess import Preprocess
+from schemas.errors import InputError
+from schemas.manifest import ShardEntry, table_url
 from schemas.sample import STATUS_SUCCESS, check_joined, fold_of, read_table, write_table
-from schemas.shard import ShardReader
 
 if TYPE_CHECKING:
     from pipelines.signals.clip_model import ClipModel
@@ -62,40 +56,30 @@ def features_url(folder: str, shard_name: str, kind: str) -> str:
 
 def score_shards(job: ClipJob, shards: Sequence[ShardEntry], num_done: int) -> None:
     """Score raw shards with actors that load the models once: one a GPU, else one a CPU but one."""
-    if not shards:
-        return
-    resources = ray.cluster_resources()
-    num_cpus, num_gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    num_actors = max(1, min(num_gpus or num_cpus - 1, len(shards)))
-    num_threads = max(1, num_cpus // num_actors)
-    make_worker = partial(ClipScorer, job, num_threads)
-    run_actors(f"signals {job.name}", make_worker, shards, num_done, num_gpus=1.0 if num_gpus else 0.0)
+    run_scorers(job.name, partial(ClipScorer, job), shards, num_done)
 
 
 class ClipScorer:
     """Scores one raw shard a call; holds the models."""
 
     def __init__(self, job: ClipJob, num_threads: int) -> None:
-        import torch
-
         from pipelines.signals.clip_model import ClipModel
 
-        torch.set_num_threads(num_threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = prepare_device(num_threads)
         self._job = job
         self._models = [ClipModel(folder, device) for folder in job.models]
         widths = {model.embedding_dim() for model in self._models}
         if len(widths) > 1:
             raise InputError(f"signals {job.name}: its models give features of different widths: {sorted(widths)}")
         self._embedding_dim = widths.pop()
-        self._decoders = ThreadPoolExecutor(max_workers=max(1, num_threads))
+        self._images = BatchedImages(job.batch_size, num_threads)
 
     def __call__(self, shard: ShardEntry) -> None:
         """Write the shard's features, then its table, which marks it as done."""
         raw = read_table(table_url(self._job.raw_folder, shard.name), _RAW_COLUMNS)
         folds = self._folds(raw, shard.name)
         scored = Scored(raw.num_rows, self._embedding_dim)
-        with closing(ShardReader(tar_url(self._job.raw_folder, shard))) if shard.num_samples else _Empty() as reader:
+        with open_tar(self._job.raw_folder, shard, raw) as reader:
             for fold, model in enumerate(self._models):
                 self._score_rows(raw, reader, np.flatnonzero(folds == fold), model, scored)
         self._write(raw, shard.name, folds, scored)
@@ -116,34 +100,10 @@ class ClipScorer:
         self, raw: pa.Table, reader: Any, rows: npt.NDArray[np.int64], model: ClipModel, scored: Scored
     ) -> None:
         captions = raw["caption"].to_pylist()
-        for batch_rows, pixels in self._batches(raw, reader, rows, model.preprocess):
-            if batch_rows:
-                images_BD = model.image_features(pixels)
-                texts_BD = model.text_features([captions[row] or "" for row in batch_rows])
-                scored.add(batch_rows, images_BD, texts_BD)
-
-    def _batches(
-        self, raw: pa.Table, reader: Any, rows: npt.NDArray[np.int64], preprocess: Preprocess
-    ) -> Iterator[tuple[list[int], list[Pixels]]]:
-        """Decoded batches; the next one is decoded while the model works on this one."""
-        offsets, sizes = raw["offset"].to_pylist(), raw["num_bytes"].to_pylist()
-
-        def load(row: int) -> Pixels | None:
-            try:
-                return preprocess.resize(decode_rgb(reader.read(offsets[row], sizes[row])))
-            except SampleError:
-                return None  # left without a score, which no score rule lets pass
-
-        def submit(start: int) -> list[tuple[int, Future[Pixels | None]]]:
-            batch = rows[start : start + self._job.batch_size].tolist()
-            return [(row, self._decoders.submit(load, row)) for row in batch]
-
-        following = submit(0)
-        for start in range(self._job.batch_size, len(rows) + self._job.batch_size, self._job.batch_size):
-            current, following = following, submit(start)
-            loaded = [(row, future.result()) for row, future in current]
-            decoded = [(row, pixels) for row, pixels in loaded if pixels is not None]
-            yield [row for row, _ in decoded], [pixels for _, pixels in decoded]
+        for batch_rows, pixels in self._images.batches(raw, reader, rows, model.preprocess.resize):
+            images_BD = model.image_features(pixels)
+            texts_BD = model.text_features([captions[row] or "" for row in batch_rows])
+            scored.add(batch_rows, images_BD, texts_BD)
 
     def _write(self, raw: pa.Table, shard_name: str, folds: npt.NDArray[np.int32], scored: Scored) -> None:
         for kind, features in ((IMAGE_FEATURES, scored.images), (TEXT_FEATURES, scored.texts)):
@@ -170,13 +130,3 @@ class Scored:
         """Put the features and scores of a batch in their rows."""
         self.images[rows], self.texts[rows] = images_BD, texts_BD
         self.scores[rows] = np.einsum("bd,bd->b", images_BD, texts_BD)
-
-
-class _Empty:
-    """Stands for the tar of a shard whose every row was dropped."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None

@@ -88,7 +88,7 @@ class ClipModel:
         self.device = device
         self.preprocess = load_preprocess(folder)
         with tempfile.TemporaryDirectory() as scratch:
-            path = _on_disk(folder, scratch)
+            path = on_disk(folder, scratch)
             self._load(path)
 
     def _load(self, path: str) -> None:
@@ -141,7 +141,7 @@ def _normalised(output: Any) -> Features:
     return normalised
 
 
-def _on_disk(folder: str, scratch: str) -> str:
+def on_disk(folder: str, scratch: str) -> str:
     """A local path of the model folder: itself, or a copy of its files in `scratch`."""
     if storage.is_local(folder):
         return storage.local_path(folder)

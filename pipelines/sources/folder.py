@@ -1,28 +1,38 @@
-"""A folder of images: each with a .txt of the same name, or all listed in a captions table.
+"""A folder of images: each with a .txt or .json of the same name, or all listed in a captions table.
 
-Where `path` names tables (csv, tsv, json, jsonl, parquet), or a folder that holds one at its top, rows come from
-them: `image_column` is a file name beside the table, `caption_column` its caption, or a list of captions.
+Where `path` names tables (csv, tsv, json, jsonl, parquet) or caption files as COCO and Flickr publish them
+(`annotations`), or a folder that holds one at its top, rows come from them: `image_column` is a file name below
+`source.images` (the table's own folder where that is not given), `caption_column` its caption, or a list of captions.
+Hugging Face's `metadata.csv` and `metadata.jsonl` are found in any folder below `path`.
+A .json with the name of an image beside it is that image's: its caption is used where there is no .txt, so that
+img2dataset's output of plain files is taken as it is.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
-from pipelines.sources.parquet_tables import Columns, kept_fields, read_piece
+from pipelines.sources.annotations import kind_of, read_annotations
+from pipelines.sources.parquet_tables import Columns, kept_fields, read_piece, schema_of, stage_rows
 from pipelines.sources.source import (
     Piece,
     Prepared,
     SourceFile,
     SourceRow,
+    boxes_or_error,
+    caption_of,
     clean_text,
     format_of,
     list_source_files,
     own_uid,
+    parse_fields,
+    read_below,
 )
+from pipelines.sources.text_tables import Row, read_text_rows
 from pipelines.sources.url_table import (
     UID_COLUMN,
     is_table,
@@ -37,6 +47,9 @@ from schemas.errors import InputError, RecipeError
 from schemas.shard import IMAGE_EXTENSIONS
 
 BATCH_ROWS = 256
+SIDECARS = ("txt", "json")
+IMAGE_NAMES = ("image", "file_name", "filename", "image_name", "image_path")
+CAPTION_NAMES = ("caption", "captions", "text", "comment")
 
 
 def is_image(path: str) -> bool:
@@ -52,79 +65,120 @@ class Folder:
 
     def __init__(self, recipe: SourceRecipe) -> None:
         self._recipe = recipe
-        required = (recipe.image_column, recipe.caption_column, *recipe.keep_columns)
+        boxes = (recipe.blur_boxes_column,) if recipe.blur_boxes_column else ()
+        required = (recipe.image_column, recipe.caption_column, *recipe.keep_columns, *boxes)
         optional = (UID_COLUMN, recipe.url_column)
         self._columns = Columns(recipe.caption_column, required, optional, tuple(recipe.keep_columns))
 
     def list_files(self) -> list[SourceFile]:
         """Captions tables, or images, each with its caption file, that are one row each."""
         files = list_source_files(self._recipe.path, _belongs, "image or captions table")
-        tables = [file for file in files if is_table(file.path) and self._is_captions_table(file.path)]
+        by_path = {file.path: file for file in files}
+        images = [file for file in files if is_image(file.path)]
+        beside = {_stem(image.path) for image in images}
+        named = self._named()
+        tables = [file for file in files if self._is_captions_table(file.path, named, beside)]
         if tables:
             return tables
         if self._recipe.keep_columns:
             raise RecipeError("source.keep_columns: images beside .txt files have no columns; give a captions table")
-        captions = {file.path: file for file in files if format_of(file.path) == "txt"}
-        images = [file for file in files if is_image(file.path)]
         if not images:
             raise InputError(f"source.path: {self._recipe.path}: holds no image and no captions table")
-        return [_one_row(image, captions.get(_caption_path(image.path))) for image in images]
+        return [_one_row(image, [by_path.get(f"{_stem(image.path)}.{end}") for end in SIDECARS]) for image in images]
 
-    def _is_captions_table(self, path: str) -> bool:
-        """Named by the recipe or at the top of a folder that is; tables deeper down may be anything."""
+    def _named(self) -> set[str]:
         paths = [self._recipe.path] if isinstance(self._recipe.path, str) else self._recipe.path
-        named = {os.path.abspath(one) if storage.is_local(one) else one.rstrip("/") for one in paths}
-        return path in named or path.rpartition("/")[0] in named or any("*" in one for one in named)
+        return {os.path.abspath(one) if storage.is_local(one) else one.rstrip("/") for one in paths}
+
+    def _is_captions_table(self, path: str, named: set[str], beside: set[str]) -> bool:
+        """Named by the recipe or at the top of a folder that is; tables deeper down may be anything."""
+        name = storage.name_of(path)
+        if is_image(path) or _stem(path) in beside:
+            return False
+        if path in named or any("*" in one for one in named):
+            return is_table(path) or kind_of(path) is not None
+        if name.startswith("metadata."):
+            return is_table(path)
+        if path.rpartition("/")[0] not in named or name.endswith("_stats.json"):
+            return False
+        if format_of(path) == "parquet":  # img2dataset's tables beside plain files name no image
+            return self._recipe.image_column in schema_of(path).names
+        return is_table(path) or kind_of(path) is not None
 
     def prepare(self, file: SourceFile, staging_folder: str) -> Prepared:
         """Check and count a captions table."""
-        return prepare_table(file, self._columns, staging_folder)
+        kind = kind_of(file.path)
+        if format_of(file.path) == "parquet":
+            return prepare_table(file, self._columns, staging_folder)
+        rows = read_text_rows(file.path) if kind is None else read_annotations(file.path, kind)
+        target = readable_path(file, staging_folder)
+        return stage_rows((self._named_as_asked(row) for row in rows), self._columns, file.path, target)
+
+    def _named_as_asked(self, row: Row) -> Row:
+        """The row under the recipe's column names, where it has other usual ones."""
+        wanted = ((self._recipe.image_column, IMAGE_NAMES), (self._recipe.caption_column, CAPTION_NAMES))
+        for column, usual in wanted:
+            found = next((name for name in usual if name in row), None)
+            if column not in row and found is not None:
+                row = {**row, column: row[found]}
+        return row
 
     def readable(self, file: SourceFile, staging_folder: str) -> str:
         """The table or its staged copy; an image is read where it is."""
-        return readable_path(file, staging_folder) if is_table(file.path) else file.path
+        return file.path if is_image(file.path) else readable_path(file, staging_folder)
 
     def kept_schema(self, path: str) -> pa.Schema:
         """Types of keep_columns."""
-        return kept_fields(path, self._columns.kept) if is_table(path) else pa.schema([])
+        return kept_fields(path, self._columns.kept) if not is_image(path) else pa.schema([])
 
     def read_rows(self, piece: Piece) -> Iterator[SourceRow]:
         """Rows with the bytes of their image file."""
-        if not is_table(piece.origin):
-            yield SourceRow(None, _read_caption(_caption_path(piece.origin)), image=_read(piece.origin))
+        if is_image(piece.origin):
+            yield self._row_of_image(piece.origin)
             return
         kept = self.kept_schema(piece.path)
-        parent = piece.origin.rpartition("/")[0]
+        parent = self._recipe.images or piece.origin.rpartition("/")[0]
         for row in read_piece(piece, self._columns, BATCH_ROWS):
             name = clean_text(row[self._recipe.image_column])
-            error = row_error(row)
+            boxes, box_error = boxes_or_error(row, self._recipe.blur_boxes_column)
+            error = row_error(row) or box_error
             yield SourceRow(
                 url=clean_text(row.get(self._recipe.url_column)),
                 caption=clean_text(row[self._recipe.caption_column]),
                 uid=own_uid(row.get(UID_COLUMN)),
-                image=_read_beside(parent, name) if name and error is None else None,
+                image=read_below(parent, name) if name and error is None else None,
                 kept=kept_values(row, kept),
                 error=error,
+                boxes=boxes,
             )
+
+    def _row_of_image(self, path: str) -> SourceRow:
+        """An image with the caption of its .txt, else of its .json, and then the url and uid too."""
+        caption = clean_text(_read(f"{_stem(path)}.txt"))
+        fields = parse_fields(_read(f"{_stem(path)}.json"))
+        boxes, error = boxes_or_error(fields, self._recipe.blur_boxes_column)
+        return SourceRow(
+            url=clean_text(fields.get(self._recipe.url_column)),
+            caption=caption or caption_of(fields, self._recipe.caption_column),
+            uid=own_uid(fields.get(UID_COLUMN)),
+            image=_read(path),
+            error=error,
+            boxes=boxes,
+        )
 
 
 def _belongs(path: str) -> bool:
-    return is_image(path) or is_table(path) or format_of(path) == "txt"
+    return is_image(path) or is_table(path) or format_of(path) in ("txt", "token")
 
 
-def _caption_path(image: str) -> str:
-    return f"{image.rpartition('.')[0]}.txt"
+def _stem(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
-def _one_row(image: SourceFile, caption: SourceFile | None) -> SourceFile:
+def _one_row(image: SourceFile, sidecars: Sequence[SourceFile | None]) -> SourceFile:
     """An image and its caption as one frozen file: a change of either shows."""
-    etag = f"{image.etag} {caption.etag if caption is not None else 'no caption'}"
-    return replace(image, etag=etag, num_rows=1)
-
-
-def _read_caption(path: str) -> str | None:
-    data = _read(path)
-    return clean_text(data)
+    etags = [one.etag for one in sidecars if one is not None]
+    return replace(image, etag=" ".join((image.etag, *(etags or ["no caption"]))), num_rows=1)
 
 
 def _read(path: str) -> bytes | None:
@@ -132,14 +186,3 @@ def _read(path: str) -> bytes | None:
         return storage.read_bytes(path)
     except FileNotFoundError:
         return None
-
-
-def _read_beside(folder: str, name: str) -> bytes | None:
-    """An image by its name in a table; names never lead out of the table's folder."""
-    parts = name.replace("\\", "/").split("/")
-    if name.startswith("/") or ".." in parts or "://" in name:
-        return None
-    path = storage.join(folder, name)
-    if storage.is_local(path) and not os.path.isfile(path):
-        return None
-    return _read(path)

@@ -1,4 +1,9 @@
-"""Parquet tables that carry the images: a binary column, or a {bytes, path} struct as Hugging Face writes it."""
+"""Parquet tables that carry the images: a binary column, or a {bytes, path} struct as Hugging Face writes it.
+
+Captions are text, or lists of text that count as one row each. A struct whose bytes are null names a file below
+`source.images`, or beside the table. img2dataset's parquet output has its images in a column called after their type:
+`image_column: jpg`.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,12 @@ from pipelines.sources.source import (
     Prepared,
     SourceFile,
     SourceRow,
+    boxes_or_error,
     clean_text,
     format_of,
     list_source_files,
     own_uid,
+    read_below,
 )
 from pipelines.sources.url_table import UID_COLUMN, kept_values, prepare_table, readable_path
 from schemas.curate_recipe import SourceRecipe
@@ -33,7 +40,8 @@ class ParquetImages:
 
     def __init__(self, recipe: SourceRecipe) -> None:
         self._recipe = recipe
-        required = (recipe.image_column, recipe.caption_column, *recipe.keep_columns)
+        boxes = (recipe.blur_boxes_column,) if recipe.blur_boxes_column else ()
+        required = (recipe.image_column, recipe.caption_column, *recipe.keep_columns, *boxes)
         optional = (UID_COLUMN, recipe.url_column)
         self._columns = Columns(recipe.caption_column, required, optional, tuple(recipe.keep_columns))
 
@@ -63,16 +71,23 @@ class ParquetImages:
     def read_rows(self, piece: Piece) -> Iterator[SourceRow]:
         """Rows with images."""
         kept = self.kept_schema(piece.path)
+        folder = self._recipe.images or piece.origin.rpartition("/")[0]
         for row in read_piece(piece, self._columns, BATCH_ROWS):
+            boxes, error = boxes_or_error(row, self._recipe.blur_boxes_column)
             yield SourceRow(
                 url=clean_text(row.get(self._recipe.url_column)),
                 caption=clean_text(row[self._recipe.caption_column]),
                 uid=own_uid(row.get(UID_COLUMN)),
-                image=_image_bytes(row[self._recipe.image_column]),
+                image=_image_bytes(row[self._recipe.image_column], folder),
                 kept=kept_values(row, kept),
+                error=error,
+                boxes=boxes,
             )
 
 
-def _image_bytes(value: Any) -> bytes | None:
-    data = value.get("bytes") if isinstance(value, dict) else value
-    return data or None
+def _image_bytes(value: Any, folder: str) -> bytes | None:
+    """Bytes of a cell; a struct with a path alone names a file below `folder`."""
+    if not isinstance(value, dict):
+        return value or None
+    name = clean_text(value.get("path"))
+    return value.get("bytes") or (read_below(folder, name) if name is not None else None)

@@ -42,18 +42,23 @@ class Columns:
 
 def stage_text(file: SourceFile, columns: Columns, target: str) -> Prepared:
     """Write the columns of a text table as parquet; lists of captions become rows. Raises InputError."""
-    schema = pa.schema([pa.field(name, pa.string()) for name in (*columns.all, ERROR_COLUMN)])
     if format_of(file.path) in ("csv", "tsv"):
         require_columns(columns.required, header_of(file.path), file.path)
+    return stage_rows(read_text_rows(file.path), columns, file.path, target)
+
+
+def stage_rows(rows: Iterator[Row], columns: Columns, where: str, target: str) -> Prepared:
+    """Write the columns of some rows as parquet; `where` names their file in an InputError."""
+    schema = pa.schema([pa.field(name, pa.string()) for name in (*columns.all, ERROR_COLUMN)])
     seen: dict[str, None] = {}
     num_rows = 0
     with storage.build_locally(target) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for rows in _batches(_one_caption_a_row(read_text_rows(file.path), columns.caption, seen)):
-            arrays = [pa.array([_cell(row.get(name)) for row in rows], pa.string()) for name in schema.names]
+        for batch in _batches(_one_caption_a_row(rows, columns.caption, seen)):
+            arrays = [pa.array([_cell(row.get(name)) for row in batch], pa.string()) for name in schema.names]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-            num_rows += len(rows)
+            num_rows += len(batch)
         if num_rows:  # JSON names its columns in its rows
-            require_columns(columns.required, list(seen), file.path)
+            require_columns(columns.required, list(seen), where)
     return Prepared(num_rows, {name: "string" for name in columns.kept})
 
 
@@ -105,7 +110,7 @@ def _open(path: str) -> Iterator[pq.ParquetFile]:
             with pq.ParquetFile(storage.local_path(path)) as table:
                 yield table
         else:
-            with storage.filesystem(path).open(path, "rb") as remote, pq.ParquetFile(remote, pre_buffer=True) as table:
+            with storage.open_read(path) as remote, pq.ParquetFile(remote, pre_buffer=True) as table:
                 yield table
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error

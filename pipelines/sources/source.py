@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +12,14 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from pipelines.blur import Boxes, read_boxes
 from schemas import storage
 from schemas.errors import InputError, SampleError
 from schemas.shard import Place
 
 COMPRESSIONS = ("gz", "zst")
 COLUMNS_SHOWN = 40
+CAPTION_NAMES = ("caption", "text", "txt", "TEXT")  # tried in a sample's JSON where the recipe's column is not there
 _UID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -57,6 +61,7 @@ class SourceRow:
     image: bytes | None = None  # where the source carries the images
     kept: Mapping[str, Any] = field(default_factory=dict)  # keep_columns
     error: SampleError | None = None
+    boxes: Boxes = ()  # of the image, to be blurred
     key: str | None = None  # adopted tars: its name there
     place: Place | None = None  # adopted tars: where its image lies
     original_size: tuple[int, int] | None = None  # width, height before an earlier resize, px
@@ -105,6 +110,60 @@ def own_uid(value: object) -> str | None:
     return text if text is not None and _UID.fullmatch(text) else None
 
 
+def boxes_of(row: Mapping[str, Any], column: str | None) -> Boxes:
+    """Boxes to blur, as lists or as JSON text. Raises SampleError: invalid_boxes."""
+    value = row.get(column) if column is not None else None
+    if isinstance(value, bytes | str):
+        text = clean_text(value)
+        try:
+            value = json.loads(text) if text is not None else None
+        except ValueError:
+            value = text
+    return read_boxes(value)
+
+
+def boxes_or_error(row: Mapping[str, Any], column: str | None) -> tuple[Boxes, SampleError | None]:
+    """The boxes of a row, or what is wrong with them: an image whose boxes cannot be read is dropped."""
+    try:
+        return boxes_of(row, column), None
+    except SampleError as error:
+        return (), error
+
+
+def read_below(folder: str, name: str) -> bytes | None:
+    """A file by its name in a table; names never lead out of the folder. None where there is none."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith("/") or ".." in parts or "://" in name:
+        return None
+    path = storage.join(folder, name)
+    if storage.is_local(path) and not os.path.isfile(storage.local_path(path)):
+        return None
+    try:
+        return storage.read_bytes(path)
+    except FileNotFoundError:
+        return None
+
+
+def parse_fields(data: bytes | None) -> dict[str, Any]:
+    """Fields of a sample's JSON; none where it is broken, for image and caption may be fine."""
+    try:
+        fields = json.loads(data) if data else {}
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def caption_of(fields: dict[str, Any], column: str) -> str | None:
+    """Caption of a sample's JSON, under the recipe's name or another usual one; of a list the first."""
+    for name in (column, *CAPTION_NAMES):
+        value = fields.get(name)
+        texts = value if isinstance(value, list) else [value]
+        text = next((clean_text(one) for one in texts if isinstance(one, str) and clean_text(one)), None)
+        if text is not None:
+            return text
+    return None
+
+
 def require_columns(required: Sequence[str], there: Sequence[str], where: str) -> None:
     """Raise InputError naming the first missing column, the columns there are and the nearest one."""
     for name in required:
@@ -135,7 +194,7 @@ def list_source_files(paths: str | list[str], accepts: Callable[[str], bool], wh
     """
     found: dict[str, SourceFile] = {}
     for path in [paths] if isinstance(paths, str) else paths:
-        infos = _infos(path)
+        infos = storage.expand_with_info(path)
         if not infos:
             raise InputError(f"source.path: {path}: no such file or folder")
         accepted = {
@@ -146,27 +205,6 @@ def list_source_files(paths: str | list[str], accepts: Callable[[str], bool], wh
         for url, info in accepted.items():
             found[url] = SourceFile(url, int(info.get("size") or 0), _etag(info))
     return [found[url] for url in sorted(found)]
-
-
-def _infos(path: str) -> dict[str, Any]:
-    """URL -> what the storage knows of each file that `path` names."""
-    file_system = storage.filesystem(path)
-    target = storage.local_path(path)
-    try:
-        if any(mark in target for mark in "*?["):
-            infos = file_system.glob(target, detail=True)
-        elif file_system.isdir(target):
-            infos = file_system.find(target, detail=True)
-        else:
-            infos = {target: file_system.info(target)}
-    except FileNotFoundError:
-        return {}
-    except PermissionError as error:
-        raise InputError(f"source.path: {path}: {error.strerror or error}") from error
-    if storage.is_local(path):
-        prefix = file_system._strip_protocol
-        return {str(prefix(name)): info for name, info in infos.items() if info["type"] == "file"}
-    return {str(file_system.unstrip_protocol(name)): info for name, info in infos.items() if info["type"] == "file"}
 
 
 def _etag(info: Mapping[str, Any]) -> str:

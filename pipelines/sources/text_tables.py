@@ -51,7 +51,7 @@ def blame(url: str) -> Iterator[None]:
 @contextmanager
 def open_bytes(url: str) -> Iterator[IO[bytes]]:
     """The decompressed bytes of a file, as a stream."""
-    with storage.filesystem(url).open(storage.local_path(url), "rb") as raw:
+    with storage.open_read(url) as raw:
         compression = compression_of(url)
         if compression == "gz":
             with gzip.open(raw, "rb") as file:

@@ -22,6 +22,7 @@ from pipelines.sources.source import (
     Prepared,
     SourceFile,
     SourceRow,
+    boxes_or_error,
     clean_text,
     compression_of,
     format_of,
@@ -88,7 +89,8 @@ class UrlTable:
 
     def __init__(self, recipe: SourceRecipe) -> None:
         self._recipe = recipe
-        required = (recipe.url_column, recipe.caption_column, *recipe.keep_columns)
+        boxes = (recipe.blur_boxes_column,) if recipe.blur_boxes_column else ()
+        required = (recipe.url_column, recipe.caption_column, *recipe.keep_columns, *boxes)
         self._columns = Columns(recipe.caption_column, required, (UID_COLUMN,), tuple(recipe.keep_columns))
 
     def list_files(self) -> list[SourceFile]:
@@ -112,10 +114,12 @@ class UrlTable:
         kept = self.kept_schema(piece.path)
         has_uid = UID_COLUMN in schema_of(piece.path).names
         for row in read_piece(piece, self._columns, BATCH_ROWS):
+            boxes, box_error = boxes_or_error(row, self._recipe.blur_boxes_column)
             yield SourceRow(
                 url=clean_text(row[self._recipe.url_column]),
                 caption=clean_text(row[self._recipe.caption_column]),
                 uid=own_uid(row[UID_COLUMN]) if has_uid else None,
                 kept=kept_values(row, kept),
-                error=row_error(row),
+                error=row_error(row) or box_error,
+                boxes=boxes,
             )

@@ -20,17 +20,18 @@ from pipelines.sources.source import (
     Prepared,
     SourceFile,
     SourceRow,
+    caption_of,
     clean_text,
     list_source_files,
     own_uid,
+    parse_fields,
     text_schema,
 )
 from schemas import storage
 from schemas.curate_recipe import SourceRecipe
 from schemas.errors import InputError
-from schemas.shard import IMAGE_EXTENSIONS, Member, ShardReader, index_tar
-
-Sample = dict[str, Member]  # extension -> member
+from schemas.shard import Member, ShardReader, index_tar
+from schemas.tar_samples import TarSample, group_samples, image_of
 
 
 class WebdatasetTars:
@@ -71,16 +72,16 @@ class WebdatasetTars:
                 if reader is not None:
                     reader.close()
 
-    def _row(self, key: str, sample: Sample, reader: ShardReader) -> SourceRow:
+    def _row(self, key: str, sample: TarSample, reader: ShardReader) -> SourceRow:
         def read(member: Member | None) -> bytes | None:
             return reader.read(member.place.offset, member.place.num_bytes) if member is not None else None
 
-        fields = _parse_fields(read(sample.get("json")))
-        image = next((sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample), None)
+        fields = parse_fields(read(sample.get("json")))
+        image = image_of(sample)
         caption = read(sample.get("txt"))
         return SourceRow(
             url=clean_text(fields.get(self._recipe.url_column)),
-            caption=clean_text(caption if caption is not None else fields.get(self._recipe.caption_column)),
+            caption=clean_text(caption) or caption_of(fields, self._recipe.caption_column),
             uid=own_uid(fields.get("uid")),
             image=read(image),
             kept={name: _as_text(fields.get(name)) for name in self._recipe.keep_columns},
@@ -88,53 +89,6 @@ class WebdatasetTars:
             place=image.place if image is not None else None,
             original_size=_original_size(fields),
         )
-
-
-def group_samples(members: list[Member]) -> dict[str, Sample]:
-    """Members by key. A key that comes again with the same extension is another sample, `<key>+1`.
-
-    WebDataset's keys end at the first dot. Tars whose keys hold dots (`v1.0.jpg`, `v1.0.txt`) are taken as their
-    writer meant them: a longer key stands for itself where it has a caption of its own or no shorter one exists.
-    """
-    by_long_key: dict[str, list[Member]] = {}
-    for member in members:
-        middle, _, _ = member.extension.rpartition(".")
-        by_long_key.setdefault(f"{member.key}.{middle}" if middle else member.key, []).append(member)
-    samples: dict[str, Sample] = {}
-    for long_key, group in by_long_key.items():
-        short_key = group[0].key
-        has_caption = any(_suffix(member) in ("txt", "json") for member in group)
-        if long_key != short_key and short_key in by_long_key and not has_caption:
-            continue  # one more part of the sample (`x.depth.png` beside `x.jpg`)
-        for member in group:
-            _put(samples, long_key, member)
-    return {key: sample for key, sample in samples.items() if _is_sample(sample)}
-
-
-def _suffix(member: Member) -> str:
-    return member.extension.rpartition(".")[2]
-
-
-def _put(samples: dict[str, Sample], key: str, member: Member) -> None:
-    suffix, again, name = _suffix(member), 0, key
-    while suffix in samples.setdefault(name, {}):
-        again += 1
-        name = f"{key}+{again}"
-    samples[name][suffix] = member
-
-
-def _is_sample(sample: Sample) -> bool:
-    """Not some other file that lies in the tar, such as a README."""
-    return any(extension in sample for extension in (*IMAGE_EXTENSIONS, "txt", "json"))
-
-
-def _parse_fields(data: bytes | None) -> dict[str, Any]:
-    """Fields of a sample's JSON; none where it is broken, for image and caption may be fine."""
-    try:
-        fields = json.loads(data) if data else {}
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _as_text(value: object) -> str | None:
@@ -160,7 +114,7 @@ def _local_copy(url: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="pairloom-") as folder:
         path = os.path.join(folder, "shard.tar")
         try:
-            storage.filesystem(url).get_file(url, path)
+            storage.get_file(url, path)
         except FileNotFoundError as error:
             raise InputError(f"{url}: no such tar") from error
         yield path

@@ -1,107 +1,48 @@
-"""What is trained on: curated data sets and files of conversations, with random access to each sample."""
+"""What is trained on: curated data sets, tars, views and files of conversations, with random access to each sample."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-import pyarrow as pa
 
 from schemas import storage
 from schemas.conversation import Conversation, load_conversations
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError, SampleError
-from schemas.manifest import Manifest, load_manifest, resolve, table_url, tar_url
-from schemas.sample import fold_of, read_table
-from schemas.shard import ShardReader
+from schemas.manifest import load_manifest, resolve
 from schemas.train_recipe import DataSource
-from trainers.data.recent import Recent
+from trainers.data.raw_sample import Dataset, RawSample
+from trainers.data.tar_dataset import CuratedDataset, ViewDataset
+from trainers.data.tar_index import find_tars, index_tars
 
-OPEN_SHARDS = 64  # tables and tars that one process keeps open
-COLUMNS = ["uid", "caption", "duplicate_group", "offset", "num_bytes"]
-
-
-@dataclass(frozen=True)
-class RawSample:
-    """One sample before its image is decoded; `image` is None for a conversation without one."""
-
-    uid: str
-    image: bytes | None
-    caption: str
-    conversation: Conversation | None = None
+__all__ = ["ConversationDataset", "CuratedDataset", "Dataset", "RawSample", "open_dataset"]
+CACHE_BYTES = 50 << 30
 
 
-class Dataset(Protocol):
-    """Samples by (shard, row)."""
-
-    shard_sizes: Sequence[int]  # usable rows
-    manifest_hash: str | None
-
-    def read(self, shard: int, row: int) -> RawSample:
-        """One sample. Raises SampleError (this sample) or StorageError."""
-        ...
-
-
-def open_dataset(source: DataSource) -> Dataset:
+def open_dataset(source: DataSource, cache_bytes: int = CACHE_BYTES) -> Dataset:
     """The data set that a recipe names. Raises InputError."""
-    return ConversationDataset(source) if is_conversations(source) else CuratedDataset(source)
+    return ConversationDataset(source) if is_conversations(source) else open_pairs(source, cache_bytes)
+
+
+def open_pairs(source: DataSource, cache_bytes: int = CACHE_BYTES) -> CuratedDataset:
+    """A curated data set, a selection over raw shards, or tars as they are. Raises InputError."""
+    try:
+        folder = resolve(source.path)
+    except InputError as error:
+        tars = find_tars(source.path)
+        if not tars:
+            raise InputError(f"{error}, nor tars") from error
+        return CuratedDataset(source, index_tars(tars), cache_bytes)
+    kind = load_manifest(folder).step
+    if kind == "selections":
+        return ViewDataset(source, folder, cache_bytes)
+    if kind not in ("curated", "index"):
+        raise InputError(f"{source.path}: is a {kind} folder; train on curated/..., selections/... or tars")
+    return CuratedDataset(source, folder, cache_bytes)
 
 
 def is_conversations(source: DataSource) -> bool:
     """True for a file of conversations, false for a curated data set."""
     return source.path.endswith((".json", ".jsonl"))
-
-
-class CuratedDataset:
-    """A curated data set; rows of the fold that is held out are left out."""
-
-    def __init__(self, source: DataSource) -> None:
-        self._folder = resolve(source.path)
-        self._manifest: Manifest = load_manifest(self._folder)
-        self._hold_out = source.hold_out_fold
-        self._tables: Recent[pa.Table] = Recent(OPEN_SHARDS)
-        self._readers: Recent[ShardReader] = Recent(OPEN_SHARDS)
-        self.manifest_hash: str | None = self._manifest.hash()
-        if self._hold_out is None:
-            self.shard_sizes: Sequence[int] = [shard.num_samples for shard in self._manifest.shards]
-        else:
-            self.shard_sizes = [self._table(index).num_rows for index in range(len(self._manifest.shards))]
-        if not sum(self.shard_sizes):
-            raise InputError(f"{source.path}: holds no sample to train on")
-
-    def read(self, shard: int, row: int) -> RawSample:
-        """One sample with the bytes of its image."""
-        values = self._table(shard).slice(row, 1).to_pylist()[0]
-        reader = self._readers.get(shard, lambda: ShardReader(tar_url(self._folder, self._manifest.shards[shard])))
-        image = reader.read(values["offset"], values["num_bytes"])
-        return RawSample(values["uid"], image, values["caption"])
-
-    def captions(self, shard: int) -> list[str]:
-        """All captions of a shard."""
-        texts: list[str] = self._table(shard)["caption"].to_pylist()
-        return texts
-
-    def rows_by_uid(self) -> dict[str, tuple[int, int]]:
-        """uid -> (shard, row) of every sample."""
-        return {
-            uid: (shard, row)
-            for shard in range(len(self._manifest.shards))
-            for row, uid in enumerate(self._table(shard)["uid"].to_pylist())
-        }
-
-    def _table(self, shard: int) -> pa.Table:
-        return self._tables.get(shard, lambda: self._read_table(shard))
-
-    def _read_table(self, shard: int) -> pa.Table:
-        table = read_table(table_url(self._folder, self._manifest.shards[shard].name), COLUMNS)
-        if self._hold_out is None:
-            return table
-        held_out, num_folds = self._hold_out
-        rows = table.select(["uid", "duplicate_group"]).to_pylist()
-        folds = [fold_of(row["duplicate_group"] or row["uid"], num_folds) for row in rows]
-        return table.filter(pa.array(np.array(folds) != held_out))
 
 
 class ConversationDataset:
@@ -115,7 +56,7 @@ class ConversationDataset:
         self._images: str | None = None
         self._curated: CuratedDataset | None = None
         if source.images is not None and _is_curated(source.images):
-            self._curated = CuratedDataset(DataSource(path=source.images))
+            self._curated = open_pairs(DataSource(path=source.images))
             self._rows = self._curated.rows_by_uid()
         elif any(conversation.image for conversation in self._conversations):
             self._images = source.images or source.path.rpartition("/")[0] or "."
@@ -125,13 +66,16 @@ class ConversationDataset:
         conversation = self._conversations[row]
         return RawSample(conversation.id, self._image(conversation), "", conversation)
 
+    def read_ahead(self, shard: int) -> None:
+        """Conversations are in memory; their images are read one by one."""
+
     def texts(self) -> list[str]:
         """Everything that is said, with the words that templates put before it, for a tokenizer."""
         return [
             f"{turn.role.upper()}: {turn.text}" for conversation in self._conversations for turn in conversation.turns
         ]
 
-    def _image(self, conversation: Conversation) -> bytes | None:
+    def _image(self, conversation: Conversation) -> bytes | memoryview | None:
         name = conversation.image
         if name is None:
             return None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from schemas.conversation import Conversation
@@ -17,7 +17,9 @@ from schemas.errors import InputError, PairloomError, SampleError
 from schemas.image_decode import Pixels, decode_rgb
 from schemas.preprocess import Preprocess
 from schemas.train_recipe import AugmentRecipe
-from trainers.data.dataset import Dataset, RawSample
+from trainers.data.in_thread import in_thread
+from trainers.data.raw_sample import Dataset, RawSample
+from trainers.data.resize import resize_into
 from trainers.data.stream import Place, Stream, generator
 from trainers.task import TrainSample
 
@@ -66,50 +68,83 @@ class Loader(TorchDataset[Share | Failure]):
     seed: int
     rank: int
     world_size: int
+    slots: torch.Tensor | None = None  # [slots, samples, size, size, 3] in shared memory
 
     def __getitem__(self, step: int) -> Share | Failure:
         try:
-            return self.share(step)
+            self._read_ahead(step)
+            share = self.share(step)
+            is_in_slot = self.slots is not None and get_worker_info() is not None
+            return replace(share, pixels=torch.empty(0, dtype=torch.uint8)) if is_in_slot else share
         except PairloomError as error:
             return Failure(error)
+
+    def _read_ahead(self, step: int) -> None:
+        """Tell the data sets which shards come: a fetch takes longer than a step."""
+        for place in self.stream.ahead(step, self.rank, self.world_size):
+            self.datasets[place.dataset].read_ahead(place.shard)
 
     def share(self, step: int) -> Share:
         """This rank's samples of a step. Raises InputError, StorageError."""
         replaced: list[str] = []
-        found = [self._sample(place, replaced) for place in self.stream.step(step, self.rank, self.world_size)]
-        size = self.preprocess.size
-        images = [pixels for _, pixels in found if pixels is not None]
-        stacked = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+        places = self.stream.step(step, self.rank, self.world_size)
+        pictures = self._room(step, len(places))
+        num_pictures = 0
+        found: list[RawSample] = []
+        for place in places:
+            raw = self._sample(place, pictures[num_pictures], replaced)
+            found.append(raw)
+            num_pictures += raw.image is not None
         return Share(
-            torch.from_numpy(stacked),
-            [raw.uid for raw, _ in found],
-            [raw.caption for raw, _ in found],
-            [raw.conversation for raw, _ in found],
-            [pixels is not None for _, pixels in found],
+            torch.from_numpy(pictures[:num_pictures]),
+            [raw.uid for raw in found],
+            [raw.caption for raw in found],
+            [raw.conversation for raw in found],
+            [raw.image is not None for raw in found],
             replaced,
         )
 
-    def _sample(self, place: Place, replaced: list[str]) -> tuple[RawSample, Pixels | None]:
+    def _room(self, step: int, num: int) -> Pixels:
+        """Where the pictures of a step go: [num, size, size, 3]."""
+        if self.slots is not None and get_worker_info() is not None:
+            slot: Pixels = self.slots[step % len(self.slots)].numpy()
+            return slot
+        return np.empty((num, self.preprocess.size, self.preprocess.size, 3), np.uint8)
+
+    def with_slots(self, num_slots: int) -> Loader:
+        """The same with shared memory for the pictures of so many steps: fresh pages cost as much as a resize."""
+        num = len(self.stream.step(0, self.rank, self.world_size))
+        shape = (num_slots, num, self.preprocess.size, self.preprocess.size, 3)
+        return replace(self, slots=torch.empty(shape, dtype=torch.uint8).share_memory_())  # type: ignore[no-untyped-call]
+
+    def from_slot(self, step: int, share: Share) -> Share:
+        """A share of a worker with a copy of its pictures; the slot is free again."""
+        assert self.slots is not None
+        return replace(share, pixels=self.slots[step % len(self.slots)][: sum(share.has_image)].clone())
+
+    def _sample(self, place: Place, room: Pixels, replaced: list[str]) -> RawSample:
+        """The sample at a place, or one in its stead; its picture goes to `room`."""
         for attempt in range(MAX_REPLACEMENTS):
             chosen = place if attempt == 0 else self.stream.replacement(place, attempt, self.seed)
             try:
-                return self._decode(chosen)
+                return self._decode(chosen, room)
             except SampleError as error:
                 replaced.append(f"data set {chosen.dataset}, shard {chosen.shard}, row {chosen.row}: {error}")
         raise InputError(f"{MAX_REPLACEMENTS} broken samples in a row ({replaced[-1]}); check the data set")
 
-    def _decode(self, place: Place) -> tuple[RawSample, Pixels | None]:
+    def _decode(self, place: Place, room: Pixels) -> RawSample:
         raw = self.datasets[place.dataset].read(place.shard, place.row)
         if raw.image is None:
-            return raw, None
+            return raw
         try:
             pixels = decode_rgb(raw.image)
         except SampleError as error:
-            raise SampleError(error.drop_reason, f"uid {raw.uid}: {error}") from error
+            raise SampleError(error.drop_reason, f"key {raw.key}, uid {raw.uid}: {error}") from error
         if self.augment.random_resized_crop is not None:
             draw = generator(self.seed, "crop", place.epoch, raw.uid)
             pixels = random_crop(pixels, self.augment.random_resized_crop, draw)
-        return raw, self.preprocess.resize(pixels)
+        resize_into(room, pixels, self.preprocess)
+        return raw
 
 
 def random_crop(pixels: Pixels, area: tuple[float, float], draw: np.random.Generator) -> Pixels:
@@ -125,20 +160,31 @@ def random_crop(pixels: Pixels, area: tuple[float, float], draw: np.random.Gener
 
 def shares(loader: Loader, first_step: int, num_steps: int, num_workers: int) -> Iterator[Share]:
     """The shares of steps first_step .. num_steps - 1, in order, decoded ahead of the model."""
-    steps = DataLoader(
-        loader,
-        batch_size=None,
-        sampler=range(first_step, num_steps),
-        num_workers=num_workers,
-        prefetch_factor=STEPS_AHEAD if num_workers else None,
-        worker_init_fn=_calm_worker if num_workers else None,
-    )
-    for share in steps:
+    numbers = range(first_step, num_steps)
+    found = _from_workers(loader, numbers, num_workers) if num_workers else (loader[step] for step in numbers)
+    for share in found:
         if isinstance(share, Failure):
             raise share.error
         for line in share.replaced:
             logger.warning("broken sample replaced: %s", line)
         yield share
+
+
+def _from_workers(loader: Loader, numbers: range, num_workers: int) -> Iterator[Share | Failure]:
+    loader = loader.with_slots(num_workers * STEPS_AHEAD + 2)  # a slot is written again when it was copied long ago
+    steps = DataLoader(
+        loader,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        prefetch_factor=STEPS_AHEAD,
+        worker_init_fn=_calm_worker,
+    )
+    copied = (
+        share if isinstance(share, Failure) else loader.from_slot(step, share)
+        for step, share in zip(numbers, steps, strict=True)
+    )
+    return in_thread(copied)
 
 
 def _calm_worker(_: int) -> None:

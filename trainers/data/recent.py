@@ -26,5 +26,15 @@ class Recent(Generic[T]):
             self._values.popitem(last=False)
         return value
 
+    def find(self, key: Hashable) -> T | None:
+        """The value of `key` where it is there."""
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        return None
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
     def __reduce__(self) -> tuple[type[Recent[T]], tuple[int]]:
         return type(self), (self._capacity,)

@@ -25,6 +25,7 @@ from trainers.data.recent import Recent
 Indices = npt.NDArray[np.int64]
 CACHED_PERMUTATIONS = 512  # of the rows of a shard: 80 KB each at 10,000 samples
 CACHED_EPOCHS = 4  # orders of all shards
+READ_AHEAD = 1000  # samples of a lane: about a tenth of a shard
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,20 @@ class Stream:
 
         The shares of all ranks, one after another, are the one-process batch.
         """
+        own = self._own_lanes(rank, world_size)
+        return self._places(step, [slot for lane in own for slot in range(lane, self._batch, self._num_lanes)])
+
+    def ahead(self, step: int, rank: int, world_size: int) -> list[Place]:
+        """The first place of each of a rank's lanes, about READ_AHEAD samples of the lane later."""
+        a_step = self._batch // self._num_lanes  # samples of a lane
+        return self._places(step + -(-READ_AHEAD // a_step), self._own_lanes(rank, world_size))
+
+    def _own_lanes(self, rank: int, world_size: int) -> Sequence[int]:
         check_world_size(self._num_lanes, world_size)
         lanes_a_rank = self._num_lanes // world_size
-        own = range(rank * lanes_a_rank, (rank + 1) * lanes_a_rank)
-        slots = [slot for lane in own for slot in range(lane, self._batch, self._num_lanes)]
+        return range(rank * lanes_a_rank, (rank + 1) * lanes_a_rank)
+
+    def _places(self, step: int, slots: Sequence[int]) -> list[Place]:
         dataset_of_slot, first, before = self._mixture(step)
         places = []
         for slot in slots:

@@ -12,6 +12,7 @@ from schemas import storage
 from schemas.errors import InputError
 from schemas.manifest import load_manifest, resolve, table_url, tar_url
 from schemas.sample import read_table
+from schemas.tombstones import recalled_uids
 from trainers.evaluate.load import DualEncoder, ImageSource
 from trainers.evaluate.records import read_jsonl
 
@@ -110,9 +111,12 @@ def _from_curated(folder: str) -> CaptionedImages:
     captions: list[str] = []
     owners: list[int] = []
     places: dict[str, int] = {}
+    recalled = recalled_uids(folder)
     for shard in load_manifest(folder).shards:
         table = read_table(table_url(folder, shard.name), ["uid", "caption", "image_sha256", "offset", "num_bytes"])
         for row in table.to_pylist():
+            if row["uid"] in recalled:
+                continue
             identity = row["image_sha256"] or row["uid"]
             if identity not in places:
                 places[identity] = len(images)

@@ -20,15 +20,19 @@ class CheckpointFolder:
     url: str
     recipe: TrainRecipe
     state: dict[str, Any]  # state.json: step, samples_seen, ...
+    averaged: bool = False
 
     @property
     def model_url(self) -> str:
         """Its Hugging Face folder."""
-        return storage.join(self.url, "model")
+        return storage.join(self.url, "average" if self.averaged else "model")
 
 
-def find_checkpoint(run_dir: str, step: int | None) -> CheckpointFolder:
-    """The complete checkpoint of `step`, or the newest one. Raises InputError that names what there is."""
+def find_checkpoint(run_dir: str, step: int | None, averaged: bool = False) -> CheckpointFolder:
+    """The complete checkpoint of `step`, or the newest one, for its weights or their average.
+
+    Raises InputError that names what there is.
+    """
     recipe_url = storage.join(run_dir, "recipe.yaml")
     if not storage.exists(recipe_url):
         raise InputError(f"{run_dir}: no recipe.yaml; name the run.dir of a training run")
@@ -43,7 +47,10 @@ def find_checkpoint(run_dir: str, step: int | None) -> CheckpointFolder:
         raise InputError(f"{run_dir}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(complete)))}")
     url = complete[max(complete) if step is None else step]
     state = json.loads(storage.read_text(storage.join(url, "state.json")))
-    return CheckpointFolder(run_dir, url, load_recipe(recipe_url, TrainRecipe), state)
+    recipe = load_recipe(recipe_url, TrainRecipe)
+    if averaged and recipe.optimizer.average_decay is None:
+        raise InputError(f"{run_dir}: has no averaged weights; optimizer.average_decay keeps them")
+    return CheckpointFolder(run_dir, url, recipe, state, averaged)
 
 
 def _step_of(url: str) -> int:

@@ -24,12 +24,12 @@ from trainers.models.folder import local_folder, read_config
 _MOVES = {"clip": clip_moves, "siglip": siglip_moves}
 
 
-def export(run_dir: str, out_dir: str, step: int | None = None) -> str:
+def export(run_dir: str, out_dir: str, step: int | None = None, averaged: bool = False) -> str:
     """Write open_clip_config.json, open_clip_model.safetensors and the tokenizer; returns `out_dir`.
 
     Raises InputError for models that open_clip cannot hold: LLaVA, locked foreign towers, SigLIP of odd sizes.
     """
-    checkpoint = find_checkpoint(run_dir, step)
+    checkpoint = find_checkpoint(run_dir, step, averaged)
     model_type = read_config(checkpoint.model_url)["model_type"]
     if model_type not in _MOVES:
         raise InputError(f"{run_dir}: open_clip holds CLIP and SigLIP models; this is {model_type}; use --format hf")
@@ -47,7 +47,8 @@ def export(run_dir: str, out_dir: str, step: int | None = None) -> str:
     with storage.build_locally(storage.join(out_dir, "open_clip_model.safetensors")) as path:
         save_file(converted, path, metadata={"format": "pt"})
     _copy_tokenizer(local, out_dir)
-    _write_json(out_dir, "provenance.json", make_provenance(checkpoint.recipe, checkpoint.state))
+    provenance = make_provenance(checkpoint.recipe, checkpoint.state) | {"averaged": averaged}
+    _write_json(out_dir, "provenance.json", provenance)
     receipt = {"num_tensors": len(converted), "num_restored_equal": len(restored), "same_activation": is_exact(config)}
     _write_json(out_dir, "receipt.json", receipt)
     _write_json(out_dir, "open_clip_config.json", described)

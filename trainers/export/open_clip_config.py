@@ -9,7 +9,7 @@ from schemas.preprocess import RESAMPLE_BICUBIC, Preprocess
 
 # (patch_size, hidden_size, layers, image_size) -> timm's tower and whether its GELU is the tanh form.
 # open_clip builds a timm tower by name only, so SigLIP models of other sizes have no open_clip form.
-_TIMM_TOWERS = {
+TIMM_TOWERS = {
     (32, 768, 12, 256): ("vit_base_patch32_siglip_256", True),
     **{(16, 768, 12, size): (f"vit_base_patch16_siglip_{size}", False) for size in (224, 256, 384, 512)},
     **{(16, 1024, 24, size): (f"vit_large_patch16_siglip_{size}", size == 512) for size in (256, 384, 512)},
@@ -18,7 +18,7 @@ _TIMM_TOWERS = {
     **{(16, 1536, 40, size): (f"vit_giantopt_patch16_siglip_{size}", True) for size in (256, 384)},
 }
 _TANH = "gelu_pytorch_tanh"
-_INTERPOLATIONS = {RESAMPLE_BICUBIC: "bicubic", 2: "bilinear"}
+INTERPOLATIONS = {RESAMPLE_BICUBIC: "bicubic", 2: "bilinear"}
 _FIRST_EOS_ID = 2  # CLIPTextModel pools the largest id where eos_token_id has this old default
 
 
@@ -28,7 +28,7 @@ def open_clip_config(config: Any, preprocess: Preprocess) -> dict[str, Any]:
     pixels = {
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
-        "interpolation": _INTERPOLATIONS.get(preprocess.resample, "bicubic"),
+        "interpolation": INTERPOLATIONS.get(preprocess.resample, "bicubic"),
         "resize_mode": "squash" if preprocess.mode == "squash" else "shortest",
     }
     return {"model_cfg": model, "preprocess_cfg": pixels}
@@ -42,10 +42,10 @@ def is_exact(config: Any) -> bool:
 
 def _timm_tower(vision: Any) -> tuple[str, bool]:
     size = (vision.patch_size, vision.hidden_size, vision.num_hidden_layers, vision.image_size)
-    if size not in _TIMM_TOWERS:
-        known = ", ".join(name for name, _ in _TIMM_TOWERS.values())
+    if size not in TIMM_TOWERS:
+        known = ", ".join(name for name, _ in TIMM_TOWERS.values())
         raise InputError(f"open_clip has no SigLIP tower of patch, width, layers, image = {size}; it has {known}")
-    return _TIMM_TOWERS[size]
+    return TIMM_TOWERS[size]
 
 
 def _transformer(part: Any) -> dict[str, Any]:

@@ -1,17 +1,19 @@
-"""SigLIP's loss (Zhai et al., arXiv 2303.15343, algorithm 1 and section 3.3), with the text features on a ring.
+"""SigLIP's loss (Zhai et al., arXiv 2303.15343, algorithm 1 and section 3.3), with the texts on a ring.
 
-Shapes: B samples on this rank, D embedding, R rows of a block.
+The backward goes the ring in reverse: a text's gradient is at home when it has met all images.
+
+Shapes: B samples on this rank, D embedding, R rows and C columns of a block.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-from trainers.distributed import shift, world_size
-
-BLOCK_ROWS = 1024  # R
+from trainers.distributed import start_exchange, world_size
+from trainers.losses.blocks import blocks, in_fp32, kernels_for
 
 
 def siglip_loss(
@@ -19,19 +21,73 @@ def siglip_loss(
 ) -> torch.Tensor:
     """Sum over all texts, mean over this rank's images, of -log sigmoid(+-logit), in fp32.
 
-    `logit_scale` is exponentiated. Each rank sees every other rank's texts once, B at a time; a block's logits [R, B]
-    are made again in the backward, so memory stays that of one block.
+    `image_BD` and `text_BD` are L2-normalised, of any floating type and of equal size on all ranks; `logit_scale` is
+    exponentiated. The mean over ranks is the loss of the global batch, and so is its gradient. Every rank calls it,
+    and its backward.
     """
-    image_BD, text_BD = image_BD.float(), text_BD.float()
-    pairs = logit_scale * (image_BD * text_BD).sum(dim=1) + logit_bias
-    total = -pairs.sum()  # -log sigmoid(x) = softplus(x) - x for the matching pairs, softplus(x) for all others
-    for turn in range(world_size()):
-        for image_RD in torch.split(image_BD, BLOCK_ROWS):
-            total = total + checkpoint(_block, image_RD, text_BD, logit_scale, logit_bias, use_reentrant=False)
-        if turn + 1 < world_size():
-            text_BD = shift(text_BD)
-    return total / len(image_BD)
+    with torch.autocast(image_BD.device.type, enabled=False):
+        loss: torch.Tensor = _SiglipLoss.apply(  # type: ignore[no-untyped-call]
+            image_BD.float(), text_BD.float(), logit_scale.float(), logit_bias.float()
+        )
+        return loss
 
 
-def _block(image_RD: torch.Tensor, text_BD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return F.softplus(scale * image_RD @ text_BD.T + bias).sum()
+class _SiglipLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, image_BD: torch.Tensor, text_BD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        kernels = kernels_for(image_BD)
+        total = torch.zeros((), dtype=torch.float64, device=image_BD.device)
+        held_BD = text_BD.contiguous()
+        for turn in range(world_size()):
+            arriving = start_exchange([held_BD], by=1) if turn + 1 < world_size() else None
+            for R, C in blocks(len(image_BD), len(held_BD)):
+                logits_RC = _logits(image_BD[R], held_BD[C], scale, bias)
+                if turn == 0 and R == C:
+                    logits_RC.diagonal().neg_()  # -log sigmoid(x) = softplus(-x) for the pairs, softplus(x) elsewhere
+                total += kernels.siglip_sum_(logits_RC)
+                del logits_RC  # before the next one is made
+            if arriving is not None:
+                (held_BD,) = arriving()
+        ctx.save_for_backward(image_BD, held_BD, scale, bias)
+        return (total / len(image_BD)).float()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    @in_fp32
+    def backward(  # type: ignore[override]
+        ctx: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        image_BD, held_BD, scale, bias = ctx.saved_tensors
+        weight = float(gradients[0]) / len(image_BD)
+        image_gradient, text_gradient = torch.zeros_like(image_BD), torch.zeros_like(held_BD)
+        bias_gradient = torch.zeros((), dtype=torch.float64, device=image_BD.device)
+        for turn in reversed(range(world_size())):
+            arriving = start_exchange([held_BD], by=-1) if turn > 0 else None
+            for R, C in blocks(len(image_BD), len(held_BD)):
+                logits_RC = _logits(image_BD[R], held_BD[C], scale, bias)
+                gradient_RC = _gradient_(logits_RC, weight, has_pairs=turn == 0 and R == C)
+                bias_gradient += gradient_RC.sum(dtype=torch.float64)
+                image_gradient[R].addmm_(gradient_RC, held_BD[C])
+                text_gradient[C].addmm_(gradient_RC.T, image_BD[R])
+                del logits_RC, gradient_RC  # before the next ones are made
+            if arriving is not None:
+                (held_BD,) = arriving()
+                (text_gradient,) = start_exchange([text_gradient], by=-1)()
+        scale_gradient = (image_gradient * image_BD).sum().reshape(scale.shape)
+        of_bias = bias_gradient.float().reshape(bias.shape)
+        return image_gradient.mul_(scale), text_gradient.mul_(scale), scale_gradient, of_bias
+
+
+def _logits(image_RD: torch.Tensor, text_CD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return torch.addmm(bias.reshape(1, 1), image_RD * scale, text_CD.T)
+
+
+def _gradient_(logits_RC: torch.Tensor, weight: float, has_pairs: bool) -> torch.Tensor:
+    """Gradient of the loss by the logits, written into them."""
+    of_pairs = torch.sigmoid(-logits_RC.diagonal()).mul_(-weight) if has_pairs else None
+    gradient_RC = kernels_for(logits_RC).siglip_gradient_(logits_RC, weight)
+    if of_pairs is not None:
+        gradient_RC.diagonal().copy_(of_pairs)
+    return gradient_RC

@@ -46,6 +46,11 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         self.hf = hf
         self._locked: list[nn.Module] = []
+        self._kept_patches: torch.Tensor | None = None
+        if task.patch_dropout:
+            if hf.config.model_type not in ("clip", "siglip"):
+                raise RecipeError(f"task.patch_dropout: not for the towers of a {hf.config.model_type}")
+            hf.vision_model.embeddings.register_forward_hook(self._drop_patches)
         scale = hf.logit_scale.detach().float().reshape(1)
         bias = hf.logit_bias.detach().float().reshape(1) if hasattr(hf, "logit_bias") else None
         if is_new or task.initial_logit_scale is not None:
@@ -63,7 +68,10 @@ class ContrastiveModel(nn.Module):
         """Features of a batch: `pixel_values` [B, 3, S, S] or what the locked vision tower gave (`pooled_image`
         [B, P]); `input_ids` and, where the class takes one, `attention_mask` [B, L], or `pooled_text`.
         """
-        pooled_image = batch["pooled_image"] if "pooled_image" in batch else self.pool_images(batch["pixel_values"])
+        if "pooled_image" in batch:
+            pooled_image = batch["pooled_image"]
+        else:
+            pooled_image = self.pool_images(batch["pixel_values"], batch.get("kept_patches"))
         pooled_text = batch["pooled_text"] if "pooled_text" in batch else self.pool_texts(batch)
         image = self._project("visual_projection", pooled_image)
         text = self._project("text_projection", pooled_text)
@@ -72,9 +80,11 @@ class ContrastiveModel(nn.Module):
             F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), scale, self.logit_bias.float()
         )
 
-    def pool_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the vision tower gives for pictures: [B, P]."""
+    def pool_images(self, pixel_values: torch.Tensor, kept_patches: torch.Tensor | None = None) -> torch.Tensor:
+        """What the vision tower gives for pictures: [B, P]; it sees only the patches [B, K], if they are given."""
+        self._kept_patches = kept_patches
         pooled: torch.Tensor = self.hf.vision_model(pixel_values=pixel_values).pooler_output
+        self._kept_patches = None
         return pooled.flatten(1)
 
     def pool_texts(self, batch: Batch) -> torch.Tensor:
@@ -87,6 +97,28 @@ class ContrastiveModel(nn.Module):
         """CLIP and dual encoders project what their towers give; SigLIP's towers end in the shared space."""
         projected: torch.Tensor = getattr(self.hf, name)(pooled) if hasattr(self.hf, name) else pooled
         return projected
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a picture."""
+        config = self.hf.config.vision_config
+        return int((config.image_size // config.patch_size) ** 2)
+
+    def _drop_patches(self, _: nn.Module, __: Any, tokens_BLD: torch.Tensor) -> torch.Tensor:
+        """Only the tokens of the kept patches, and what stands before the patches (CLIP's class token)."""
+        if self._kept_patches is None:
+            return tokens_BLD
+        num_before = tokens_BLD.shape[1] - self.num_patches
+        before = torch.arange(num_before, device=tokens_BLD.device).expand(len(tokens_BLD), -1)
+        kept_BK = torch.cat([before, self._kept_patches + num_before], dim=1)
+        return tokens_BLD.gather(1, kept_BK[:, :, None].expand(-1, -1, tokens_BLD.shape[2]))
+
+    def checkpoint_activations(self, zero_stage: int) -> None:
+        """Keep only what enters each layer; its inside is computed again in the backward.
+
+        ZeRO-3 gathers a layer's weights when its module is called, which only torch's older form does in a backward.
+        """
+        self.hf.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": zero_stage == 3})
 
     def lock(self, towers: Sequence[str]) -> None:
         """Freeze towers, poolers included: they stay in eval mode, and only what lies behind them is trained."""

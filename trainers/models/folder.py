@@ -41,5 +41,5 @@ def local_folder(folder: str) -> str:
     copy = tempfile.mkdtemp(prefix="pairloom-model-")
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     for url in storage.list_files(folder):
-        storage.filesystem(url).get_file(url, os.path.join(copy, storage.name_of(url)))
+        storage.get_file(url, os.path.join(copy, storage.name_of(url)))
     return copy

@@ -40,20 +40,42 @@ class Preset:
     image_size: int
     patch_size: int
     text_length: int
-    projection: int = 512  # clip only; siglip's towers have one width
+    projection: int = 512  # clip only; siglip's texts end in the width of the vision tower
 
 
-B_TEXT = Tower(12, 768, 12, 3072)
+# Vision transformers (Dosovitskiy et al., arXiv 2010.11929; Zhai et al., arXiv 2106.04560; So400m: arXiv 2305.13035).
+TI = Tower(12, 192, 3, 768)
+S = Tower(12, 384, 6, 1536)
+B = Tower(12, 768, 12, 3072)
+L = Tower(24, 1024, 16, 4096)
+H = Tower(32, 1280, 16, 5120)
+G = Tower(40, 1408, 16, 6144)  # "little g", 1.0e9 parameters
+SO400M = Tower(27, 1152, 16, 4304)
+# CLIP's text transformers (Radford et al., arXiv 2103.00020; from H on those of open_clip).
+B_TEXT = Tower(12, 512, 8, 2048)
+L_TEXT = Tower(12, 768, 12, 3072)
+H_TEXT = Tower(24, 1024, 16, 4096)
+TEST = Tower(2, 64, 2, 128)
 PRESETS: Mapping[str, Preset] = {
-    "siglip-test-tiny": Preset("siglip", Tower(2, 64, 2, 128), Tower(2, 64, 2, 128), 64, 16, 16),
-    "clip-test-tiny": Preset("clip", Tower(2, 64, 2, 128), Tower(2, 64, 2, 128), 64, 16, 16, 64),
+    "siglip-test-tiny": Preset("siglip", TEST, TEST, 64, 16, 16),
+    "clip-test-tiny": Preset("clip", TEST, TEST, 64, 16, 16, 64),
     "siglip-demo": Preset("siglip", Tower(4, 128, 4, 512), Tower(1, 128, 4, 512), 64, 32, 40),
-    "siglip-vit-b-16": Preset("siglip", Tower(12, 768, 12, 3072), B_TEXT, 224, 16, 64),
-    "siglip-vit-l-16": Preset("siglip", Tower(24, 1024, 16, 4096), Tower(24, 1024, 16, 4096), 256, 16, 64),
-    "siglip-so400m-14": Preset("siglip", Tower(27, 1152, 16, 4304), Tower(27, 1152, 16, 4304), 224, 14, 64),
-    "clip-vit-b-32": Preset("clip", Tower(12, 768, 12, 3072), Tower(12, 512, 8, 2048), 224, 32, 77),
-    "clip-vit-b-16": Preset("clip", Tower(12, 768, 12, 3072), Tower(12, 512, 8, 2048), 224, 16, 77),
-    "clip-vit-l-14": Preset("clip", Tower(24, 1024, 16, 4096), Tower(12, 768, 12, 3072), 224, 14, 77, 768),
+    "siglip-vit-ti-16": Preset("siglip", TI, TI, 224, 16, 64),
+    "siglip-vit-s-16": Preset("siglip", S, S, 224, 16, 64),
+    "siglip-vit-b-32": Preset("siglip", B, B, 256, 32, 64),
+    "siglip-vit-b-16": Preset("siglip", B, B, 224, 16, 64),
+    "siglip-vit-l-16": Preset("siglip", L, L, 256, 16, 64),
+    "siglip-so400m-14": Preset("siglip", SO400M, SO400M, 224, 14, 64),
+    "siglip-vit-h-14": Preset("siglip", H, SO400M, 224, 14, 64),
+    "siglip-vit-g-14": Preset("siglip", G, SO400M, 224, 14, 64),
+    "clip-vit-ti-16": Preset("clip", TI, TI, 224, 16, 77, 192),
+    "clip-vit-s-16": Preset("clip", S, S, 224, 16, 77, 384),
+    "clip-vit-b-32": Preset("clip", B, B_TEXT, 224, 32, 77),
+    "clip-vit-b-16": Preset("clip", B, B_TEXT, 224, 16, 77),
+    "clip-vit-l-14": Preset("clip", L, L_TEXT, 224, 14, 77, 768),
+    "clip-so400m-14": Preset("clip", SO400M, SO400M, 224, 14, 77, 1152),
+    "clip-vit-h-14": Preset("clip", H, H_TEXT, 224, 14, 77, 1024),
+    "clip-vit-g-14": Preset("clip", G, H_TEXT, 224, 14, 77, 1024),
 }
 
 
@@ -94,7 +116,7 @@ def preset_config(
         **text_extra,
     }
     if preset.family == "siglip":
-        return SiglipConfig(text_config={**text, "projection_size": text["hidden_size"]}, vision_config=vision)
+        return SiglipConfig(text_config={**text, "projection_size": vision["hidden_size"]}, vision_config=vision)
     for part in (vision, text):
         part["projection_dim"] = size["projection"]
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=size["projection"])

@@ -39,8 +39,6 @@ logger = logging.getLogger("pairloom.llava")
 class LlavaTask:
     """One objective for both stages: the token losses of the answers over their number in the global step."""
 
-    accumulates = True
-
     def __init__(self, parts: LlavaFolder, task: LlavaRecipe, optimizer: OptimizerRecipe) -> None:
         self.model: nn.Module = parts.model
         self.preprocess = parts.preprocess
@@ -102,6 +100,9 @@ class LlavaTask:
         if rendered.has_image and sample.pixels is None:
             raise SampleError(DropReason.MISSING_IMAGE, f"{sample.uid}: the conversation has an image, the sample none")
         return rendered
+
+    def begin_step(self, samples_seen: int) -> None:
+        """Nothing is drawn."""
 
     def collate(self, samples: Sequence[TrainSample]) -> Batch:
         """`input_ids`, `labels`, `attention_mask` [B, L] and `pixel_values` [I, 3, size, size].

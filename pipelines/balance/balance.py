@@ -1,0 +1,128 @@
+"""The balance step: which entries every caption matches. `select` draws by them, last of all its rules.
+
+Matching takes minutes and hangs on the entries alone, so it is a step of its own, resumable by shard; the draw takes
+seconds and can be tried with another t.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.balance.entries import choose_entries, count_words, load_entries, matcher_of
+from pipelines.run_step import run_shards
+from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from schemas import storage
+from schemas.curate_recipe import BalanceRecipe, CurateRecipe
+from schemas.errors import InputError
+from schemas.manifest import Manifest, ShardEntry, load_manifest, table_url
+from schemas.recipe_io import settings_of, step_hash
+from schemas.sample import STATUS_SUCCESS, read_table, write_table
+
+Key = TypeVar("Key")
+
+STEP = "balance"
+VERSION = 1
+MAX_COUNTED_SHARDS = 1000  # that entries are made from; more captions change hardly any entry
+RARE = 2  # a shard's words and pairs that occur less often are not sent to the driver, once there are many shards
+
+MATCHES = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("entries", pa.list_(pa.int32())),  # lines of entries.txt, from 0; null without an image
+    ]
+)
+
+
+def balance_folder(recipe: CurateRecipe, raw_folder: str) -> StepFolder:
+    """Where the matches lie. Raises InputError where the list of entries cannot be read."""
+    rules = _rules(recipe)
+    parents = (load_manifest(raw_folder).hash(),)
+    unused = {"t", "seed", "entries", *(("min_count", "min_information") if rules.entries else ())}
+    inputs = {"entries": _fingerprint(load_entries(rules.entries))} if rules.entries else {}
+    result = step_hash(STEP, VERSION, settings_of(rules, exclude={"name", *unused}), parents, inputs)
+    return StepFolder(recipe.root, STEP, rules.name, result, parents)
+
+
+def _rules(recipe: CurateRecipe) -> BalanceRecipe:
+    if recipe.balance is None:
+        raise ValueError("the recipe does not balance")
+    return recipe.balance
+
+
+def _fingerprint(entries: list[str]) -> str:
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
+
+
+def entries_url(folder: str) -> str:
+    """The list of entries that the numbers of a balance folder point into."""
+    return storage.join(folder, "entries.txt")
+
+
+def balance(recipe: CurateRecipe, raw_folder: str, before_work: BeforeWork = nothing) -> str:
+    """Match all captions; returns the folder. Shards that are there already are not matched again."""
+    target = balance_folder(recipe, raw_folder)
+    if target.is_complete():
+        target.point_latest()
+        return target.url
+    before_work()
+    raw = load_manifest(raw_folder)
+    if not storage.exists(entries_url(target.url)):
+        entries = _entries(_rules(recipe), raw_folder, raw)
+        storage.put_if_absent(entries_url(target.url), ("\n".join(entries) + "\n").encode())
+    names = [shard.name for shard in raw.shards]
+    todo = missing_tables(target.url, names)
+    run_shards("balance", partial(match_shard, raw_folder, target.url), todo, len(names) - len(todo))
+    shards = [ShardEntry(shard.name, shard.num_rows, shard.num_samples, num_bytes=0) for shard in raw.shards]
+    target.finish(shards, details={"num_entries": len(load_entries(entries_url(target.url)))})
+    return target.url
+
+
+def _entries(rules: BalanceRecipe, raw_folder: str, raw: Manifest) -> list[str]:
+    """The user's entries, or some made from the captions of at most MAX_COUNTED_SHARDS shards."""
+    if rules.entries is not None:
+        return load_entries(rules.entries)
+    names = sorted((shard.name for shard in raw.shards), key=lambda name: hashlib.sha256(name.encode()).digest())
+    names = names[:MAX_COUNTED_SHARDS]
+    least = 1 if len(names) <= rules.min_count else RARE
+    words: Counter[str] = Counter()
+    pairs: Counter[tuple[str, str]] = Counter()
+    for of_shard in run_shards("entries", partial(count_shard, raw_folder, least), names):
+        words.update(of_shard[0])
+        pairs.update(of_shard[1])
+    entries = choose_entries(words, pairs, rules.min_count, rules.min_information)
+    if not entries:
+        raise InputError(f"balance.min_count: no word occurs {rules.min_count} times; lower it or give balance.entries")
+    return entries
+
+
+def count_shard(raw_folder: str, least: int, shard_name: str) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+    """Words and pairs of neighbours of one shard's captions that occur at least `least` times in it."""
+    words, pairs = count_words(caption for caption in _captions(raw_folder, shard_name)[1] if caption is not None)
+    return _often(words, least), _often(pairs, least)
+
+
+def _often(counts: Counter[Key], least: int) -> Counter[Key]:
+    return Counter({key: count for key, count in counts.items() if count >= least})
+
+
+def match_shard(raw_folder: str, folder: str, shard_name: str) -> None:
+    """Write the entries that the captions of one raw shard match."""
+    uids, captions = _captions(raw_folder, shard_name)
+    rows, entries = matcher_of(entries_url(folder)).match([caption or "" for caption in captions])
+    offsets = np.searchsorted(rows, np.arange(len(captions) + 1))
+    missing = pa.array([caption is None for caption in captions], pa.bool_())
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(entries, pa.int32()), mask=missing)
+    write_table(table_url(folder, shard_name), pa.table([uids, lists], schema=MATCHES))
+
+
+def _captions(raw_folder: str, shard_name: str) -> tuple[pa.ChunkedArray, list[str | None]]:
+    """Uids and captions of a shard; None for a row without an image."""
+    raw = read_table(table_url(raw_folder, shard_name), ["uid", "caption", "status"])
+    rows = zip(raw["caption"].to_pylist(), raw["status"].to_pylist(), strict=True)
+    return raw["uid"], [(caption or "") if status == STATUS_SUCCESS else None for caption, status in rows]

@@ -1,0 +1,185 @@
+"""The worker's end of the process that decodes: sends bodies, takes answers, and outlives its crashes."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import IO
+
+from pipelines.blur import Boxes
+from pipelines.image_child import MAX_MESSAGE_BYTES, READY, Begin, Reply
+from schemas.drop_reason import DropReason
+from schemas.errors import SampleError, ShardError
+
+NUM_SLOTS = 4  # bodies that the process has or is about to have; enough that it never waits
+KEPT_SLOT_BYTES = 4 << 20  # a slot that held more gives its memory back
+NUM_ATTEMPTS = 2  # of an image: the first crash may come from the image before it
+_MAIN = "from pipelines.image_child import main; main()"  # not as __main__: its classes are pickled
+MAX_SECONDS = 300.0  # for one image; a decoder that hangs is killed
+
+
+@dataclass
+class _Sent:
+    """A body that waits in a slot for its answer."""
+
+    row: int
+    slot: int
+    num_bytes: int
+    boxes: Boxes  # to be blurred
+    num_attempts: int = 1
+
+
+class ImageDecoder:
+    """One child process, kept over shards. Not thread-safe. Answers come in the order of the bodies."""
+
+    def __init__(self) -> None:
+        self._slots = [os.memfd_create(f"body-{index}") for index in range(NUM_SLOTS)]
+        self._free = list(range(NUM_SLOTS))
+        self._sent: deque[_Sent] = deque()
+        self._begin: Begin | None = None
+        self._spool: IO[bytes] | None = None
+        self._spool_bytes = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+
+    @property
+    def num_sent(self) -> int:
+        """Bodies without an answer."""
+        return len(self._sent)
+
+    def has_slot(self) -> bool:
+        """Whether `send` may be called."""
+        return bool(self._free)
+
+    def begin(self, work: str, settings: object, spool: IO[bytes]) -> None:
+        """Start a shard: `work` is `module:function`, what it stores goes to the spool file."""
+        self._begin, self._spool, self._spool_bytes = Begin(work, settings, 0), spool, 0
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        else:
+            self._send_begin()
+
+    def send(self, row: int, body: bytes | IO[bytes], boxes: Boxes = ()) -> None:
+        """Copy a body to shared memory and announce it."""
+        slot = self._free.pop()
+        descriptor = self._slots[slot]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        with open(descriptor, "wb", closefd=False) as file:
+            if isinstance(body, bytes):
+                num_bytes = file.write(body)
+            else:
+                shutil.copyfileobj(body, file, 1 << 20)
+                num_bytes = file.tell()
+        self._sent.append(_Sent(row, slot, num_bytes, boxes))
+        self._announce(self._sent[-1])
+
+    def receive(self) -> tuple[int, Reply]:
+        """The next answer; an image on which the process died twice is answered with `decoder_crashed`."""
+        message = self._receive_message()
+        while not message:
+            first = self._sent[0]
+            status = self._stop()
+            self._start()
+            if first.num_attempts >= NUM_ATTEMPTS:
+                self._release()
+                self._resend()
+                return first.row, SampleError(DropReason.DECODER_CRASHED, f"the decoder died ({status})")
+            first.num_attempts += 1
+            self._resend()
+            message = self._receive_message()
+        reply: Reply = pickle.loads(message)
+        if not isinstance(reply, Exception):
+            self._spool_bytes += reply.place.num_bytes
+        return self._release(), reply
+
+    def end(self) -> None:
+        """End a shard; what has no answer yet is given up."""
+        if self._sent:
+            self._stop()
+            while self._sent:
+                self._release()
+        self._begin = self._spool = None
+
+    def close(self) -> None:
+        """Stop the process."""
+        self._stop()
+        while self._slots:
+            os.close(self._slots.pop())
+
+    def _release(self) -> int:
+        """Take the oldest body off its slot; returns its row."""
+        sent = self._sent.popleft()
+        if sent.num_bytes > KEPT_SLOT_BYTES:
+            os.ftruncate(self._slots[sent.slot], 0)
+        self._free.append(sent.slot)
+        return sent.row
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(MAX_SECONDS)
+        descriptors = [theirs.fileno(), *self._slots]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = [sys.executable, "-c", _MAIN, *map(str, descriptors)]
+        self._process = subprocess.Popen(command, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._link = ours
+        self._send_begin()
+
+    def _send_begin(self) -> None:
+        """Tell the process about the shard. Raises ShardError where it cannot run: that is no fault of an image."""
+        if self._begin is None or self._spool is None or self._link is None:
+            raise RuntimeError("no shard has begun")
+        begin = Begin(self._begin.work, self._begin.settings, self._spool_bytes)
+        with suppress(BrokenPipeError, ConnectionResetError):  # noticed where its answer is missing
+            socket.send_fds(self._link, [pickle.dumps(begin)], [self._spool.fileno()])
+        if self._receive_message() != READY:
+            raise ShardError(f"the process that decodes images does not start ({self._stop()})")
+
+    def _announce(self, sent: _Sent) -> None:
+        """A process that has died is noticed where its answer is missing."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            if self._link is not None:
+                self._link.send(pickle.dumps((sent.slot, sent.num_bytes, sent.boxes)))
+
+    def _resend(self) -> None:
+        for sent in self._sent:
+            self._announce(sent)
+
+    def _receive_message(self) -> bytes:
+        """One message; empty where the process died or hangs."""
+        if self._link is None:
+            return b""
+        try:
+            return self._link.recv(MAX_MESSAGE_BYTES)
+        except (ConnectionResetError, TimeoutError):
+            return b""
+
+    def _stop(self) -> str:
+        """End the process; returns how it had ended, for the message."""
+        if self._process is None or self._link is None:
+            return "not started"
+        self._link.close()
+        try:
+            status = self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        self._process = self._link = None
+        return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+
+@lru_cache(maxsize=1)
+def image_decoder() -> ImageDecoder:
+    """The decoder of this worker process."""
+    decoder = ImageDecoder()
+    atexit.register(decoder.close)
+    return decoder

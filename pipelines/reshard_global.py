@@ -1,0 +1,202 @@
+"""Reshard with `shuffle: global`: any sample can land beside any other. Two passes, every kept image written twice.
+
+Pass one: a task copies the kept samples of some raw shards into one spill file, in the order of their buckets. Pass
+two: a task gathers one bucket from all spill files, orders it and writes its output shards. A sample's bucket and place
+come from a hash of (seed, uid), so the bytes hang on nothing else. The units of resume are the spill file and the
+bucket.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.balance.draw import mixed
+from pipelines.curated_shard import Job, Readers, Sample, read_entry, read_kept, write_shard
+from pipelines.duplicate_rows import pack_uids
+from pipelines.run_step import run_shards
+from pipelines.step_folder import missing_tables
+from schemas import storage
+from schemas.curate_recipe import ReshardRecipe
+from schemas.manifest import Manifest, ShardEntry, table_url
+from schemas.sample import read_table, write_table
+from schemas.shard import shard_name
+
+logger = logging.getLogger("pairloom")
+NUM_THREADS = 8
+SHARDS_PER_BUCKET = 16  # output shards; what a task of pass two holds on its disk
+SPILL, SPILL_OFFSET, BUCKET, PLACE = "pairloom.spill", "pairloom.spill_offset", "pairloom.bucket", "pairloom.place"
+COPY_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class SpillJob:
+    """Raw shards whose kept samples go into one spill file."""
+
+    name: str
+    raw_shards: tuple[ShardEntry, ...]
+    seed: int
+    num_buckets: int
+
+
+@dataclass(frozen=True)
+class BucketJob:
+    """One bucket and the output shards that it fills."""
+
+    index: int
+    spills: tuple[str, ...]
+    first_output: int
+    num_outputs: int
+
+
+def shuffle_globally(recipe: ReshardRecipe, job: Job, raw: Manifest, selection: Manifest) -> list[ShardEntry]:
+    """Write all output shards; returns their manifest entries, in order."""
+    kept = {shard.name: shard.num_samples for shard in selection.shards}
+    members = [shard for shard in raw.shards if kept[shard.name]]
+    num_buckets = max(1, round(selection.num_samples / (recipe.samples_per_shard * SHARDS_PER_BUCKET)))
+    counts = _count_buckets(job, [shard.name for shard in members], num_buckets)
+    _tell_cost(raw, selection, num_buckets)
+    size = recipe.raw_shards_per_group
+    spills = [
+        SpillJob(f"spill/{shard_name(start // size)}", tuple(members[start : start + size]), job.seed, num_buckets)
+        for start in range(0, len(members), size)
+    ]
+    buckets = _plan(counts, recipe.samples_per_shard, tuple(spill.name for spill in spills))
+    outputs = [shard_name(index) for index in range(sum(bucket.num_outputs for bucket in buckets))]
+    missing = set(missing_tables(job.folder, outputs))
+    todo = [bucket for bucket in buckets if missing & set(_outputs_of(bucket))]
+    if todo:
+        left = set(missing_tables(job.folder, [spill.name for spill in spills]))
+        to_spill = [spill for spill in spills if spill.name in left]
+        run_shards("shuffle", partial(write_spill, job), to_spill, len(spills) - len(to_spill))
+    written: dict[str, ShardEntry] = {}
+    for entries in run_shards("reshard", partial(write_bucket, job), todo, len(buckets) - len(todo)):
+        written.update({entry.name: entry for entry in entries})
+    return [written.get(name) or read_entry(job.folder, name) for name in outputs]
+
+
+def _count_buckets(job: Job, names: Sequence[str], num_buckets: int) -> npt.NDArray[np.int64]:
+    """Kept samples of each bucket."""
+
+    def count(name: str) -> npt.NDArray[np.int64]:
+        table = read_table(table_url(job.selection_folder, name), ["uid", "kept"])
+        uids = pack_uids(table.filter(pc.field("kept"))["uid"].to_pylist())
+        return np.bincount(_bucket_of(mixed(uids, job.seed), num_buckets), minlength=num_buckets)
+
+    total = np.zeros(num_buckets, np.int64)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for counts in pool.map(count, names):
+            total += counts
+    return total
+
+
+def _bucket_of(draws: npt.NDArray[np.uint64], num_buckets: int) -> npt.NDArray[np.int64]:
+    """Equal ranges of the draw, by integer arithmetic."""
+    return (((draws >> np.uint64(32)) * np.uint64(num_buckets)) >> np.uint64(32)).astype(np.int64)
+
+
+def _tell_cost(raw: Manifest, selection: Manifest, num_buckets: int) -> None:
+    """Say what the second pass costs before it does."""
+    share = selection.num_samples / max(1, raw.num_samples)
+    gigabytes = raw.num_bytes * share / 1e9
+    logger.info(
+        "reshard: shuffle: global writes about %.2f GB to spill files and reads them again, in %d buckets; "
+        "shuffle: block needs neither", gigabytes, num_buckets
+    )  # fmt: skip
+
+
+def _plan(counts: npt.NDArray[np.int64], samples_per_shard: int, spills: tuple[str, ...]) -> list[BucketJob]:
+    """Output numbers follow from the counts, so that buckets know them beforehand."""
+    buckets, first_output = [], 0
+    for index, count in enumerate(counts.tolist()):
+        num_outputs = -(-count // samples_per_shard)
+        if num_outputs:
+            buckets.append(BucketJob(index, spills, first_output, num_outputs))
+        first_output += num_outputs
+    return buckets
+
+
+def _outputs_of(bucket: BucketJob) -> list[str]:
+    return [shard_name(index) for index in range(bucket.first_output, bucket.first_output + bucket.num_outputs)]
+
+
+def _data_url(job: Job, name: str) -> str:
+    return storage.join(job.folder, f"{name}.bin")
+
+
+def write_spill(job: Job, spill: SpillJob) -> None:
+    """Write the images of some raw shards in the order of their buckets, then the table, which marks it as done."""
+    kept = pa.concat_tables([read_kept(job, shard) for shard in spill.raw_shards], promote_options="permissive")
+    draws = mixed(pack_uids(kept["uid"].to_pylist()), spill.seed)
+    buckets = _bucket_of(draws, spill.num_buckets)
+    order = np.lexsort((draws, buckets))
+    kept = kept.take(pa.array(order))
+    sizes = kept["num_bytes"].to_numpy()
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])[:-1]
+    kept = kept.append_column(SPILL_OFFSET, pa.array(offsets, pa.int64()))
+    kept = kept.append_column(BUCKET, pa.array(buckets[order], pa.int32()))
+    kept = kept.append_column(PLACE, pa.array(draws[order], pa.uint64()))
+    with tempfile.TemporaryDirectory() as scratch:
+        readers = Readers(job.raw_folder, spill.raw_shards, scratch)
+        with storage.build_locally(_data_url(job, spill.name)) as path, open(path, "wb") as file:
+            for batch in kept.to_batches(1000):
+                for sample in batch.to_pylist():
+                    file.write(readers.read(sample))
+        readers.close()
+    write_table(table_url(job.folder, spill.name), kept)
+
+
+def write_bucket(job: Job, bucket: BucketJob) -> list[ShardEntry]:
+    """Gather one bucket from all spill files and write the output shards that are not there yet."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tables = [_gather(job, name, bucket.index, Path(scratch)) for name in bucket.spills]
+        samples = pa.concat_tables(tables, promote_options="permissive")
+        order = np.lexsort((np.asarray(samples["uid"].to_pylist()), samples[PLACE].to_numpy()))
+        edges = [len(order) * part // bucket.num_outputs for part in range(bucket.num_outputs + 1)]
+        missing = set(missing_tables(job.folder, _outputs_of(bucket)))
+        entries = []
+        for part, name in enumerate(_outputs_of(bucket)):
+            if name in missing:
+                rows = samples.take(pa.array(order[edges[part] : edges[part + 1]])).to_pylist()
+                entries.append(write_shard(job.folder, bucket.first_output + part, rows, partial(_read, Path(scratch))))
+            else:
+                entries.append(read_entry(job.folder, name))
+    return entries
+
+
+def _gather(job: Job, name: str, bucket: int, scratch: Path) -> pa.Table:
+    """The rows of a bucket in one spill file; their images, which lie side by side, are copied to local disk."""
+    table = read_table(table_url(job.folder, name))
+    table = table.filter(pc.equal(table[BUCKET], bucket))
+    local = scratch / name.replace("/", "-")
+    if table.num_rows:
+        first = table[SPILL_OFFSET][0].as_py()
+        num_bytes = pc.sum(table["num_bytes"]).as_py()
+        with open(local, "wb") as file:
+            for start in range(0, num_bytes, COPY_BYTES):
+                length = min(COPY_BYTES, num_bytes - start)
+                file.write(storage.read_range(_data_url(job, name), first + start, length))
+        here = pc.subtract(table[SPILL_OFFSET], first)
+        table = table.set_column(table.schema.get_field_index(SPILL_OFFSET), SPILL_OFFSET, here)
+    return table.append_column(SPILL, pa.array([local.name] * table.num_rows, pa.string()))
+
+
+def _read(scratch: Path, sample: Sample) -> bytes:
+    with open(scratch / sample[SPILL], "rb") as file:
+        file.seek(sample[SPILL_OFFSET])
+        return file.read(sample["num_bytes"])
+
+
+def remove_spills(folder: str) -> None:
+    """Give the space of the first pass back, when the manifest is there."""
+    storage.remove(storage.join(folder, "spill"))

@@ -1,0 +1,124 @@
+"""feature_head: a small network on the image features of a clip signal, such as LAION's aesthetic predictors.
+
+The head is a safetensors file of linear layers in order (`<name>.weight` [out, in], `<name>.bias` [out]; names sorted
+by the numbers in them), with a ReLU between them only where the file's metadata says `activation: relu`: LAION's heads
+have none. The last layer gives one number, or two whose softmax's second is taken. No image is opened again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+
+from pipelines.run_step import run_shards
+from pipelines.signals.clip import IMAGE_FEATURES, features_url
+from pipelines.signals.scorer import rows_with_images, write_scores
+from schemas import storage
+from schemas.errors import InputError
+from schemas.manifest import ShardEntry, table_url
+from schemas.sample import check_joined, read_table
+
+VERSION = 1
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class HeadJob:
+    """What the tasks need to know."""
+
+    name: str
+    raw_folder: str
+    features_folder: str
+    folder: str
+    head: str
+
+
+class Head:
+    """Linear layers, applied to [B, D] features."""
+
+    def __init__(self, url: str) -> None:
+        data = _read(url)
+        try:
+            tensors = load_safetensors(data)
+        except (SafetensorError, ValueError) as error:
+            raise InputError(f"{url}: not a safetensors file: {error}") from error
+        names = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
+        names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+        self._layers: list[tuple[Array, Array]] = []
+        for name in names:
+            weight = tensors[f"{name}.weight"].astype(np.float32)
+            bias = tensors.get(f"{name}.bias", np.zeros(len(weight), np.float32)).astype(np.float32)
+            self._layers.append((weight, bias))
+        self._has_relu = _metadata(data).get("activation") == "relu"
+        if not self._layers or len(self._layers[-1][1]) not in (1, 2):
+            raise InputError(f"{url}: its last layer must give one score, or two logits")
+
+    @property
+    def num_features(self) -> int:
+        """D, the width of the features that the head takes."""
+        return int(self._layers[0][0].shape[1])
+
+    def __call__(self, features_BD: Array) -> Array:
+        """Scores [B]."""
+        hidden = features_BD
+        for place, (weight, bias) in enumerate(self._layers):
+            hidden = hidden @ weight.T + bias
+            if self._has_relu and place < len(self._layers) - 1:
+                hidden = np.maximum(hidden, 0)
+        if hidden.shape[1] == 1:
+            return hidden[:, 0]
+        scores: Array = 1 / (1 + np.exp(hidden[:, 0] - hidden[:, 1]))
+        return scores
+
+
+def _read(url: str) -> bytes:
+    try:
+        return storage.read_bytes(url)
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: no such file") from error
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """The free-form metadata of a safetensors file."""
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, Any] = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    return metadata
+
+
+@lru_cache(maxsize=1)
+def load_head(url: str) -> Head:
+    """The head, read once a process."""
+    return Head(url)
+
+
+def score_shard(job: HeadJob, shard: ShardEntry) -> None:
+    """Write the scores of one raw shard."""
+    raw = read_table(table_url(job.raw_folder, shard.name), ["uid", "status"])
+    signal = read_table(table_url(job.features_folder, shard.name), ["uid", "clip_score"])
+    check_joined(raw, signal, f"{job.features_folder}: {shard.name}")
+    data = storage.read_bytes(features_url(job.features_folder, shard.name, IMAGE_FEATURES))
+    features_BD = np.load(io.BytesIO(data)).astype(np.float32)
+    head = load_head(job.head)
+    if features_BD.shape[1] != head.num_features:
+        raise InputError(
+            f"{job.head}: takes {head.num_features} features, {job.features_folder} has {features_BD.shape[1]}"
+        )
+    scores = np.full(raw.num_rows, np.nan, np.float32)
+    rows = rows_with_images(raw)
+    rows = rows[np.asarray(signal["clip_score"].is_valid())[rows]]  # zeros stand where an image could not be decoded
+    scores[rows] = head(features_BD[rows])
+    write_scores(table_url(job.folder, shard.name), raw["uid"], scores)
+
+
+def score_shards(job: HeadJob, shards: list[ShardEntry], num_done: int) -> None:
+    """Score raw shards, one Ray task a shard."""
+    run_shards(f"signals {job.name}", partial(score_shard, job), shards, num_done)

@@ -1,0 +1,50 @@
+"""Which members of a tar are one sample, in tars that anyone has written."""
+
+from __future__ import annotations
+
+from schemas.shard import IMAGE_EXTENSIONS, Member
+
+TarSample = dict[str, Member]  # extension -> member
+
+
+def image_of(sample: TarSample) -> Member | None:
+    """The member that is the picture."""
+    return next((sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample), None)
+
+
+def group_samples(members: list[Member]) -> dict[str, TarSample]:
+    """Members by key. A key that comes again with the same extension is another sample, `<key>+1`.
+
+    WebDataset's keys end at the first dot. Tars whose keys hold dots (`v1.0.jpg`, `v1.0.txt`) are taken as their
+    writer meant them: a longer key stands for itself where it has a caption of its own or no shorter one exists.
+    """
+    by_long_key: dict[str, list[Member]] = {}
+    for member in members:
+        middle, _, _ = member.extension.rpartition(".")
+        by_long_key.setdefault(f"{member.key}.{middle}" if middle else member.key, []).append(member)
+    samples: dict[str, TarSample] = {}
+    for long_key, group in by_long_key.items():
+        short_key = group[0].key
+        has_caption = any(_suffix(member) in ("txt", "json") for member in group)
+        if long_key != short_key and short_key in by_long_key and not has_caption:
+            continue  # one more part of the sample (`x.depth.png` beside `x.jpg`)
+        for member in group:
+            _put(samples, long_key, member)
+    return {key: sample for key, sample in samples.items() if _is_sample(sample)}
+
+
+def _suffix(member: Member) -> str:
+    return member.extension.rpartition(".")[2]
+
+
+def _put(samples: dict[str, TarSample], key: str, member: Member) -> None:
+    suffix, again, name = _suffix(member), 0, key
+    while suffix in samples.setdefault(name, {}):
+        again += 1
+        name = f"{key}+{again}"
+    samples[name][suffix] = member
+
+
+def _is_sample(sample: TarSample) -> bool:
+    """Not some other file that lies in the tar, such as a README."""
+    return any(extension in sample for extension in (*IMAGE_EXTENSIONS, "txt", "json"))

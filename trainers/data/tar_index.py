@@ -1,0 +1,151 @@
+"""An index of tars that anyone has written, made on first use: then they are read as a curated data set is.
+
+It lies beside the tars, in `pairloom-index/<hash8>/`, or in the local cache where nothing can be written there. The
+hash covers names, sizes and times (ETags) of the tars: other tars get another index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from schemas import storage
+from schemas.errors import InputError, StorageError
+from schemas.manifest import Manifest, ShardEntry, is_complete, save_manifest, table_url
+from schemas.sample import CURATED, make_uid, write_table
+from schemas.shard import ShardReader, index_tar, shard_name
+from schemas.tar_samples import TarSample, group_samples, image_of
+from trainers.mirror import cache_folder
+
+logger = logging.getLogger("pairloom.data")
+STEP = "index"
+VERSION = 1
+NUM_THREADS = 8
+_UID = re.compile(r"[0-9a-f]{32}")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def find_tars(path: str) -> list[str]:
+    """The tars that a path names: a tar, a folder, a glob, or braces as WebDataset writes them; sorted."""
+    found = [file for part in expand_braces(path) for file in storage.expand(part)]
+    return sorted({file for file in found if file.lower().endswith(".tar")})
+
+
+def expand_braces(path: str) -> list[str]:
+    """`{000..012}` and `{a,b}` -> every path that is meant."""
+    match = _BRACES.search(path)
+    if match is None:
+        return [path]
+    first, dots, last = match[1].partition("..")
+    if dots and first.isdigit() and last.isdigit():
+        names = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    else:
+        names = match[1].split(",")
+    rests = expand_braces(path[match.end() :])
+    return [f"{path[: match.start()]}{name}{rest}" for name, rest in itertools.product(names, rests)]
+
+
+def index_tars(tars: Sequence[str]) -> str:
+    """The folder of the index of some tars, made where it is not there. Raises InputError, StorageError."""
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        states = list(threads.map(storage.etag, tars))
+    identity = json.dumps([VERSION, list(zip(tars, states, strict=True))])
+    name = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    beside = storage.join(tars[0].rpartition("/")[0] or ".", "pairloom-index", name)
+    cached = str(cache_folder() / "indexes" / name)
+    for folder in (beside, cached):
+        if is_complete(folder):
+            return folder
+    folder = beside if _is_writable(beside) else cached
+    logger.info("%s: indexing %d tars, once, in %s", tars[0], len(tars), folder)
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        entries = list(threads.map(lambda pair: _index_tar(folder, *pair), enumerate(tars)))
+    save_manifest(folder, Manifest("index", STEP, name, [], entries))
+    return folder
+
+
+def _is_writable(folder: str) -> bool:
+    try:
+        storage.put_bytes(storage.join(folder, "NOTE"), b"Made by pairloom; may be removed.\n")
+    except StorageError:
+        return False
+    return True
+
+
+def _index_tar(folder: str, index: int, url: str) -> ShardEntry:
+    """Write the table of one tar."""
+    name = shard_name(index)
+    with _local_copy(url) as path:
+        rows = _rows_of(path, name)
+        num_bytes = os.path.getsize(path)
+    write_table(table_url(folder, name), pa.Table.from_pylist(rows, schema=CURATED))
+    return ShardEntry(name, len(rows), len(rows), num_bytes, None, url)
+
+
+def _rows_of(path: str, shard: str) -> list[dict[str, Any]]:
+    """One row for each sample with an image and a caption."""
+    samples = group_samples(index_tar(path))
+    if not samples:
+        return []
+    reader = ShardReader(path)
+    rows = [_row(reader, shard, row, key, sample) for row, (key, sample) in enumerate(samples.items())]
+    reader.close()
+    return [row for row in rows if row is not None]
+
+
+def _row(reader: ShardReader, shard: str, row: int, key: str, sample: TarSample) -> dict[str, Any] | None:
+    image = image_of(sample)
+    fields = _fields(reader, sample)
+    text = sample.get("txt")
+    caption = (
+        reader.read(text.place.offset, text.place.num_bytes).decode("utf-8", "replace")
+        if text is not None
+        else fields.get("caption")
+    )
+    if image is None or not isinstance(caption, str) or not caption.strip():
+        return None
+    uid, url = fields.get("uid"), fields.get("url")
+    if not (isinstance(uid, str) and _UID.fullmatch(uid)):
+        data = b"" if isinstance(url, str) else reader.read(image.place.offset, image.place.num_bytes)
+        uid = make_uid(url if isinstance(url, str) else None, caption.strip(), hashlib.sha256(data).hexdigest())
+    return {
+        "uid": uid, "key": key, "url": url if isinstance(url, str) else None, "caption": caption.strip(),
+        "weight": 1.0, "raw_shard": shard, "raw_row": row,
+        "offset": image.place.offset, "num_bytes": image.place.num_bytes,
+    }  # fmt: skip
+
+
+def _fields(reader: ShardReader, sample: TarSample) -> dict[str, Any]:
+    member = sample.get("json")
+    if member is None:
+        return {}
+    try:
+        fields = json.loads(reader.read(member.place.offset, member.place.num_bytes))
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+@contextmanager
+def _local_copy(url: str) -> Iterator[str]:
+    if storage.is_local(url):
+        yield storage.local_path(url)
+        return
+    with tempfile.TemporaryDirectory(prefix="pairloom-") as folder:
+        path = os.path.join(folder, "shard.tar")
+        try:
+            storage.get_file(url, path)
+        except FileNotFoundError as error:
+            raise InputError(f"{url}: no such tar") from error
+        yield path
