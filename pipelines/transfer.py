@@ -96,6 +96,7 @@ class Transfer:
         self._headers: dict[str, str] = {}
         self._directives: list[str] = []
         self.status = 0
+        self._has_headers = False  # all of them
         self._body: Body | None = None
         self._num_bytes = 0
         self._refusal: SampleError | None = None
@@ -136,6 +137,7 @@ class Transfer:
                 self._directives.append(self._headers[key])
             return None
         if not line.strip() and self.status >= 200:
+            self._has_headers = True
             return self._decide()
         return None
 
@@ -189,6 +191,9 @@ class Transfer:
             may_heal = reason in TRANSIENT and code not in _NEVER_HEAL
             error = SampleError(reason, f"{message or 'curl'} ({code})")
             return self._without_body(Answer(error=error, may_heal=may_heal, status=self.status, is_lost=may_heal))
+        if not self._has_headers:  # the connection ended inside them, which curl takes for their end
+            error = SampleError(DropReason.TRUNCATED_BODY, "the answer ends in its headers")
+            return self._without_body(Answer(error=error, may_heal=True, status=self.status, is_lost=True))
         return self._by_status()
 
     def _by_status(self) -> Answer:

@@ -1,4 +1,4 @@
-"""A server of hostile answers: each case is a name, what the server sends byte for byte, and what must become of the row.
+"""A server of hostile answers: each case is a name, what is sent byte for byte, and what must become of the row.
 
 Every case has an address of its own in 127.1.0.0/16, so that no case changes the manners towards another. The images
 are in hostile_images.py, the rows of tables in hostile_rows.py.
@@ -99,7 +99,7 @@ def redirect(to: str, status: str = "302 Found") -> Send:
 
 def redirect_deeper(connection: socket.socket, request: str) -> None:
     """A redirect to an address that was not seen before, without end."""
-    connection.sendall(head("302 Found", location=f"{request.split()[1]}/x", content_length=0))
+    connection.sendall(head("302 Found", location=f"/x{request.split()[1]}", content_length=0))
 
 
 def gzip_bomb(num_layers: int = 1) -> bytes:
@@ -123,7 +123,8 @@ def _slow(image: bytes) -> list[Hostile]:
         Hostile("silent", "accepts the connection and says nothing", "timeout", stall(b"")),
         Hostile("slow headers", "sends a header line now and then, for ever", "timeout",
                 endless(b"HTTP/1.1 200 OK\r\n", b"X-Wait: a little\r\n", STEP_S)),
-        Hostile("slow drip", "sends a byte now and then", "timeout", endless(head(content_length=10**6), b"\xff", STEP_S)),
+        Hostile("slow drip", "sends a byte now and then", "timeout",
+                endless(head(content_length=10**6), b"\xff", STEP_S)),
         Hostile("stalled body", "half of the image, then nothing", "timeout", stall(begun + image[: len(image) // 2])),
         Hostile("endless 100 Continue", "informational answers without end", "timeout",
                 endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", STEP_S)),
@@ -132,10 +133,12 @@ def _slow(image: bytes) -> list[Hostile]:
         Hostile("reset in the body", "resets the connection after half of the image", "connection_error",
                 reset(begun + image[: len(image) // 2])),
         Hostile("not HTTP", "binary noise", "connection_error", raw(bytes(range(256)) * 20)),
-        Hostile("another protocol", "the banner of an SSH server", "connection_error", stall(b"SSH-2.0-OpenSSH_9.9\r\n")),
+        Hostile("another protocol", "the banner of an SSH server", "connection_error",
+                stall(b"SSH-2.0-OpenSSH_9.9\r\n")),
         Hostile("HTTP/0.9", "an image without status line and headers", "connection_error", raw(image)),
         Hostile("no TLS", "plain text on an https address", "connection_error", raw(b"hello\r\n" * 10), scheme="https"),
-        Hostile("half a header", "closes the connection inside a header", "connection_error", raw(b"HTTP/1.1 200 OK\r\nCont")),
+        Hostile("half a header", "closes the connection inside a header", "truncated_body",
+                raw(b"HTTP/1.1 200 OK\r\nCont")),
     ]  # fmt: skip
 
 
@@ -147,7 +150,8 @@ def _lengths(image: bytes) -> list[Hostile]:
         Hostile("endless body", "bytes without end, without a length", "too_many_bytes", endless(head(), bytes(65536))),
         Hostile("endless chunks", "chunks without end", "too_many_bytes",
                 endless(chunked, b"10000\r\n" + bytes(65536) + b"\r\n")),
-        Hostile("announced terabyte", "Content-Length of a terabyte", "too_many_bytes", stall(head(content_length=10**12))),
+        Hostile("announced terabyte", "Content-Length of a terabyte", "too_many_bytes",
+                stall(head(content_length=10**12))),
         Hostile("length too long", "fewer bytes than Content-Length, then the end", "truncated_body",
                 raw(head(content_length=len(image) + 10) + image)),
         Hostile("length too short", "Content-Length of half of the image", "decode_error",
@@ -159,8 +163,10 @@ def _lengths(image: bytes) -> list[Hostile]:
                 raw(head(content_length=half, Content_Length=len(image)) + image)),
         Hostile("length and chunks", "Content-Length beside chunks: the chunks count", None,
                 raw(head(content_length=5, transfer_encoding="chunked") + chunk + b"0\r\n\r\n")),
-        Hostile("chunks cut off", "closes the connection before the last chunk", "truncated_body", raw(chunked + chunk)),
-        Hostile("chunk of bad size", "a chunk size that is no number", "connection_error", raw(chunked + b"zz\r\n" + image)),
+        Hostile("chunks cut off", "closes the connection before the last chunk", "truncated_body",
+                raw(chunked + chunk)),
+        Hostile("chunk of bad size", "a chunk size that is no number", "connection_error",
+                raw(chunked + b"zz\r\n" + image)),
         Hostile("chunk that overflows", "a chunk size of 40 digits", "connection_error",
                 raw(chunked + b"f" * 40 + b"\r\n" + image)),
         Hostile("endless trailer", "trailers behind the chunks without end", "connection_error",
@@ -220,15 +226,18 @@ def _redirects() -> list[Hostile]:
         Hostile("endless redirects", "302 to an address that is new each time", "too_many_redirects", redirect_deeper),
         Hostile("redirect to metadata", "302 to 169.254.169.254, where clouds keep secrets", "private_address",
                 redirect("http://169.254.169.254/latest/meta-data/")),
-        Hostile("redirect to a private name", "302 to localhost", "private_address", redirect("http://localhost:{port}/")),
+        Hostile("redirect to a private name", "302 to localhost", "private_address",
+                redirect("http://localhost:{port}/")),
         Hostile("redirect to loopback", "302 to 127.0.0.1", "private_address", redirect("http://127.0.0.1:{port}/")),
         Hostile("redirect to a number", "302 to 2130706433, which is 127.0.0.1", "private_address",
                 redirect("http://2130706433:{port}/")),
         Hostile("redirect to IPv6", "302 to ::ffff:10.0.0.1", "private_address", redirect("http://[::ffff:10.0.0.1]/")),
         Hostile("redirect to a private net", "302 to 192.168.0.1", "private_address", redirect("//192.168.0.1/")),
         Hostile("redirect to a file", "302 to file:///etc/passwd", "invalid_url", redirect("file:///etc/passwd")),
-        Hostile("redirect to data", "302 to a data: address", "invalid_url", redirect("data:image/png;base64,iVBORw0KGgo=")),
-        Hostile("redirect to nowhere", "302 to a name that does not resolve", "dns_error", redirect("http://gone.invalid/")),
+        Hostile("redirect to data", "302 to a data: address", "invalid_url",
+                redirect("data:image/png;base64,iVBORw0KGgo=")),
+        Hostile("redirect to nowhere", "302 to a name that does not resolve", "dns_error",
+                redirect("http://gone.invalid/")),
         Hostile("redirect to a closed port", "302 to a port where nobody listens", "connection_error",
                 redirect(f"http://{GOOD_HOST}:1/")),
         Hostile("redirect without Location", "302 and no Location", "http_client_error", whole(b"", "302 Found")),
@@ -261,8 +270,10 @@ def _robots(image: bytes) -> list[Hostile]:
         Hostile("robots.txt forbids", "Disallow: /", "robots_txt", whole(image), whole(forbids)),
         Hostile("robots.txt without end", "rules that forbid, then lines without end", "robots_txt", whole(image),
                 endless(head() + forbids, b"# more\n" * 5000)),
-        Hostile("robots.txt of noise", "a robots.txt of binary noise", None, whole(image), whole(bytes(range(256)) * 400)),
-        Hostile("robots.txt in a circle", "a robots.txt that redirects to itself", None, whole(image), redirect("/robots.txt")),
+        Hostile("robots.txt of noise", "a robots.txt of binary noise", None,
+                whole(image), whole(bytes(range(256)) * 400)),
+        Hostile("robots.txt in a circle", "a robots.txt that redirects to itself", None,
+                whole(image), redirect("/robots.txt")),
         Hostile("robots.txt fails", "500 for robots.txt", "http_server_error", whole(image), whole(b"", "500 Oops")),
         Hostile("robots.txt is silent", "no answer for robots.txt", "timeout", whole(image), stall(b"")),
         Hostile("robots.txt as a bomb", "256 MiB of packed zeros as robots.txt", None, whole(image),

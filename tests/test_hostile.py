@@ -7,6 +7,7 @@ import os
 import resource
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ FETCH = {"timeout_s": 6, "first_byte_timeout_s": 5, "connect_timeout_s": 4, "ret
 Shard = tuple[set[int], int, list[dict[str, Any]]]  # pids of the worker, its peak memory, rows of the hostile shard
 
 
+@cache
 def all_cases() -> list[Hostile]:
     return [*http_cases(IMAGE), *image_cases(IMAGE)]
 
@@ -97,7 +99,7 @@ def test_each_has_its_reason(shard: Shard) -> None:
         for name, row in found.items()
         if row["drop_reason"] != expected[name]
     }
-    assert not wrong
+    assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
     captions = {row.name: found[row.name]["caption"] for row in ALL_ROWS if row.found is not None}
     assert captions == {row.name: row.found for row in ALL_ROWS if row.found is not None}
 
@@ -120,8 +122,9 @@ def document() -> str:
     lines = [
         "# Hostile responses",
         "",
-        "What `tests/test_hostile.py` sends to a worker, byte for byte, and what becomes of the row. The rows around each of them are",
-        "kept, and the worker goes on. This page is made from the test's own table: `python -m tests.test_hostile`.",
+        "What `tests/test_hostile.py` sends to a worker, byte for byte, and what becomes of the row. The rows around",
+        "each of them are kept, and the worker goes on. This page is made from the test's own table:",
+        "`python -m tests.test_hostile`.",
         "",
         "| what comes | in detail | drop reason |",
         "| --- | --- | --- |",
