@@ -3,22 +3,27 @@
 Hundreds of requests are in flight over connections that stay open (HTTP/2 where the server speaks it); connections,
 names and TLS sessions are kept for the next shard of the same process. Every URL ends as a body or as a SampleError.
 
-Manners: robots.txt once an origin and before each request, redirects included; X-Robots-Tag before the body;
-`per_host` requests at once; 429 and 503 pause the host for as long as it asks. Safety: only http(s); the address that
-a name resolved to is checked at every connect; size and time are capped. Proxies of the environment are not used.
+Manners: robots.txt once an origin and before each request, redirects included; its Crawl-delay and Request-rate;
+X-Robots-Tag before the body; `per_host` requests at once over all workers (host_limits.py); 429 and 503 pause the host
+for as long as it asks. Safety: only http(s); the address that a name resolved to is checked at every connect; size and
+time are capped; a network that is down ends no row (outage.py). Proxies of the environment are not used.
 """
 
 from __future__ import annotations
 
 import hashlib
-import selectors
 import time
 from collections.abc import Callable, Generator, Sequence
 
 import pycurl
 
+from pipelines.curl_loop import CurlLoop
+from pipelines.host_limits import HostLimits, LocalLimits
 from pipelines.host_queue import Host, HostQueue, Job
-from pipelines.robots import ALLOW_ALL, MAX_ROBOTS_BYTES, RobotsCache, Rules, parse_rules
+from pipelines.leases import Leases
+from pipelines.lost_names import LostNames
+from pipelines.outage import Circuit
+from pipelines.robots import MAX_ROBOTS_BYTES, RobotsCache, RobotsText, rules_of, seconds_between
 from pipelines.transfer import DEFAULT_USER_AGENT, Answer, Body, Transfer
 from pipelines.web_address import clean_url, redirect_target
 from schemas.curate_recipe import FetchRecipe
@@ -29,6 +34,12 @@ MAX_REDIRECTS = 5
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
 PATIENCE_S = 30.0  # a host that asks to wait longer is left for a later run
 NO_ROOM_WAIT_S = 0.01  # until the decoders are asked again whether there is room
+LOST_HOST = 12  # exchanges without an answer in a row, after which a host is given up for this shard
+LOST_SHARD = 500  # rows without any answer, after which the caller hears of them before the end
+MAX_OUTAGES = 3  # that a row is fetched again after
+_OF_THE_NETWORK = frozenset(
+    {DropReason.DNS_ERROR, DropReason.CONNECTION_ERROR, DropReason.TIMEOUT, DropReason.TRUNCATED_BODY}
+)
 
 Outcome = Body | SampleError
 
@@ -43,43 +54,71 @@ class Fetcher:
 
     def __init__(self, recipe: FetchRecipe) -> None:
         self._recipe = recipe
+        self._interval_s = 1 / recipe.requests_per_second_per_host if recipe.requests_per_second_per_host else 0.0
         self._user_agent = recipe.user_agent or DEFAULT_USER_AGENT
         self._robots = RobotsCache()
+        self._lost_names = LostNames()
+        self._circuit = Circuit(recipe.outage_patience_s)
         self._idle: list[Transfer] = []
-        self._active: dict[pycurl.Curl, tuple[Transfer, Job]] = {}
-        self._selector = selectors.DefaultSelector()
-        self._curl_due: float | None = None  # when curl wants to be called, time.monotonic()
-        self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch_socket)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
-        self._multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_MULTIPLEX)
-        self._multi.setopt(pycurl.M_MAXCONNECTS, 2 * recipe.concurrency)
+        self._active: dict[Transfer, Job] = {}
+        self._outcomes: list[tuple[int, Outcome]] = []
+        self._held: list[tuple[float, Job, SampleError]] = []  # failures that may turn out to be the network's
+        self._loop = CurlLoop(2 * recipe.concurrency, recipe.first_byte_timeout_s)
 
     def fetch(
-        self, requests: Sequence[tuple[int, str | None]], has_room: Callable[[], bool] = always
+        self,
+        requests: Sequence[tuple[int, str | None]],
+        has_room: Callable[[], bool] = always,
+        limits: HostLimits | None = None,
     ) -> Generator[tuple[int, Outcome], None, None]:
         """Fetch `(row, url)` pairs; yields (row, body or error) as they end, one for each.
 
         The caller owns and closes the bodies. No request starts while `has_room()` is false; those in flight go on.
+        Without `limits` this is the only process that asks. Raises NetworkDownError when the network stays down.
         """
-        self._queue = HostQueue(self._recipe.per_host)
-        self._outcomes: list[tuple[int, Outcome]] = []
+        self._begin(requests, limits or LocalLimits(self._recipe.per_host))
+        num_left = len(requests)
+        try:
+            while num_left:
+                ended = self._outcomes
+                self._outcomes = []
+                num_left -= len(ended)
+                yield from ended
+                if num_left:
+                    self._advance(has_room, num_left)
+        finally:
+            self._abandon()
+            self._leases.end()
+
+    def _begin(self, requests: Sequence[tuple[int, str | None]], limits: HostLimits) -> None:
+        self._queue = HostQueue(self._recipe.per_host, self._interval_s)
+        self._leases = Leases(limits, self._queue, self._robots if self._recipe.obey_robots_txt else None)
+        self._outcomes, self._held = [], []
         for row, text in requests:
             url = clean_url(text)
             if url is None:
                 self._outcomes.append((row, SampleError(DropReason.INVALID_URL, "not an http(s) URL")))
             else:
                 self._queue.add(Job(row, url, url, self._queue.host_of(url), self._recipe.timeout_s))
-        num_left = len(requests)
-        try:
-            while num_left:
-                ended, self._outcomes = self._outcomes, []
-                num_left -= len(ended)
-                yield from ended
-                if num_left:
-                    self._wait(self._start_jobs(has_room))
-        finally:
-            self._abandon()
+        self._leases.begin()
+        self._circuit.begin()
+        self._free_at = time.monotonic()  # when last something was done for a host that needs no slow asking
+
+    def _advance(self, has_room: Callable[[], bool], num_left: int) -> None:
+        """Start what may start, then wait for something to end."""
+        is_end = len(self._held) == num_left and not self._active
+        if is_end and not self._circuit.trip(True) and not self._circuit.is_open:
+            self._release_held()
+            return
+        if len(self._held) >= LOST_SHARD and not self._circuit.num_answers:
+            self._release_held()
+        self._circuit.trip(False)
+        has_been_room = True
+        if self._circuit.is_open:
+            self._start_probes()
+        else:
+            has_been_room = self._start_jobs(has_room)
+        self._wait(has_been_room)
 
     def _start_jobs(self, has_room: Callable[[], bool]) -> bool:
         """Start what may start; False when only room for more was missing."""
@@ -93,19 +132,29 @@ class Fetcher:
                 self._start(job)
         return True
 
+    def _start_probes(self) -> None:
+        """Ask hosts that answered before whether the network is alive."""
+        for origin in self._circuit.probes():
+            url = f"{origin}/robots.txt"
+            job = Job(-1, url, url, Host(origin, "", 1), self._recipe.connect_timeout_s, is_probe=True)
+            job.host.num_in_flight = 1
+            self._run(Transfer(self._recipe, is_probe=True), job)
+
     def _may_start(self, job: Job) -> bool:
         """Whether robots.txt lets a job go on; where that is not known yet, the job waits for it."""
-        if job.is_robots or not self._recipe.obey_robots_txt:
-            return True
         host = job.host
-        host.rules = host.rules or self._robots.get(host.origin)
-        if host.rules is None:
-            host.is_asking_rules = True
-            self._queue.put_back(job)
-            url = f"{host.origin}/robots.txt"
-            self._queue.add(Job(-1, url, url, host, self._recipe.timeout_s, is_robots=True))
+        error = host.given_up or (self._lost_names.get(host.name) if self._lost_names else None)
+        if error is None and (job.is_robots or not self._recipe.obey_robots_txt):
+            return True
+        if error is None and host.rules is None:
+            host.rules = self._robots.get(host.origin)
+            host.interval_s = max(host.interval_s, seconds_between(host.rules, self._user_agent) if host.rules else 0.0)
+        if error is not None:
+            self._end(job, error)
+        elif host.rules is None:
+            self._ask_rules(job)
             return False
-        if isinstance(host.rules, SampleError):
+        elif isinstance(host.rules, SampleError):
             self._end(job, host.rules)
         elif not host.rules.can_fetch(job.url, self._user_agent):
             self._end(job, SampleError(DropReason.ROBOTS_TXT, f"robots.txt of {host.origin} forbids it"))
@@ -114,76 +163,65 @@ class Fetcher:
         self._queue.release(host)
         return False
 
+    def _ask_rules(self, job: Job) -> None:
+        """Fetch robots.txt first; the job and all others of its host wait for it."""
+        host = job.host
+        host.is_asking_rules = True
+        self._queue.put_back(job)
+        url = f"{host.origin}/robots.txt"
+        self._queue.add(Job(-1, url, url, host, self._recipe.timeout_s, is_robots=True))
+
     def _start(self, job: Job) -> None:
-        transfer = self._idle.pop() if self._idle else Transfer(self._recipe)
-        max_bytes = MAX_ROBOTS_BYTES if job.is_robots else self._recipe.max_bytes
-        transfer.start(job.url, job.seconds_left, max_bytes, job.is_robots)
-        self._active[transfer.curl] = (transfer, job)
-        self._multi.add_handle(transfer.curl)
+        if not job.host.interval_s:
+            self._free_at = time.monotonic()
+        elif not job.is_robots:
+            self._queue.pause(job.host, job.host.interval_s)
+        self._run(self._idle.pop() if self._idle else Transfer(self._recipe), job)
 
-    def _watch_socket(self, event: int, descriptor: int, multi: object, data: object) -> None:
-        """curl says what to wait for on one of its sockets."""
-        known = descriptor in self._selector.get_map()
-        if event == pycurl.POLL_REMOVE:
-            if known:
-                self._selector.unregister(descriptor)
-            return
-        flags = 0
-        flags |= selectors.EVENT_READ if event in (pycurl.POLL_IN, pycurl.POLL_INOUT) else 0
-        flags |= selectors.EVENT_WRITE if event in (pycurl.POLL_OUT, pycurl.POLL_INOUT) else 0
-        if known:
-            self._selector.modify(descriptor, flags)
-        else:
-            self._selector.register(descriptor, flags)
-
-    def _set_timer(self, milliseconds: int) -> None:
-        self._curl_due = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
+    def _run(self, transfer: Transfer, job: Job) -> None:
+        is_text = job.is_robots or job.is_probe
+        max_bytes = MAX_ROBOTS_BYTES if is_text else self._recipe.max_bytes
+        transfer.start(job.url, job.seconds_left, max_bytes, is_text)
+        self._active[transfer] = job
+        self._loop.add(transfer)
 
     def _wait(self, has_room: bool) -> None:
-        """Sleep until a socket, curl or a sleeping job is due, and let curl work."""
-        waits = [1.0, self._queue.seconds_to_wake()]
-        waits.append(None if self._curl_due is None else max(0.0, self._curl_due - time.monotonic()))
+        """Sleep until a transfer, a sleeping job, a lease or a probe is due."""
+        waits = [1.0, self._queue.seconds_to_wake(), self._leases.tend()]
         waits.append(None if has_room else NO_ROOM_WAIT_S)
+        if self._circuit.is_open:
+            waits = [1.0, self._circuit.seconds_to_probe()]
         timeout_s = 0.0 if self._outcomes else min(wait for wait in waits if wait is not None)
-        if self._selector.get_map():
-            events = self._selector.select(timeout_s)
-        else:  # epoll without sockets would return at once on some systems
-            time.sleep(timeout_s)
-            events = []
-        for key, mask in events:
-            flags = pycurl.CSELECT_IN if mask & selectors.EVENT_READ else 0
-            flags |= pycurl.CSELECT_OUT if mask & selectors.EVENT_WRITE else 0
-            self._multi.socket_action(key.fd, flags)
-        if self._curl_due is not None and self._curl_due <= time.monotonic():
-            self._curl_due = None
-            self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
-        self._collect()
+        for transfer, code, message in self._loop.wait(timeout_s):
+            self._finish(transfer, code, message)
+        if not has_room or self._circuit.is_open:
+            self._free_at = time.monotonic()
+        elif time.monotonic() - self._free_at > self._recipe.host_patience_s:
+            self._leave_slow_hosts()
 
-    def _collect(self) -> None:
-        """Take the exchanges that have ended off the multi handle."""
-        num_left = 1
-        while num_left:
-            num_left, succeeded, failed = self._multi.info_read()
-            for curl in succeeded:
-                self._finish(curl, 0, "")
-            for curl, code, message in failed:
-                self._finish(curl, code, message)
-
-    def _finish(self, curl: pycurl.Curl, code: int, message: str) -> None:
-        self._multi.remove_handle(curl)
-        transfer, job = self._active.pop(curl)
+    def _finish(self, transfer: Transfer, code: int, message: str) -> None:
+        job = self._active.pop(transfer)
+        host = job.host
         answer = transfer.finish(code, message)
+        if job.is_probe:
+            if answer.body is not None:
+                answer.body.close()
+            if self._circuit.note_probe(not answer.is_lost):
+                self._fetch_held_again()
+            return
         job.seconds_left -= time.monotonic() - transfer.started_at
         self._idle.append(transfer)
-        host = job.host
+        self._circuit.note(host.origin, answer.is_lost)
+        host.num_lost = host.num_lost + 1 if answer.is_lost else 0
         if answer.location is not None:
             self._redirect(job, answer.location)
-        elif answer.error is not None and self._will_retry(job, answer):
-            pass
-        elif job.is_robots:
-            self._learn_rules(job.host, answer)
-        else:
-            self._end(job, answer.body or answer.error or SampleError(DropReason.NOT_AN_IMAGE, "empty body"))
+        elif answer.error is None or not self._will_retry(job, answer):
+            if answer.error is not None and answer.is_lost:
+                self._note_lost(host, answer.error)
+            if job.is_robots:
+                self._learn_rules(host, answer)
+            else:
+                self._end(job, answer.body or answer.error or SampleError(DropReason.NOT_AN_IMAGE, "empty body"))
         self._queue.release(host)
 
     def _redirect(self, job: Job, location: str) -> None:
@@ -211,46 +249,98 @@ class Fetcher:
             delay_s = max(delay_s, answer.retry_after_s)
             self._queue.pause(job.host, min(answer.retry_after_s, PATIENCE_S))
             if answer.retry_after_s > PATIENCE_S and answer.error is not None and not job.is_robots:
-                self._give_up(job.host, answer.error)
+                self._give_up(job.host, SampleError(answer.error.drop_reason, f"{answer.error}; the host asks to wait"))
         if job.num_failures > self._recipe.retries or delay_s > PATIENCE_S:
             return False
+        if answer.error is not None and answer.error.drop_reason == DropReason.DNS_ERROR:
+            self._queue.pause(job.host, delay_s)  # one look-up at a time for all its rows
+        self._start_over(job, delay_s)
+        return True
+
+    def _start_over(self, job: Job, delay_s: float = 0.0) -> None:
         job.url, job.num_redirects, job.seconds_left = job.first_url, 0, self._recipe.timeout_s
         if not job.is_robots:
             job.host = self._queue.host_of(job.url)
         self._queue.add(job, delay_s)
-        return True
+
+    def _note_lost(self, host: Host, error: SampleError) -> None:
+        """All attempts of a job failed: a name that does not resolve or a host that never answers is given up."""
+        if error.drop_reason == DropReason.DNS_ERROR:
+            self._lost_names.put(host.name, error)
+            self._give_up(host, error)
+        elif host.num_lost >= LOST_HOST:
+            text = f"{error}; {host.num_lost} requests in a row had no answer"
+            self._give_up(host, SampleError(error.drop_reason, text))
 
     def _give_up(self, host: Host, error: SampleError) -> None:
-        """End all that waits for a host which asks for more time than we have."""
+        """End all that waits for a host, and all that will come."""
+        host.given_up = error
         for job in self._queue.drain(host):
-            self._end(job, SampleError(error.drop_reason, f"{error}; the host asks to wait"))
+            self._end(job, error)
+
+    def _leave_slow_hosts(self) -> None:
+        """Nothing else is left to do: end what waits for hosts that must be asked slowly."""
+        for host in list(self._queue.hosts.values()):
+            if host.interval_s or not host.slots or host.is_rules_elsewhere:
+                for job in self._queue.drain(host):
+                    text = f"{host.origin} is asked slowly; no turn within {self._recipe.host_patience_s:g} s"
+                    self._end(job, SampleError(DropReason.HTTP_RATE_LIMITED, text))
 
     def _learn_rules(self, host: Host, answer: Answer) -> None:
         """RFC 9309: no robots.txt (4xx) allows all; one that cannot be had (5xx, no connection) forbids for now."""
-        rules: Rules = ALLOW_ALL
+        text: RobotsText = b""
         if answer.body is not None:
             with answer.body as body:
-                rules = parse_rules(body.read())
-        elif answer.error is not None and not 200 <= answer.status < 500:
-            rules = SampleError(answer.error.drop_reason, f"robots.txt of {host.origin}: {answer.error}")
+                text = body.read()
+        elif answer.error is not None and (not 200 <= answer.status < 500 or answer.is_lost):
+            text = SampleError(answer.error.drop_reason, f"robots.txt of {host.origin}: {answer.error}")
         elif answer.status == 429:
-            rules = SampleError(DropReason.HTTP_RATE_LIMITED, f"robots.txt of {host.origin}: HTTP status 429")
+            text = SampleError(DropReason.HTTP_RATE_LIMITED, f"robots.txt of {host.origin}: HTTP status 429")
+        rules = rules_of(text)
         self._robots.put(host.origin, rules)
         host.rules = rules
+        host.interval_s = max(host.interval_s, seconds_between(rules, self._user_agent))
+        if not answer.is_lost:  # which may be our network's fault
+            self._leases.share_robots(host, text)
         self._queue.rules_are_known(host)
 
     def _end(self, job: Job, outcome: Outcome) -> None:
-        if not job.is_robots:
+        if job.is_robots:
+            if isinstance(outcome, SampleError):
+                self._learn_rules(job.host, Answer(error=outcome, status=404))  # lost in redirects: there is none
+        elif isinstance(outcome, SampleError) and outcome.drop_reason in _OF_THE_NETWORK:
+            self._held.append((time.monotonic(), job, outcome))
+        else:
             self._outcomes.append((job.row, outcome))
-        elif isinstance(outcome, SampleError):
-            self._learn_rules(job.host, Answer(error=outcome, status=404))  # lost in redirects: there is none
+
+    def _release_held(self) -> None:
+        """The network works: what failed has failed."""
+        self._outcomes += [(job.row, error) for _, job, error in self._held]
+        self._held = []
+
+    def _fetch_held_again(self) -> None:
+        """The network is back: forget what it made us believe, and queue again what failed meanwhile."""
+        self._robots.forget_failures()
+        self._lost_names.clear()
+        for host in self._queue.hosts.values():
+            host.given_up, host.num_lost = None, 0
+            host.rules = None if isinstance(host.rules, SampleError) else host.rules
+        held, self._held = self._held, []
+        for failed_at, job, error in held:
+            if failed_at < self._circuit.bad_since or job.num_outages >= MAX_OUTAGES:
+                self._held.append((failed_at, job, error))
+                continue
+            job.num_outages += 1
+            job.num_failures = 0
+            self._start_over(job)
 
     def _abandon(self) -> None:
         """Stop what is still in flight: the caller went away."""
-        for curl, (transfer, _) in list(self._active.items()):
-            self._multi.remove_handle(curl)
+        for transfer, job in list(self._active.items()):
+            self._loop.remove(transfer)
             transfer.finish(pycurl.E_ABORTED_BY_CALLBACK, "")
-            self._idle.append(transfer)
+            if not job.is_probe:
+                self._idle.append(transfer)
         self._active.clear()
         for _, outcome in self._outcomes:
             if not isinstance(outcome, SampleError):

@@ -10,25 +10,33 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from pipelines.robots import Rules
-from pipelines.web_address import origin_of
+from pipelines.web_address import host_name_of, origin_of
+from schemas.errors import SampleError
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Host:
     """One origin (`https://example.org`) while its rows are fetched."""
 
     origin: str
+    name: str
+    slots: int  # requests that may be in flight
     waiting: deque[Job] = field(default_factory=deque)
     num_in_flight: int = 0
+    interval_s: float = 0.0  # between the starts of two requests
     paused_until: float = 0.0  # time.monotonic()
     rules: Rules | None = None  # None: not known yet
     is_asking_rules: bool = False
+    is_rules_elsewhere: bool = False  # another worker asks
     is_listed: bool = False  # in the queue's turn
+    is_leased: bool = False  # slots of a shared limit
+    num_lost: int = 0  # exchanges in a row that ended without an answer
+    given_up: SampleError | None = None  # why nothing more is asked of it
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Job:
-    """One row's URL on its way, or the robots.txt of a host."""
+    """One row's URL on its way, the robots.txt of a host, or a probe whether the network is alive."""
 
     row: int
     first_url: str
@@ -37,15 +45,19 @@ class Job:
     seconds_left: float  # of this attempt, over all its redirects; waiting for a turn does not count
     num_redirects: int = 0
     num_failures: int = 0
+    num_outages: int = 0  # of the network, after which it was tried again
     is_robots: bool = False
+    is_probe: bool = False
 
 
 class HostQueue:
     """Jobs waiting for their turn. Not thread-safe: it belongs to one event loop."""
 
-    def __init__(self, per_host: int) -> None:
+    def __init__(self, per_host: int, interval_s: float = 0.0) -> None:
         self._per_host = per_host
-        self._hosts: dict[str, Host] = {}
+        self._interval_s = interval_s
+        self.hosts: dict[str, Host] = {}
+        self.unleased: list[Host] = []  # new ones; emptied by who leases their slots
         self._turn: deque[Host] = deque()
         self._urgent: deque[Job] = deque()  # robots.txt: a whole host waits for it
         self._later: list[tuple[float, int, Job | Host]] = []  # heap
@@ -54,9 +66,10 @@ class HostQueue:
     def host_of(self, url: str) -> Host:
         """The host that a clean URL belongs to."""
         origin = origin_of(url)
-        host = self._hosts.get(origin)
+        host = self.hosts.get(origin)
         if host is None:
-            host = self._hosts[origin] = Host(origin)
+            host = self.hosts[origin] = Host(origin, host_name_of(origin), self._per_host, interval_s=self._interval_s)
+            self.unleased.append(host)
         return host
 
     def add(self, job: Job, delay_s: float = 0.0) -> None:
@@ -79,9 +92,9 @@ class HostQueue:
 
     def _list(self, host: Host) -> None:
         """Give a host its turn where it has work and may do it."""
-        if host.is_listed or not host.waiting or host.is_asking_rules or host.num_in_flight >= self._per_host:
+        if host.is_listed or not host.waiting or host.is_asking_rules or host.num_in_flight >= host.slots:
             return
-        if host.paused_until <= time.monotonic():
+        if not host.paused_until or host.paused_until <= time.monotonic():
             host.is_listed = True
             self._turn.append(host)
 
@@ -95,7 +108,9 @@ class HostQueue:
         while self._turn:
             host = self._turn.popleft()
             host.is_listed = False
-            if host.paused_until > time.monotonic() or host.is_asking_rules or not host.waiting:
+            if host.is_asking_rules or not host.waiting or host.num_in_flight >= host.slots:
+                continue
+            if host.paused_until and host.paused_until > time.monotonic():
                 continue
             job = host.waiting.popleft()
             host.num_in_flight += 1
@@ -110,7 +125,12 @@ class HostQueue:
 
     def rules_are_known(self, host: Host) -> None:
         """Let a host go on that waited for its robots.txt."""
-        host.is_asking_rules = False
+        host.is_asking_rules = host.is_rules_elsewhere = False
+        self._list(host)
+
+    def set_slots(self, host: Host, slots: int) -> None:
+        """Change how many requests a host may have in flight."""
+        host.slots = slots
         self._list(host)
 
     def put_back(self, job: Job) -> None:

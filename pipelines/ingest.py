@@ -9,6 +9,7 @@ a finished ingest writes nothing; files that were added to the source become a n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from pipelines.duplicate_rows import find_duplicate_rows, uids_url
@@ -18,6 +19,7 @@ from pipelines.raw_shard import ShardJob, make_shard, write_uids
 from pipelines.raw_table import ShardResult, drop_duplicate_rows, replace_table
 from pipelines.run_step import run_counted_shards, run_shards
 from pipelines.segments import Segment, cut_pieces, find_new_files, load_segments, save_segment
+from pipelines.shared_limits import shared_host_limits
 from pipelines.sources.open_source import open_source
 from pipelines.sources.source import Piece, Prepared, Source, SourceFile
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
@@ -170,7 +172,14 @@ def _run_counted(folder: str, jobs: Sequence[ShardJob], todo: Sequence[ShardJob]
     lengths = [piece.num_rows for job in todo for piece in job.pieces]
     num_rows = None if None in lengths else sum(length or 0 for length in lengths)
     metrics_url = storage.join(folder, "metrics.jsonl")
-    return run_counted_shards("ingest", make_shard, todo, len(jobs) - len(todo), num_rows, metrics_url)
+    with _host_limits(todo):
+        return run_counted_shards("ingest", make_shard, todo, len(jobs) - len(todo), num_rows, metrics_url)
+
+
+def _host_limits(jobs: Sequence[ShardJob]) -> AbstractContextManager[None]:
+    """Limits a host over all workers, where anything is fetched."""
+    is_fetching = bool(jobs) and not open_source(jobs[0].source).has_images
+    return shared_host_limits(jobs[0].ingest.fetch.per_host) if is_fetching else nullcontext()
 
 
 def _stage_again(folder: str, jobs: Sequence[ShardJob]) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import IO
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from pipelines.counters import Report
 from pipelines.duplicate_rows import save_uids
-from pipelines.fetch import Fetcher
+from pipelines.fetch_rows import fetch_rows
 from pipelines.hashes import sha256_hex
 from pipelines.image_child import SpooledImage
 from pipelines.image_decoder import image_decoder
@@ -26,18 +25,15 @@ from pipelines.raw_tar import add_sample, put_tar, scratch_file, work_folder
 from pipelines.recalled_rows import blank, is_recalled, refusal, rules_of
 from pipelines.sources.open_source import open_source
 from pipelines.sources.source import Piece, Source, SourceRow
-from pipelines.transfer import Body
 from schemas import storage
-from schemas.curate_recipe import FetchRecipe, IngestRecipe, SourceRecipe
-from schemas.drop_reason import TRANSIENT, DropReason
-from schemas.errors import SampleError, ShardError, StorageError
+from schemas.curate_recipe import IngestRecipe, SourceRecipe
+from schemas.drop_reason import DropReason
+from schemas.errors import SampleError, StorageError
 from schemas.manifest import ShardEntry, table_url
 from schemas.sample import make_uid
 from schemas.shard import ShardWriter, make_key, shard_name
 
-FEWEST_FOR_DEAD_NETWORK = 20  # fetches; fewer may well all fail on a network that works
 INSPECT_IMAGE = "pipelines.image:inspect_image"
-EARLY_DEAD_NETWORK = 500  # fetches, the first of a shard: when all failed, the others are not tried
 
 Outcomes = dict[int, SpooledImage | SampleError]
 
@@ -180,10 +176,8 @@ def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple
             requests.append((index, row.url))
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
-    network = _NetworkWatch(job.name, len(requests))
-    with closing(fetcher_of(job.ingest.fetch.model_dump_json()).fetch(requests, workers.has_room)) as answers:
+    with closing(fetch_rows(job.ingest.fetch, job.name, requests, workers.has_room)) as answers:
         for index, answer in answers:
-            network.note(answer)
             if isinstance(answer, SampleError):
                 workers.outcomes[index] = answer
             else:
@@ -191,39 +185,8 @@ def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple
     return rows, uids
 
 
-class _NetworkWatch:
-    """Tells a dead network from dead URLs: then the shard must not count as done."""
-
-    def __init__(self, name: str, num_requests: int) -> None:
-        self._name = name
-        self._num_left = num_requests
-        self._num_asked = self._num_transient = 0  # without URLs that lead nowhere by themselves
-
-    def note(self, answer: Body | SampleError) -> None:
-        """Count one answer. Raises ShardError when all of enough fetches failed for a reason that may heal."""
-        self._num_left -= 1
-        if not isinstance(answer, SampleError):
-            self._num_asked += 1
-            return
-        if answer.drop_reason != DropReason.INVALID_URL:
-            self._num_asked += 1
-            self._num_transient += answer.drop_reason in TRANSIENT
-        is_enough = self._num_left == 0 and self._num_asked >= FEWEST_FOR_DEAD_NETWORK
-        if self._num_transient == self._num_asked and (is_enough or self._num_asked >= EARLY_DEAD_NETWORK):
-            raise ShardError(
-                f"shard {self._name}: none of {self._num_asked} images could be fetched (last: {answer}); "
-                "check the network and run the same command again"
-            )
-
-
 def _repeated(job: ShardJob) -> set[int]:
     return set() if job.duplicate_rows is None else {int(row) for row in job.duplicate_rows}
-
-
-@lru_cache(maxsize=1)
-def fetcher_of(recipe_json: str) -> Fetcher:
-    """One event loop a process: its connections and robots.txt rules serve the next shard too."""
-    return Fetcher(FetchRecipe.model_validate_json(recipe_json))
 
 
 def _commit_adopted(

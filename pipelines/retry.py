@@ -17,16 +17,18 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.blur import Boxes
+from pipelines.fetch_rows import fetch_rows
 from pipelines.honour import with_offsets
 from pipelines.image_child import SpooledImage
 from pipelines.image_decoder import image_decoder
 from pipelines.image_workers import STORE_IMAGE, ImageWorkers
 from pipelines.raw_generation import AddSample, Rewrite, collect_results, finish_rewrite, rewrite_tar
-from pipelines.raw_shard import Outcomes, fetcher_of
+from pipelines.raw_shard import Outcomes
 from pipelines.raw_table import PlacedImage, dropped_values, read_result, replace_table, stored_values
 from pipelines.raw_tar import add_sample, work_folder
 from pipelines.recalled_rows import blank_rows, is_recalled, refusal, rules_of
 from pipelines.run_step import run_shards
+from pipelines.shared_limits import shared_host_limits
 from pipelines.sources.source import SourceRow, boxes_or_error
 from pipelines.step_folder import BeforeWork, missing_tables, nothing
 from schemas import storage
@@ -62,7 +64,8 @@ def retry_transient(recipe: CurateRecipe, folder: str, before_work: BeforeWork =
         rewrite = jobs[0].rewrite
         todo = set(missing_tables(rewrite.staging, [job.name for job in jobs]))
         left = [job for job in jobs if job.name in todo]
-        run_shards("retry", retry_shard, left, num_done=len(jobs) - len(left))
+        with shared_host_limits(recipe.ingest.fetch.per_host):
+            run_shards("retry", retry_shard, left, num_done=len(jobs) - len(left))
         commit_retry(jobs)
     num_came = load_manifest(folder).num_samples - manifest.num_samples
     generation = (read_head(folder) or head or {})["generation"]
@@ -92,7 +95,7 @@ def commit_retry(jobs: Sequence[RetryJob]) -> None:
 
 
 def retry_shard(job: RetryJob) -> None:
-    """Fetch the rows of one shard again and stage the shard where an image came. Raises StorageError."""
+    """Fetch the rows of one shard again and stage the shard where an image came. Raises StorageError, ShardError."""
     folder, name = job.rewrite.folder, job.name
     table = read_table(table_url(folder, name))
     try:
@@ -109,8 +112,7 @@ def _fetch(job: RetryJob, table: pa.Table, spool: IO[bytes]) -> Outcomes:
     requests = [(row, urls[row]) for row, reason in enumerate(reasons) if reason in TRANSIENT]
     boxes = _boxes(table, job.boxes_column)
     with ImageWorkers(image_decoder(), STORE_IMAGE, job.ingest.image, spool) as workers:
-        fetcher = fetcher_of(job.ingest.fetch.model_dump_json())
-        with closing(fetcher.fetch(requests, workers.has_room)) as answers:
+        with closing(fetch_rows(job.ingest.fetch, job.name, requests, workers.has_room, is_retry=True)) as answers:
             for row, answer in answers:
                 if isinstance(answer, SampleError):
                     workers.outcomes[row] = answer

@@ -19,12 +19,29 @@ FAILURE_CACHE_S = 60.0  # a site that could not be asked is asked again soon
 Rules: TypeAlias = Protego | SampleError
 """The rules of one origin, or why they could not be had: then nothing of it may be fetched for now."""
 
+RobotsText: TypeAlias = bytes | SampleError
+"""What rules are made of, small enough to be shared between workers."""
+
 _VALUED_DIRECTIVES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
 def parse_rules(body: bytes) -> Protego:
     """Rules of a robots.txt; whatever is not understood is skipped, as the RFC asks."""
     return Protego.parse(body[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace"))
+
+
+def rules_of(text: RobotsText) -> Rules:
+    """Rules from what was received, or the reason why nothing was."""
+    return text if isinstance(text, SampleError) else parse_rules(text) if text else ALLOW_ALL
+
+
+def seconds_between(rules: Rules, user_agent: str) -> float:
+    """How far apart a site wants our requests: Crawl-delay or Request-rate, the slower of the two."""
+    if rules is ALLOW_ALL or isinstance(rules, SampleError):
+        return 0.0
+    rate = rules.request_rate(user_agent)
+    of_rate = rate.seconds / rate.requests if rate is not None and rate.requests else 0.0
+    return max(rules.crawl_delay(user_agent) or 0.0, of_rate)
 
 
 ALLOW_ALL: Protego = parse_rules(b"")
@@ -51,6 +68,11 @@ class RobotsCache:
         self._entries.move_to_end(origin)
         if len(self._entries) > CACHE_ENTRIES:
             self._entries.popitem(last=False)
+
+    def forget_failures(self) -> None:
+        """Ask again where robots.txt could not be had: the network was down."""
+        for origin in [origin for origin, (_, rules) in self._entries.items() if isinstance(rules, SampleError)]:
+            del self._entries[origin]
 
 
 def refused_directive(header: str, user_agent: str, disallowed: Collection[str]) -> str | None:

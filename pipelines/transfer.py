@@ -49,17 +49,24 @@ class Answer:
     may_heal: bool = False  # another attempt may end differently
     retry_after_s: float | None = None  # what the server asked for
     status: int = 0
+    is_lost: bool = False  # no whole answer came, as when the network or the server is down
 
 
 class Transfer:
     """A curl handle with its callbacks, used for one exchange after the other."""
 
-    def __init__(self, recipe: FetchRecipe) -> None:
+    def __init__(self, recipe: FetchRecipe, is_probe: bool = False) -> None:
         self.curl = pycurl.Curl()
+        self.serial = 0  # of the exchange
+        self.timeout_s = 0.0
         self._user_agent = recipe.user_agent or DEFAULT_USER_AGENT
         self._disallowed = {directive.lower() for directive in recipe.disallowed_directives}
         self._allow_private = recipe.allow_private_addresses
         self._set_options()
+        self.curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(recipe.connect_timeout_s * 1000)))
+        if is_probe:  # look the name up and connect again, whatever is known or open
+            self.curl.setopt(pycurl.FRESH_CONNECT, 1)
+            self.curl.setopt(pycurl.DNS_CACHE_TIMEOUT, 0)
         self._forget(0, False)
 
     def _set_options(self) -> None:
@@ -88,7 +95,8 @@ class Transfer:
         self._is_robots = is_robots
         self._headers: dict[str, str] = {}
         self._directives: list[str] = []
-        self._status = 0
+        self.status = 0
+        self._has_headers = False  # all of them
         self._body: Body | None = None
         self._num_bytes = 0
         self._refusal: SampleError | None = None
@@ -102,9 +110,10 @@ class Transfer:
         A robots.txt is cut at `max_bytes` rather than refused, and carries no directives for itself.
         """
         self._forget(max_bytes, is_robots)
+        self.serial += 1
+        self.timeout_s = timeout_s
         self.curl.setopt(pycurl.URL, url)
         self.curl.setopt(pycurl.TIMEOUT_MS, max(1, int(timeout_s * 1000)))
-        self.curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(timeout_s * 1000)))
 
     def _open_socket(self, purpose: int, address: Any) -> Any:
         """Called with the address that the name resolved to, for every connection: nothing slips past it."""
@@ -118,7 +127,7 @@ class Transfer:
         if line.startswith(b"HTTP/"):
             self._headers, self._directives = {}, []
             code = line.split(None, 2)[1:2]
-            self._status = int(code[0]) if code and code[0].isdigit() else 0
+            self.status = int(code[0]) if code and code[0].isdigit() else 0
             return None
         name, separator, value = line.partition(b":")
         if separator:
@@ -127,7 +136,8 @@ class Transfer:
             if key == "x-robots-tag":
                 self._directives.append(self._headers[key])
             return None
-        if not line.strip() and self._status >= 200:
+        if not line.strip() and self.status >= 200:
+            self._has_headers = True
             return self._decide()
         return None
 
@@ -149,7 +159,7 @@ class Transfer:
         return None
 
     def _is_wanted(self) -> bool:
-        return 200 <= self._status < 300
+        return 200 <= self.status < 300
 
     def _hang_up(self) -> int:
         self._hung_up = True
@@ -172,7 +182,7 @@ class Transfer:
     def finish(self, code: int, message: str) -> Answer:
         """The answer, from curl's result code (0 is success) and its message."""
         if self._refusal is not None:
-            return self._without_body(Answer(error=self._refusal, status=self._status))
+            return self._without_body(Answer(error=self._refusal, status=self.status))
         if code != 0 and self._private_address is not None:
             error = SampleError(DropReason.PRIVATE_ADDRESS, f"leads to {self._private_address}")
             return self._without_body(Answer(error=error))
@@ -180,11 +190,14 @@ class Transfer:
             reason = _REASONS.get(code, DropReason.CONNECTION_ERROR)
             may_heal = reason in TRANSIENT and code not in _NEVER_HEAL
             error = SampleError(reason, f"{message or 'curl'} ({code})")
-            return self._without_body(Answer(error=error, may_heal=may_heal))
+            return self._without_body(Answer(error=error, may_heal=may_heal, status=self.status, is_lost=may_heal))
+        if not self._has_headers:  # the connection ended inside them, which curl takes for their end
+            error = SampleError(DropReason.TRUNCATED_BODY, "the answer ends in its headers")
+            return self._without_body(Answer(error=error, may_heal=True, status=self.status, is_lost=True))
         return self._by_status()
 
     def _by_status(self) -> Answer:
-        status, location = self._status, self._headers.get("location")
+        status, location = self.status, self._headers.get("location")
         if self._is_wanted():
             body, self._body = self._body, None
             if body is None:

@@ -43,6 +43,12 @@ def origin_of(url: str) -> str:
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
+def host_name_of(origin: str) -> str:
+    """The name or address in an origin, without its port."""
+    place = origin.partition("://")[2]
+    return place.partition("]")[0] + "]" if place.startswith("[") else place.partition(":")[0]
+
+
 def is_public(address: str) -> bool:
     """True for addresses on the open internet; not loopback, private, link-local, shared, reserved or multicast."""
     ip = ipaddress.ip_address(address.partition("%")[0])

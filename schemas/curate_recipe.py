@@ -70,8 +70,13 @@ class FetchRecipe(StrictModel):
     """How images are fetched. Never part of a hash: it changes speed and manners, not results."""
 
     concurrency: Annotated[int, Field(gt=0)] = 256  # requests in flight a worker
-    per_host: Annotated[int, Field(gt=0)] = 32  # requests in flight to one host a worker
-    timeout_s: Annotated[float, Field(gt=0)] = 10  # of the whole transfer
+    per_host: Annotated[int, Field(gt=0)] = 32  # requests in flight to one host, of all workers together
+    requests_per_second_per_host: Annotated[float, Field(gt=0)] | None = None  # of all workers together
+    timeout_s: Annotated[float, Field(gt=0)] = 10  # of the whole transfer, its redirects included
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 5  # name, connection and TLS
+    first_byte_timeout_s: Annotated[float, Field(gt=0)] = 8  # from the start of a request, connecting included
+    host_patience_s: Annotated[float, Field(ge=0)] = 60  # a shard waits so long for hosts that must be asked slowly
+    outage_patience_s: Annotated[float, Field(ge=0)] = 300  # a shard waits so long for a network that is down
     retries: Annotated[int, Field(ge=0)] = 2
     max_bytes: Annotated[int, Field(gt=0)] = 20_000_000
     obey_robots_txt: bool = True

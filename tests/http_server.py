@@ -24,7 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,14 @@ class TestServer(ThreadingHTTPServer):
 
     def __init__(self, folder: Path | None, pages: Mapping[str, bytes], port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
+        self.is_dead = False
+        self.num_deaths = 0
+        self.sockets: set[Any] = set()  # of open connections
         self.folder = folder
         self.pages = dict(pages)
         self.robots_txt: bytes | int = 404  # a body, or the status of having none
         self.requests: Counter[str] = Counter()
+        self.started_at: dict[str, float] = {}  # time.monotonic() of the last request, by path
         self.user_agents: set[str] = set()
         self.num_connections = 0
         self.num_open = self.most_open = 0  # requests being answered at once
@@ -54,12 +58,39 @@ class TestServer(ThreadingHTTPServer):
         """`http://127.0.0.1:<port>`."""
         return f"http://127.0.0.1:{self.server_port}"
 
+    def die(self) -> None:
+        """Cut all connections and refuse new ones, as a host that went down."""
+        self.is_dead = True
+        self.num_deaths += 1
+        for connection in list(self.sockets):
+            _reset(connection)
+
+    def come_back(self) -> None:
+        """Serve again."""
+        self.is_dead = False
+
     def process_request(self, request: Any, client_address: Any) -> None:
+        if self.is_dead:
+            _reset(request)
+            return
         self.num_connections += 1
+        self.sockets.add(request)
         super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self.sockets.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the tests."""
+
+
+def _reset(connection: Any) -> None:
+    """End a connection with RST; its own thread closes it where there is one."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -74,6 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.requests[self.path] += 1
+            server.started_at[self.path] = time.monotonic()
             server.user_agents.add(self.headers.get("User-Agent", ""))
             server.num_open += 1
             server.most_open = max(server.most_open, server.num_open)
