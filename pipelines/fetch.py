@@ -11,35 +11,30 @@ time are capped; a network that is down ends no row (outage.py). Proxies of the 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Generator, Sequence
 
 import pycurl
 
 from pipelines.curl_loop import CurlLoop
+from pipelines.held_failures import HeldFailures
 from pipelines.host_limits import HostLimits, LocalLimits
 from pipelines.host_queue import Host, HostQueue, Job
 from pipelines.leases import Leases
-from pipelines.lost_names import LostNames
+from pipelines.manners import Manners
 from pipelines.outage import Circuit
-from pipelines.robots import MAX_ROBOTS_BYTES, RobotsCache, RobotsText, rules_of, seconds_between
-from pipelines.transfer import DEFAULT_USER_AGENT, Answer, Body, Transfer
+from pipelines.robots import MAX_ROBOTS_BYTES
+from pipelines.transfer import Answer, Body, Transfer
 from pipelines.web_address import clean_url, redirect_target
 from schemas.curate_recipe import FetchRecipe
 from schemas.drop_reason import DropReason
 from schemas.errors import SampleError
 
 MAX_REDIRECTS = 5
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
 PATIENCE_S = 30.0  # a host that asks to wait longer is left for a later run
 NO_ROOM_WAIT_S = 0.01  # until the decoders are asked again whether there is room
 LOST_HOST = 12  # exchanges without an answer in a row, after which a host is given up for this shard
 LOST_SHARD = 500  # rows without any answer, after which the caller hears of them before the end
-MAX_OUTAGES = 3  # that a row is fetched again after
-_OF_THE_NETWORK = frozenset(
-    {DropReason.DNS_ERROR, DropReason.CONNECTION_ERROR, DropReason.TIMEOUT, DropReason.TRUNCATED_BODY}
-)
 
 Outcome = Body | SampleError
 
@@ -55,14 +50,12 @@ class Fetcher:
     def __init__(self, recipe: FetchRecipe) -> None:
         self._recipe = recipe
         self._interval_s = 1 / recipe.requests_per_second_per_host if recipe.requests_per_second_per_host else 0.0
-        self._user_agent = recipe.user_agent or DEFAULT_USER_AGENT
-        self._robots = RobotsCache()
-        self._lost_names = LostNames()
+        self._manners = Manners(recipe)
         self._circuit = Circuit(recipe.outage_patience_s)
         self._idle: list[Transfer] = []
         self._active: dict[Transfer, Job] = {}
         self._outcomes: list[tuple[int, Outcome]] = []
-        self._held: list[tuple[float, Job, SampleError]] = []  # failures that may turn out to be the network's
+        self._held = HeldFailures()
         self._loop = CurlLoop(2 * recipe.concurrency, recipe.first_byte_timeout_s)
 
     def fetch(
@@ -92,8 +85,8 @@ class Fetcher:
 
     def _begin(self, requests: Sequence[tuple[int, str | None]], limits: HostLimits) -> None:
         self._queue = HostQueue(self._recipe.per_host, self._interval_s)
-        self._leases = Leases(limits, self._queue, self._robots if self._recipe.obey_robots_txt else None)
-        self._outcomes, self._held = [], []
+        self._leases = Leases(limits, self._queue, self._manners.robots)
+        self._outcomes, self._held = [], HeldFailures()
         for row, text in requests:
             url = clean_url(text)
             if url is None:
@@ -108,17 +101,14 @@ class Fetcher:
         """Start what may start, then wait for something to end."""
         is_end = len(self._held) == num_left and not self._active
         if is_end and not self._circuit.trip(True) and not self._circuit.is_open:
-            self._release_held()
+            self._outcomes += self._held.release()  # the network works: what failed has failed
             return
-        if len(self._held) >= LOST_SHARD and not self._circuit.num_answers:
-            self._release_held()
         self._circuit.trip(False)
-        has_been_room = True
+        if len(self._held) >= LOST_SHARD and not self._circuit.num_answers and not self._circuit.is_open:
+            self._outcomes += self._held.release()
         if self._circuit.is_open:
             self._start_probes()
-        else:
-            has_been_room = self._start_jobs(has_room)
-        self._wait(has_been_room)
+        self._wait(self._circuit.is_open or self._start_jobs(has_room))
 
     def _start_jobs(self, has_room: Callable[[], bool]) -> bool:
         """Start what may start; False when only room for more was missing."""
@@ -141,26 +131,15 @@ class Fetcher:
             self._run(Transfer(self._recipe, is_probe=True), job)
 
     def _may_start(self, job: Job) -> bool:
-        """Whether robots.txt lets a job go on; where that is not known yet, the job waits for it."""
-        host = job.host
-        error = host.given_up or (self._lost_names.get(host.name) if self._lost_names else None)
-        if error is None and (job.is_robots or not self._recipe.obey_robots_txt):
-            return True
-        if error is None and host.rules is None:
-            host.rules = self._robots.get(host.origin)
-            host.interval_s = max(host.interval_s, seconds_between(host.rules, self._user_agent) if host.rules else 0.0)
-        if error is not None:
-            self._end(job, error)
-        elif host.rules is None:
+        """Whether a job goes on now; it ends where it must not, and waits where its host's robots.txt is not known."""
+        if not self._manners.knows_rules(job):
             self._ask_rules(job)
             return False
-        elif isinstance(host.rules, SampleError):
-            self._end(job, host.rules)
-        elif not host.rules.can_fetch(job.url, self._user_agent):
-            self._end(job, SampleError(DropReason.ROBOTS_TXT, f"robots.txt of {host.origin} forbids it"))
-        else:
+        refusal = self._manners.refusal(job)
+        if refusal is None:
             return True
-        self._queue.release(host)
+        self._end(job, refusal)
+        self._queue.release(job.host)
         return False
 
     def _ask_rules(self, job: Job) -> None:
@@ -206,12 +185,13 @@ class Fetcher:
         if job.is_probe:
             if answer.body is not None:
                 answer.body.close()
-            if self._circuit.note_probe(not answer.is_lost):
+            if self._circuit.note_probe(answer.status > 0 and not answer.is_lost):
                 self._fetch_held_again()
             return
         job.seconds_left -= time.monotonic() - transfer.started_at
         self._idle.append(transfer)
-        self._circuit.note(host.origin, answer.is_lost)
+        if answer.status or answer.is_lost:  # not where we refused the address ourselves
+            self._circuit.note(host.origin, answer.is_lost)
         host.num_lost = host.num_lost + 1 if answer.is_lost else 0
         if answer.location is not None:
             self._redirect(job, answer.location)
@@ -244,7 +224,7 @@ class Fetcher:
         if not answer.may_heal:
             return False
         job.num_failures += 1
-        delay_s = _backoff_s(job)
+        delay_s = job.backoff_s()
         if answer.retry_after_s is not None:
             delay_s = max(delay_s, answer.retry_after_s)
             self._queue.pause(job.host, min(answer.retry_after_s, PATIENCE_S))
@@ -266,11 +246,10 @@ class Fetcher:
     def _note_lost(self, host: Host, error: SampleError) -> None:
         """All attempts of a job failed: a name that does not resolve or a host that never answers is given up."""
         if error.drop_reason == DropReason.DNS_ERROR:
-            self._lost_names.put(host.name, error)
+            self._manners.lose_name(host, error)
             self._give_up(host, error)
         elif host.num_lost >= LOST_HOST:
-            text = f"{error}; {host.num_lost} requests in a row had no answer"
-            self._give_up(host, SampleError(error.drop_reason, text))
+            self._give_up(host, SampleError(error.drop_reason, f"{error}; {host.num_lost} in a row had no answer"))
 
     def _give_up(self, host: Host, error: SampleError) -> None:
         """End all that waits for a host, and all that will come."""
@@ -287,19 +266,7 @@ class Fetcher:
                     self._end(job, SampleError(DropReason.HTTP_RATE_LIMITED, text))
 
     def _learn_rules(self, host: Host, answer: Answer) -> None:
-        """RFC 9309: no robots.txt (4xx) allows all; one that cannot be had (5xx, no connection) forbids for now."""
-        text: RobotsText = b""
-        if answer.body is not None:
-            with answer.body as body:
-                text = body.read()
-        elif answer.error is not None and (not 200 <= answer.status < 500 or answer.is_lost):
-            text = SampleError(answer.error.drop_reason, f"robots.txt of {host.origin}: {answer.error}")
-        elif answer.status == 429:
-            text = SampleError(DropReason.HTTP_RATE_LIMITED, f"robots.txt of {host.origin}: HTTP status 429")
-        rules = rules_of(text)
-        self._robots.put(host.origin, rules)
-        host.rules = rules
-        host.interval_s = max(host.interval_s, seconds_between(rules, self._user_agent))
+        text = self._manners.learn_rules(host, answer)
         if not answer.is_lost:  # which may be our network's fault
             self._leases.share_robots(host, text)
         self._queue.rules_are_known(host)
@@ -308,30 +275,16 @@ class Fetcher:
         if job.is_robots:
             if isinstance(outcome, SampleError):
                 self._learn_rules(job.host, Answer(error=outcome, status=404))  # lost in redirects: there is none
-        elif isinstance(outcome, SampleError) and outcome.drop_reason in _OF_THE_NETWORK:
-            self._held.append((time.monotonic(), job, outcome))
-        else:
+        elif not self._held.takes(job, outcome):
             self._outcomes.append((job.row, outcome))
-
-    def _release_held(self) -> None:
-        """The network works: what failed has failed."""
-        self._outcomes += [(job.row, error) for _, job, error in self._held]
-        self._held = []
 
     def _fetch_held_again(self) -> None:
         """The network is back: forget what it made us believe, and queue again what failed meanwhile."""
-        self._robots.forget_failures()
-        self._lost_names.clear()
+        self._manners.forget_failures()
         for host in self._queue.hosts.values():
             host.given_up, host.num_lost = None, 0
             host.rules = None if isinstance(host.rules, SampleError) else host.rules
-        held, self._held = self._held, []
-        for failed_at, job, error in held:
-            if failed_at < self._circuit.bad_since or job.num_outages >= MAX_OUTAGES:
-                self._held.append((failed_at, job, error))
-                continue
-            job.num_outages += 1
-            job.num_failures = 0
+        for job in self._held.take_since(self._circuit.bad_since):
             self._start_over(job)
 
     def _abandon(self) -> None:
@@ -345,10 +298,3 @@ class Fetcher:
         for _, outcome in self._outcomes:
             if not isinstance(outcome, SampleError):
                 outcome.close()
-
-
-def _backoff_s(job: Job) -> float:
-    """Doubling waits with a jitter that is a function of the URL and the attempt."""
-    digest = hashlib.blake2b(f"{job.num_failures}\0{job.first_url}".encode(), digest_size=4).digest()
-    jitter = int.from_bytes(digest, "big") / 2**32
-    return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (job.num_failures - 1)) * (0.5 + jitter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import time
 from collections import deque
@@ -12,6 +13,8 @@ from itertools import count
 from pipelines.robots import Rules
 from pipelines.web_address import host_name_of, origin_of
 from schemas.errors import SampleError
+
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
 
 
 @dataclass(eq=False, slots=True)
@@ -48,6 +51,12 @@ class Job:
     num_outages: int = 0  # of the network, after which it was tried again
     is_robots: bool = False
     is_probe: bool = False
+
+    def backoff_s(self) -> float:
+        """Doubling waits with a jitter that is a function of the URL and the attempt."""
+        digest = hashlib.blake2b(f"{self.num_failures}\0{self.first_url}".encode(), digest_size=4).digest()
+        jitter = int.from_bytes(digest, "big") / 2**32
+        return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (self.num_failures - 1)) * (0.5 + jitter)
 
 
 class HostQueue:

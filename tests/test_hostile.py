@@ -20,9 +20,10 @@ from pipelines.sources.open_source import open_source
 from schemas.curate_recipe import CurateRecipe
 from schemas.manifest import table_url
 from schemas.sample import read_table
+from tests.hostile_http import http_cases
 from tests.hostile_images import image_cases
 from tests.hostile_rows import ALL_ROWS, write_tables
-from tests.hostile_server import Hostile, http_cases, serve_hostile
+from tests.hostile_server import Hostile, serve_hostile
 from tests.test_image import encoded, photo
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "hostile_responses.md"

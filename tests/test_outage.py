@@ -9,9 +9,11 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from pipelines.fetch_rows import fetch_rows
 from pipelines.outage import NetworkDownError
+from schemas.curate_recipe import FetchRecipe
 from schemas.drop_reason import DropReason
-from schemas.errors import SampleError
+from schemas.errors import SampleError, ShardError
 from tests.http_server import TestServer, serve
 from tests.test_fetch import BODY, fetch, fetcher, reason
 
@@ -63,6 +65,16 @@ def test_an_outage_that_stays_ends_the_shard() -> None:
         for server in running:
             server.come_back()
         assert fetch(loop, urls_of(running, 20)) == [BODY] * 20, "the next shard of the same process"
+
+
+def test_a_shard_that_meets_an_outage_is_named_in_the_error() -> None:
+    recipe = FetchRecipe(allow_private_addresses=True, per_host=4, retries=0, outage_patience_s=0.5)
+    with servers() as running:
+        die_after(running, 200, back_after_s=None)
+        requests = list(enumerate(urls_of(running, 600)))
+        with pytest.raises(ShardError, match="shard 0000/0000007: the network is down"):
+            for _, outcome in fetch_rows(recipe, "0000/0000007", requests, lambda: True):
+                assert not isinstance(outcome, SampleError), "no row ends for the network's sake"
 
 
 def test_an_outage_between_two_shards_is_found() -> None:
