@@ -17,7 +17,7 @@ from pipelines.honour import honour_tombstones
 from pipelines.raw_generation import collect_results, finish_rewrite, save_generation, shard_names_of
 from pipelines.raw_shard import ShardJob, make_shard, write_uids
 from pipelines.raw_table import ShardResult, drop_duplicate_rows, replace_table
-from pipelines.run_step import run_counted_shards, run_shards
+from pipelines.run_step import Counted, run_counted_shards, run_shards
 from pipelines.segments import Segment, cut_pieces, find_new_files, load_segments, save_segment
 from pipelines.shared_limits import shared_host_limits
 from pipelines.sources.open_source import open_source
@@ -33,6 +33,7 @@ from schemas.sample import SAMPLE, STATUS_SUCCESS, read_table
 from schemas.tombstones import tombstone_names
 
 VERSION = 1  # raised when the same source and settings give other shards
+CPUS_A_FETCHED_SHARD = 0.5  # two a core: while one waits for its last URLs, the other one decodes
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,9 @@ def _run_counted(folder: str, jobs: Sequence[ShardJob], todo: Sequence[ShardJob]
     num_rows = None if None in lengths else sum(length or 0 for length in lengths)
     metrics_url = storage.join(folder, "metrics.jsonl")
     with _host_limits(todo):
-        return run_counted_shards("ingest", make_shard, todo, len(jobs) - len(todo), num_rows, metrics_url)
+        num_cpus = 1.0 if open_source(jobs[0].source).has_images else CPUS_A_FETCHED_SHARD
+        counted = Counted(len(jobs) - len(todo), num_rows, metrics_url, num_cpus)
+        return run_counted_shards("ingest", make_shard, todo, counted)
 
 
 def _host_limits(jobs: Sequence[ShardJob]) -> AbstractContextManager[None]:

@@ -7,6 +7,7 @@ one shard never stops the others; when all have been tried, the first failure is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
@@ -47,18 +48,20 @@ def run_shards(
     return _drain(progress, items, _in_flight(num_cpus), lambda item, _: remote.remote(item))
 
 
-def run_counted_shards(
-    step: str,
-    work: Callable[[Item, Report], Result],
-    items: Sequence[Item],
-    num_done: int,
-    num_rows: int | None,
-    metrics_url: str,
-) -> list[Result]:
-    """Like `run_shards`, for work that reports what it counts; shown, written to `metrics_url`, seen by Prometheus.
+@dataclass(frozen=True)
+class Counted:
+    """What work that reports its counts needs beside its items."""
 
-    `num_rows` is how many rows all items hold, None where nobody knows.
-    """
+    num_done: int  # shards, by earlier runs
+    num_rows: int | None  # of all items; None where nobody knows
+    metrics_url: str
+    num_cpus: float = 1.0  # a shard
+
+
+def run_counted_shards(
+    step: str, work: Callable[[Item, Report], Result], items: Sequence[Item], counted: Counted
+) -> list[Result]:
+    """Like `run_shards`, for work that reports what it counts; shown, written to `metrics_url`, seen by Prometheus."""
     if not items:
         return []
     collector = ray.remote(num_cpus=0)(Collector).remote(step)
@@ -78,10 +81,13 @@ def run_counted_shards(
             return None
         return counts
 
-    remote = _as_task(run_one, 1.0)
-    progress = CountedProgress(step, num_done + len(items), num_done, Meter(num_rows, metrics_url, read_counts))
+    remote = _as_task(run_one, counted.num_cpus)
+    meter = Meter(counted.num_rows, counted.metrics_url, read_counts)
+    progress = CountedProgress(step, counted.num_done + len(items), counted.num_done, meter)
     try:
-        return _drain(progress, items, _in_flight(1.0), lambda item, index: remote.remote(item, index, collector))
+        return _drain(
+            progress, items, _in_flight(counted.num_cpus), lambda item, index: remote.remote(item, index, collector)
+        )
     finally:
         ray.kill(collector)
 

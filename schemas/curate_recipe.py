@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.recipe_io import StrictModel
+from schemas.signal_recipe import SCORE_COLUMNS, HeadSignals, Name, SignalRecipe
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -94,74 +94,42 @@ class IngestRecipe(StrictModel):
     fetch: FetchRecipe = FetchRecipe()
 
 
-class CaptionSignals(StrictModel):
-    """num_words, num_chars, language, language_score, non_word_share, junk."""
-
-    kind: Literal["captions"]
-    name: Name = "captions"
-
-
-class ClipSignals(StrictModel):
-    """Image and text features and clip_score of a Hugging Face folder, or out of fold from several."""
-
-    kind: Literal["clip"]
-    name: Name
-    model: str | None = None
-    models: list[str] | None = None  # one a fold; each scores the folds it was not trained on
-    batch_size: Annotated[int, Field(gt=0)] = 64
-
-    @model_validator(mode="after")
-    def _one_of_model_and_models(self) -> ClipSignals:
-        if (self.model is None) == (self.models is None):
-            raise ValueError("give model (one folder) or models (one folder a fold), not both")
-        if self.models is not None and len(self.models) < 2:
-            raise ValueError("models needs at least two folders, one a fold; for one use model")
-        return self
-
-
-class QualitySignals(StrictModel):
-    """sharpness, entropy, flatness of the stored image."""
-
-    kind: Literal["quality"]
-    name: Name = "quality"
-
-
-class ClassifierSignals(StrictModel):
-    """score: what a Hugging Face image classifier gives for one of its labels (NSFW, watermark), 0..1."""
-
-    kind: Literal["image_classifier"]
-    name: Name
-    model: str
-    label: str
-    batch_size: Annotated[int, Field(gt=0)] = 64
-
-
-class HeadSignals(StrictModel):
-    """score: a small network on the image features of a clip signal (aesthetics, NSFW heads)."""
-
-    kind: Literal["feature_head"]
-    name: Name
-    features: Name  # a clip signal
-    head: str  # a safetensors file
-
-
-SignalRecipe = Annotated[
-    CaptionSignals | ClipSignals | QualitySignals | ClassifierSignals | HeadSignals, Field(discriminator="kind")
-]
-SCORE_COLUMNS = {
-    "captions": ("num_words", "num_chars", "language_score", "non_word_share", "junk"),
-    "clip": ("clip_score",),
-    "quality": ("sharpness", "entropy", "flatness"),
-    "image_classifier": ("score",),
-    "feature_head": ("score",),
-}
-"""Columns of each kind of signal that a score rule may look at."""
-
-
 class PerceptualRecipe(StrictModel):
     """Near-duplicates by 64-bit pHash, each pair confirmed on a colour thumbnail."""
 
     max_distance: Annotated[int, Field(ge=0, le=11)] = 4  # bits
+    max_colour_difference: Annotated[float, Field(ge=0)] = 12.0  # mean absolute, of 255, on the thumbnail
+
+
+class SemanticRecipe(StrictModel):
+    """Images whose features agree (SemDeDup), compared inside k-means clusters."""
+
+    features: Name  # a clip signal of one model
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.95  # cosine; above it two images are duplicates
+    policy: Literal["greedy", "official", "components"] = "greedy"
+    num_clusters: Annotated[int, Field(gt=0)] | None = None  # null: one for each 1,000 images
+
+
+class PreferRecipe(StrictModel):
+    """Values of a column that are kept before others, such as licences."""
+
+    column: str  # of source.keep_columns
+    order: Annotated[list[str], Field(min_length=1)]  # the best first; all other values come after these
+
+
+class PlaceholderRecipe(StrictModel):
+    """One image under many unlike captions from many domains ("image not found"): all of its samples go."""
+
+    min_captions: Annotated[int, Field(ge=2)] = 10  # different ones, after normalisation
+    min_domains: Annotated[int, Field(ge=1)] = 5
+    max_caption_similarity: Annotated[float, Field(ge=0, le=1)] = 0.3  # mean over pairs, of their 4-grams (Jaccard)
+
+
+class DecontaminateRecipe(StrictModel):
+    """An evaluation set whose images, and what looks like them, leave the training data."""
+
+    path: str  # a raw folder, tars, or a folder of images
+    perceptual: Annotated[int, Field(ge=0, le=11)] = 6  # bits
     max_colour_difference: Annotated[float, Field(ge=0)] = 12.0  # mean absolute, of 255, on the thumbnail
 
 
@@ -172,6 +140,11 @@ class DedupeRecipe(StrictModel):
     exact: bool = True
     same_image_captions: Literal["keep_all", "keep_one"] = "keep_all"
     perceptual: PerceptualRecipe | None = PerceptualRecipe()
+    placeholders: PlaceholderRecipe | None = None
+    semantic: SemanticRecipe | None = None
+    decontaminate: list[DecontaminateRecipe] = []
+    against: list[str] = []  # earlier raw folders: what they hold is kept, and our copies of it are dropped
+    prefer: PreferRecipe | None = None  # comes before `keep`
     keep: Literal["largest", "highest_score", "smallest_uid"] = "largest"
     score_signal: Name | None = None  # for keep: highest_score
 
@@ -266,6 +239,12 @@ class CurateRecipe(StrictModel):
         for signal in self.signals:
             if isinstance(signal, HeadSignals) and kinds.get(signal.features) != "clip":
                 raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal")
+        semantic = self.dedupe.semantic
+        whole = {signal.name for signal in self.signals if signal.kind == "clip" and signal.model is not None}
+        if semantic is not None and semantic.features not in whole:
+            raise ValueError(f"dedupe.semantic.features: {semantic.features} is not a clip signal of one model")
+        if self.dedupe.prefer is not None and self.dedupe.prefer.column not in self.source.keep_columns:
+            raise ValueError(f"dedupe.prefer.column: add {self.dedupe.prefer.column} to source.keep_columns")
         needs_captions = self.select.min_words or self.select.min_chars or self.select.languages
         if needs_captions and "captions" not in kinds.values():
             raise ValueError("select: min_words, min_chars and languages need `- kind: captions` in signals")

@@ -26,11 +26,12 @@ from pipelines.signals.signal import measure_signal
 from pipelines.sources.source import Piece
 from pipelines.step_folder import nothing
 from schemas import storage
-from schemas.curate_recipe import CaptionSignals, CurateRecipe
+from schemas.curate_recipe import CurateRecipe
 from schemas.errors import InputError
 from schemas.manifest import load_manifest, table_url
 from schemas.preprocess import Preprocess
 from schemas.sample import read_table, write_table
+from schemas.signal_recipe import CaptionSignals
 from schemas.train_recipe import AugmentRecipe, DataSource
 from tests.generation_builder import (
     GONE,

@@ -256,7 +256,7 @@ def _check_resume(proxy: FaultyProxy, recipe: Path, raw: str) -> None:
     run(recipe, "--only", "ingest")
     listings = proxy.count(rf"{LIST}.*prefix=root%2Fraw%2Fmain%2F\w+%2F0000%2F(&|$)")
     assert listings == 1
-    assert proxy.count(LIST) < 20
+    assert proxy.count(LIST) < 30, "of small folders; their number does not grow with the shards"
     assert proxy.count(r"^(GET|HEAD) /ours/root/raw/main/\w+/0000/\d+\.parquet") <= 8 * 2 + 4
     assert proxy.count(r"^PUT /ours/root/raw/main/\w+/0000/\d+\.parquet") == 2
     assert load_manifest(raw).hash() == hash_before

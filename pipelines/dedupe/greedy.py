@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.dedupe.buckets import Hashes
 from pipelines.dedupe.compiled import compiled
 from pipelines.dedupe.components import Indices, connect, find, unite
-from pipelines.dedupe.perceptual import Hashes, Pairs
+from pipelines.dedupe.perceptual import Pairs
 
 Thumbnails = npt.NDArray[np.uint8]  # [images, 192]
 

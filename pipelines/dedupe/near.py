@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from pipelines.dedupe.buckets import Hashes, plan_masks
 from pipelines.dedupe.components import Indices
 from pipelines.dedupe.greedy import Block, blocks_of, candidates_of, walk
-from pipelines.dedupe.perceptual import Hashes, Pairs, Slice, cut, even_distance, join_pairs, plan_tables, search
+from pipelines.dedupe.perceptual import Pairs, Slice, cut, even_distance, join_pairs, search
 from pipelines.dedupe.slim import THUMBNAIL_BYTES, Slim, read_thumbnails
 from pipelines.run_step import run_shards
 from schemas.curate_recipe import PerceptualRecipe
@@ -20,10 +21,9 @@ from schemas.curate_recipe import PerceptualRecipe
 
 @dataclass(frozen=True)
 class RawShards:
-    """Where thumbnails are read from: a raw folder and the names of its shards, as `Slim.shard` numbers them."""
+    """Where thumbnails and captions are read from: the table of each shard, as `Slim.shard` numbers them."""
 
-    folder: str
-    names: tuple[str, ...]
+    tables: tuple[str, ...]  # URLs
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def near_duplicates(slim: Slim, images: Indices, settings: PerceptualRecipe, raw
     )
     hashes, hash_of = np.unique(slim.phash[images], return_inverse=True)
     candidates = candidates_of(hash_of, len(hashes), all_pairs(hashes, settings.max_distance))
-    thumbnails = _thumbnails(slim, images[candidates.members], raw)
+    thumbnails = thumbnails_of(slim, images[candidates.members], raw)
     places, blocks = [], []
     for inside, block_hash_of, pairs in blocks_of(candidates):
         places.append(candidates.members[inside])
@@ -65,17 +65,17 @@ def all_pairs(hashes: Hashes, max_distance: int) -> Pairs:
     radius = even_distance(hashes, max_distance)
     if radius == 0 or len(hashes) < 2:
         return join_pairs([])
-    masks = plan_tables(len(hashes), radius)
+    masks = plan_masks(len(hashes), radius)
     shared = [ray.put(hashes)]  # in a list, so that a task takes the reference and not a copy
     found = run_shards("dedupe: pairs", partial(_search, shared, masks, radius), cut(len(hashes), len(masks)))
     return join_pairs(found)
 
 
-def _search(shared: list[Any], masks: Hashes, radius: int, part: Slice) -> Pairs:
+def _search(shared: list[Any], masks: list[int], radius: int, part: Slice) -> Pairs:
     return search(ray.get(shared[0]), masks, radius, part)
 
 
-def _thumbnails(slim: Slim, samples: Indices, raw: RawShards) -> npt.NDArray[np.uint8]:
+def thumbnails_of(slim: Slim, samples: Indices, raw: RawShards) -> npt.NDArray[np.uint8]:
     """Thumbnails of some samples, in their order; each shard is read once."""
     thumbnails = np.empty((len(samples), THUMBNAIL_BYTES), np.uint8)
     if not len(samples):
@@ -83,7 +83,7 @@ def _thumbnails(slim: Slim, samples: Indices, raw: RawShards) -> npt.NDArray[np.
     order = np.lexsort((slim.row[samples], slim.shard[samples]))
     shards, starts = np.unique(slim.shard[samples][order], return_index=True)
     rows = np.split(slim.row[samples][order], starts[1:])
-    items = [(raw.names[shard], part) for shard, part in zip(shards, rows, strict=True)]
-    parts = run_shards("dedupe: thumbnails", partial(read_thumbnails, raw.folder), items)
+    items = [(raw.tables[shard], part) for shard, part in zip(shards, rows, strict=True)]
+    parts = run_shards("dedupe: thumbnails", read_thumbnails, items)
     thumbnails[order] = np.concatenate(parts)
     return thumbnails

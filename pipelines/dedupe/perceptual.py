@@ -1,32 +1,23 @@
 """All pairs of 64-bit hashes within a Hamming distance, none missed.
 
-Split the 64 bits in m blocks. Two hashes within r bits agree in at least m - r blocks, so they share a bucket in
-one of the C(m, m - r) tables whose key is a choice of m - r blocks; each pair of a bucket is verified by popcount.
-A wider key means smaller buckets and more tables: `plan_tables` weighs both by the number of hashes.
-
-A table can be cut into partitions by a hash of the key: `search` handles any slice of the work, so that the same
-code runs in one process and as one Ray task a slice.
+The tables (`buckets.plan_masks`) are cut into tasks by table and by partition of the keys: `search` handles any
+slice of the work, so that the same code runs in one process and as one Ray task a slice. A task holds the hashes of
+its partition and what it finds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
-from math import comb
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.dedupe.buckets import Hashes, is_first_table, pairs_of_table, plan_masks
 from pipelines.dedupe.compiled import compiled
 from pipelines.dedupe.components import Indices
 
-Hashes = npt.NDArray[np.uint64]
-
-NUM_BITS = 64
-ENTROPY_PER_BIT = 0.85  # hashes of photographs fill buckets less evenly than random bits (measured: FACTS)
-SORT_COST, VERIFY_COST = 60.0, 1.5  # ns a hash a table, ns a pair
-HASHES_PER_PARTITION = 8_000_000  # bounds what one task sorts
+HASHES_PER_PARTITION = 16_000_000  # bounds what one task sorts: 128 MB, and as much to move its bits
 MAX_TASKS_PER_PARTITION = 16
 
 
@@ -49,23 +40,6 @@ class Slice:
     num_partitions: int
 
 
-def plan_tables(num_hashes: int, max_distance: int) -> Hashes:
-    """The key masks of the tables that find every pair within `max_distance`, cheapest for this many hashes."""
-    if max_distance == 0:
-        return np.array([2**NUM_BITS - 1], np.uint64)
-    choices = range(max_distance + 1, min(NUM_BITS, max_distance + 8) + 1)
-    num_blocks = min(choices, key=lambda blocks: _cost(num_hashes, max_distance, blocks))
-    edges = [NUM_BITS * block // num_blocks for block in range(num_blocks + 1)]
-    blocks = [(1 << stop) - (1 << start) for start, stop in pairwise(edges)]
-    return np.array([sum(chosen) for chosen in combinations(blocks, num_blocks - max_distance)], np.uint64)
-
-
-def _cost(num_hashes: int, max_distance: int, num_blocks: int) -> float:
-    key_bits = NUM_BITS * (num_blocks - max_distance) / num_blocks * ENTROPY_PER_BIT
-    pairs = num_hashes**2 / 2 / 2**key_bits
-    return comb(num_blocks, max_distance) * (SORT_COST * num_hashes + VERIFY_COST * pairs)
-
-
 def even_distance(hashes: Hashes, max_distance: int) -> int:
     """`max_distance`, less one where it is odd and all distances are even (all hashes have the same parity)."""
     parities = np.bitwise_count(hashes) & 1
@@ -84,18 +58,21 @@ def cut(num_hashes: int, num_tables: int) -> list[Slice]:
     ]
 
 
-def search(hashes: Hashes, masks: Hashes, max_distance: int, part: Slice) -> Pairs:
-    """The pairs that this slice finds. `hashes` are unique; a pair is given by the first table that it agrees in."""
+def search(hashes: Hashes, masks: Sequence[int], max_distance: int, part: Slice) -> Pairs:
+    """The pairs that this slice finds. `hashes` are sorted and distinct; the first table of a pair tells it."""
     found = []
     for table in range(part.first_table, part.last_table):
-        keys = hashes & masks[table]
-        members = np.arange(len(hashes))
-        if part.num_partitions > 1:
-            members = np.flatnonzero(_scatter(keys) % np.uint64(part.num_partitions) == part.partition)
-            keys = keys[members]
-        order = np.argsort(keys)
-        found.append(_verify(keys[order], members[order], hashes, masks[: table + 1], max_distance))
-    return join_pairs([Pairs(left, right, distance) for left, right, distance in found])
+        values = _partition(hashes, np.uint64(masks[table]), part.partition, part.num_partitions)
+        left, right = pairs_of_table(values, masks[table], max_distance)
+        new = is_first_table(left ^ right, list(masks[:table]))
+        found.append(_as_indices(hashes, left[new], right[new]))
+    return join_pairs(found)
+
+
+def _as_indices(hashes: Hashes, left: Hashes, right: Hashes) -> Pairs:
+    low, high = np.minimum(left, right), np.maximum(left, right)
+    distance = np.bitwise_count(left ^ right).astype(np.int32)
+    return Pairs(np.searchsorted(hashes, low), np.searchsorted(hashes, high), distance)
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:
@@ -109,60 +86,26 @@ def join_pairs(parts: Sequence[Pairs]) -> Pairs:
 
 
 def find_pairs(hashes: Hashes, max_distance: int) -> Pairs:
-    """All pairs of unique hashes within `max_distance`, in this process."""
+    """All pairs of sorted, distinct hashes within `max_distance`, in this process."""
     radius = even_distance(hashes, max_distance)
     if radius == 0 or len(hashes) < 2:
         return join_pairs([])
-    masks = plan_tables(len(hashes), radius)
+    masks = plan_masks(len(hashes), radius)
     return join_pairs([search(hashes, masks, radius, part) for part in cut(len(hashes), len(masks))])
 
 
-def _scatter(keys: Hashes) -> Hashes:
-    """A mixing of the bits (splitmix64's), so that partitions of skewed keys are even."""
-    with np.errstate(over="ignore"):
-        mixed = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        return (mixed ^ (mixed >> np.uint64(27))) >> np.uint64(11)
-
-
 @compiled
-def _popcount(bits: np.uint64) -> np.int64:
-    bits = bits - ((bits >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    bits = (bits & np.uint64(0x3333333333333333)) + ((bits >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    bits = (bits + (bits >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((bits * np.uint64(0x0101010101010101)) >> np.uint64(56))
-
-
-@compiled
-def _is_first_table(difference: np.uint64, masks: Hashes) -> bool:
-    """True unless an earlier table than the last of `masks` has both hashes in one bucket."""
-    for table in range(len(masks) - 1):  # noqa: SIM110  numba compiles no all() over a generator
-        if difference & masks[table] == 0:
-            return False
-    return True
-
-
-@compiled
-def _verify(
-    keys: Hashes, members: Indices, hashes: Hashes, masks: Hashes, max_distance: int
-) -> tuple[Indices, Indices, npt.NDArray[np.int32]]:
-    """Pairs within `max_distance` inside each run of equal keys; `keys` are sorted, `members` go with them."""
-    values = hashes[members]  # in key order, so that a bucket lies together in memory
-    left, right = np.empty(1024, np.int64), np.empty(1024, np.int64)
-    distances = np.empty(1024, np.int32)
-    num_found = 0
-    start = 0
-    for here in range(len(keys)):
-        if keys[here] != keys[start]:
-            start = here
-        for there in range(start, here):
-            difference = values[here] ^ values[there]
-            distance = _popcount(difference)
-            if distance <= max_distance and _is_first_table(difference, masks):
-                if num_found == len(left):
-                    left, right = np.concatenate((left, left)), np.concatenate((right, right))
-                    distances = np.concatenate((distances, distances))
-                left[num_found] = min(members[here], members[there])
-                right[num_found] = max(members[here], members[there])
-                distances[num_found] = distance
-                num_found += 1
-    return left[:num_found], right[:num_found], distances[:num_found]
+def _partition(hashes: Hashes, mask: np.uint64, partition: int, num_partitions: int) -> Hashes:
+    """The hashes whose keys fall into one partition; keys are mixed (splitmix64), so that skewed ones are even."""
+    if num_partitions == 1:
+        return hashes
+    chosen = np.empty(len(hashes), np.uint64)
+    num_chosen = 0
+    for value in hashes:
+        mixed = value & mask
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) >> np.uint64(11)
+        if mixed % np.uint64(num_partitions) == np.uint64(partition):
+            chosen[num_chosen] = value
+            num_chosen += 1
+    return chosen[:num_chosen].copy()

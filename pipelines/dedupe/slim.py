@@ -16,12 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.curate_recipe import PreferRecipe
 from schemas.errors import InputError
 from schemas.manifest import table_url
 from schemas.sample import STATUS_SUCCESS, THUMBNAIL_SIDE, check_joined, read_table
 
 THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
-_COLUMNS = ["uid", "status", "caption", "sha256", "image_sha256", "phash", "original_width", "original_height",
+_COLUMNS = ["uid", "url", "status", "caption", "sha256", "image_sha256", "phash", "original_width", "original_height",
             "width", "height"]  # fmt: skip
 _HALF_HASH_HEX = 32  # 128 of 256 bits: one false match is expected among 1e19 images
 
@@ -34,10 +35,12 @@ class Slim:
     received: npt.NDArray[np.uint64]  # [rows, 2]: half of the sha256 of the bytes as received
     stored: npt.NDArray[np.uint64]  # [rows, 2]: half of the sha256 of the bytes as stored
     caption: npt.NDArray[np.uint64]  # hash of the normalised caption
+    domain: npt.NDArray[np.uint32]  # hash of the URL's host; 0 where there is no URL
     phash: npt.NDArray[np.uint64]
     has_phash: npt.NDArray[np.bool_]
     area: npt.NDArray[np.int64]  # px, of the image as received
     score: npt.NDArray[np.float32]  # nan where there is none
+    preference: npt.NDArray[np.int32]  # place in the preferred values; 0 is the best
     shard: npt.NDArray[np.int32]  # place in the manifest
     row: npt.NDArray[np.int32]  # in the raw table
 
@@ -47,9 +50,21 @@ class Slim:
         return len(self.row)
 
 
+def normalise_caption(caption: str) -> str:
+    """NFKC, case folded, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
+
+
+def domain_hash(url: str | None) -> int:
+    """32 bits of a URL's host, `www.` aside; 0 where there is none."""
+    host = (url or "").partition("://")[2].partition("/")[0].rpartition("@")[2].partition(":")[0]
+    host = host.lower().removeprefix("www.")
+    return int.from_bytes(hashlib.blake2b(host.encode("utf-8", "surrogatepass"), digest_size=4).digest()) if host else 0
+
+
 def caption_hash(caption: str) -> int:
     """64 bits that are equal for captions equal after NFKC, case folding and collapsing of spaces."""
-    text = " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
+    text = normalise_caption(caption)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
@@ -71,11 +86,11 @@ def uid_texts(uids: npt.NDArray[np.uint64]) -> list[str]:
     return [text[start : start + 32] for start in range(0, len(text), 32)]
 
 
-def read_slim(raw_folder: str, score_folder: str | None, item: tuple[int, str]) -> Slim:
+def read_slim(raw_folder: str, score_folder: str | None, prefer: PreferRecipe | None, item: tuple[int, str]) -> Slim:
     """The samples of one raw shard; `item` is its place in the manifest and its name."""
     place, name = item
     url = table_url(raw_folder, name)
-    raw = read_table(url, _COLUMNS)
+    raw = read_table(url, _COLUMNS + ([prefer.column] if prefer is not None else []))
     has_image = np.asarray(raw["status"].to_pylist()) == STATUS_SUCCESS
     scores = np.full(raw.num_rows, np.nan, np.float32)
     if score_folder is not None:
@@ -90,13 +105,24 @@ def read_slim(raw_folder: str, score_folder: str | None, item: tuple[int, str]) 
         received=halves(pc.coalesce(table["sha256"], table["image_sha256"], table["uid"]), url),
         stored=halves(pc.coalesce(table["image_sha256"], table["sha256"], table["uid"]), url),
         caption=np.array([caption_hash(caption or "") for caption in table["caption"].to_pylist()], np.uint64),
+        domain=np.array([domain_hash(url) for url in table["url"].to_pylist()], np.uint32),
         phash=pc.fill_null(table["phash"], 0).to_numpy(),
         has_phash=pc.is_valid(table["phash"]).to_numpy(),
         area=width.to_numpy().astype(np.int64) * height.to_numpy().astype(np.int64),
         score=scores[has_image],
+        preference=_preferences(table, prefer),
         shard=np.full(table.num_rows, place, np.int32),
         row=np.flatnonzero(has_image).astype(np.int32),
     )
+
+
+def _preferences(table: pa.Table, prefer: PreferRecipe | None) -> npt.NDArray[np.int32]:
+    """Place of each row's value in the preferred ones; their number for any other value."""
+    if prefer is None:
+        return np.zeros(table.num_rows, np.int32)
+    places = {value: place for place, value in reversed(list(enumerate(prefer.order)))}
+    values = table[prefer.column].cast(pa.string()).to_pylist()
+    return np.array([places.get(value, len(prefer.order)) for value in values], np.int32)
 
 
 def gather(parts: Sequence[Slim]) -> Slim:
@@ -108,10 +134,16 @@ def gather(parts: Sequence[Slim]) -> Slim:
     return Slim(**{name: column[order] for name, column in columns.items()})
 
 
-def read_thumbnails(raw_folder: str, item: tuple[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.uint8]:
-    """Thumbnails of some rows of one raw shard: [len(rows), 192]."""
-    name, rows = item
-    url = table_url(raw_folder, name)
+def read_captions(item: tuple[str, npt.NDArray[np.int32]]) -> list[str]:
+    """Captions of some rows of one raw table."""
+    url, rows = item
+    column = read_table(url, ["caption"])["caption"].take(pa.array(rows))
+    return [caption or "" for caption in column.to_pylist()]
+
+
+def read_thumbnails(item: tuple[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.uint8]:
+    """Thumbnails of some rows of one raw table: [len(rows), 192]."""
+    url, rows = item
     column = read_table(url, ["thumbnail"])["thumbnail"].take(pa.array(rows))
     if column.null_count:
         raise InputError(f"{url}: a sample has a phash but no thumbnail")

@@ -7,18 +7,18 @@ from pipelines.signals.clip_model import check_held_out, model_fingerprint
 from pipelines.signals.reuse import reuse_columns
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas import storage
-from schemas.curate_recipe import (
+from schemas.curate_recipe import CurateRecipe
+from schemas.errors import InputError
+from schemas.manifest import ShardEntry, load_manifest
+from schemas.recipe_io import step_hash
+from schemas.signal_recipe import (
     CaptionSignals,
     ClassifierSignals,
     ClipSignals,
-    CurateRecipe,
     HeadSignals,
     QualitySignals,
     SignalRecipe,
 )
-from schemas.errors import InputError
-from schemas.manifest import ShardEntry, load_manifest
-from schemas.recipe_io import step_hash
 
 STEP = "signals"
 _VERSIONS = {
