@@ -265,6 +265,21 @@ def build_locally(url: str) -> Iterator[str]:
         Path(scratch).unlink(missing_ok=True)
 
 
+@contextmanager
+def local_copy(url: str) -> Iterator[str]:
+    """The file on a local disk for as long as it is read: itself, or a copy. Raises InputError where there is none."""
+    if is_local(url):
+        yield local_path(url)
+        return
+    with tempfile.TemporaryDirectory(prefix="pairloom-") as folder:
+        path = os.path.join(folder, name_of(url))
+        try:
+            get_file(url, path)
+        except FileNotFoundError as error:
+            raise InputError(f"{url}: no such file") from error
+        yield path
+
+
 def remove(url: str) -> None:
     """Remove a file or a folder with all it holds; nothing happens where there is none."""
     if exists(url):

@@ -7,10 +7,7 @@ in its tar. Captions come from the .txt, else from the JSON; url, uid and keep_c
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +26,6 @@ from pipelines.sources.source import (
 )
 from schemas import storage
 from schemas.curate_recipe import SourceRecipe
-from schemas.errors import InputError
 from schemas.shard import Member, ShardReader, index_tar
 from schemas.tar_samples import TarSample, group_samples, image_of
 
@@ -61,7 +57,7 @@ class WebdatasetTars:
 
     def read_rows(self, piece: Piece) -> Iterator[SourceRow]:
         """Samples in the order in which their first member comes; a remote tar is read once, in one piece."""
-        with _local_copy(piece.path) as path:
+        with storage.local_copy(piece.path) as path:
             samples = group_samples(index_tar(path))
             reader = ShardReader(path) if samples else None
             try:
@@ -103,18 +99,3 @@ def _original_size(fields: dict[str, Any]) -> tuple[int, int] | None:
     if isinstance(width, int) and isinstance(height, int) and 0 < width < 2**31 and 0 < height < 2**31:
         return width, height
     return None
-
-
-@contextmanager
-def _local_copy(url: str) -> Iterator[str]:
-    """The tar on a local disk, for as long as it is read."""
-    if storage.is_local(url):
-        yield storage.local_path(url)
-        return
-    with tempfile.TemporaryDirectory(prefix="pairloom-") as folder:
-        path = os.path.join(folder, "shard.tar")
-        try:
-            storage.get_file(url, path)
-        except FileNotFoundError as error:
-            raise InputError(f"{url}: no such tar") from error
-        yield path

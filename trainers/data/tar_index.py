@@ -12,16 +12,14 @@ import json
 import logging
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
 from schemas import storage
-from schemas.errors import InputError, StorageError
+from schemas.errors import StorageError
 from schemas.manifest import Manifest, ShardEntry, is_complete, save_manifest, table_url
 from schemas.sample import CURATED, make_uid, write_table
 from schemas.shard import ShardReader, index_tar, shard_name
@@ -86,7 +84,7 @@ def _is_writable(folder: str) -> bool:
 def _index_tar(folder: str, index: int, url: str) -> ShardEntry:
     """Write the table of one tar."""
     name = shard_name(index)
-    with _local_copy(url) as path:
+    with storage.local_copy(url) as path:
         rows = _rows_of(path, name)
         num_bytes = os.path.getsize(path)
     write_table(table_url(folder, name), pa.Table.from_pylist(rows, schema=CURATED))
@@ -135,17 +133,3 @@ def _fields(reader: ShardReader, sample: TarSample) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}
-
-
-@contextmanager
-def _local_copy(url: str) -> Iterator[str]:
-    if storage.is_local(url):
-        yield storage.local_path(url)
-        return
-    with tempfile.TemporaryDirectory(prefix="pairloom-") as folder:
-        path = os.path.join(folder, "shard.tar")
-        try:
-            storage.get_file(url, path)
-        except FileNotFoundError as error:
-            raise InputError(f"{url}: no such tar") from error
-        yield path
