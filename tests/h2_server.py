@@ -17,6 +17,8 @@ import h2.connection
 import h2.events
 import h2.exceptions
 
+from tests.listener import Listener
+
 QUIET_S = 0.05  # requests are answered together when no other has come for so long
 
 
@@ -30,7 +32,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     return certificate, key
 
 
-class TlsServer:
+class TlsServer(Listener):
     """Counts what the tests ask about."""
 
     def __init__(self, certificate: Path, key: Path, protocol: str, body: bytes) -> None:
@@ -42,21 +44,8 @@ class TlsServer:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate, key)
         self._context.set_alpn_protocols([protocol])
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        super().__init__(socket.create_server(("127.0.0.1", 0), backlog=256))
         self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def run(self) -> None:
-        """Accept until `stop`."""
-        with suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def stop(self) -> None:
-        """End `run`."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
 
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError), self._context.wrap_socket(connection, server_side=True) as secure:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from tests.listener import Listener
+
 GOOD_HOST = "127.1.255.1"
 STEP_S = 0.2  # between the pieces of what drips
 Send = Callable[[socket.socket, str], None]  # sends an answer to the request line
@@ -95,11 +97,11 @@ def redirect(to: str, status: str = "302 Found") -> Send:
     return send
 
 
-class HostileServer:
+class HostileServer(Listener):
     """Serves all cases, each on its own address, and an image on GOOD_HOST."""
 
     def __init__(self, cases: list[Hostile], image: bytes) -> None:
-        self._listener = socket.create_server(("0.0.0.0", 0), backlog=512)
+        super().__init__(socket.create_server(("0.0.0.0", 0), backlog=512))
         self._port = self._listener.getsockname()[1]
         self._by_host = {self._host(index): case for index, case in enumerate(cases)}
         self._good = whole(image)
@@ -115,19 +117,6 @@ class HostileServer:
     def good_url(self) -> str:
         """An image without any harm."""
         return f"http://{GOOD_HOST}:{self._port}/good.jpg"
-
-    def run(self) -> None:
-        """Accept until `stop`."""
-        with suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def stop(self) -> None:
-        """End `run`."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
 
     def _serve(self, connection: socket.socket) -> None:
         case = self._by_host.get(connection.getsockname()[0])

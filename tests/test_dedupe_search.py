@@ -1,0 +1,142 @@
+"""The search for near pairs of hashes, components and the greedy walk, each against brute force."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pipelines.dedupe.buckets import HOT_BUCKET, pairs_of_table, plan_masks
+from pipelines.dedupe.components import connect
+from pipelines.dedupe.exact import first_of_equals
+from pipelines.dedupe.greedy import Block, walk
+from pipelines.dedupe.perceptual import Pairs, cut, even_distance, find_pairs, join_pairs, search
+from pipelines.dedupe.slim import caption_hash
+from tests.dedupe_builder import hashes_with_neighbours
+
+SEED = 7
+
+
+# ---- the search for pairs of hashes
+
+
+def brute_force(hashes: npt.NDArray[np.uint64], max_distance: int) -> set[tuple[int, int, int]]:
+    left, right = np.triu_indices(len(hashes), 1)
+    distance = np.bitwise_count(hashes[left] ^ hashes[right])
+    near = distance <= max_distance
+    return set(zip(left[near].tolist(), right[near].tolist(), distance[near].tolist(), strict=True))
+
+
+def as_set(pairs: Pairs) -> set[tuple[int, int, int]]:
+    return set(zip(pairs.left.tolist(), pairs.right.tolist(), pairs.distance.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["random", "skewed", "balanced"])
+@pytest.mark.parametrize("max_distance", range(12))
+def test_every_pair_within_the_radius_is_found_once(kind: str, max_distance: int) -> None:
+    hashes = hashes_with_neighbours(kind)
+    found = find_pairs(hashes, max_distance)
+    assert len(found.left) == len(as_set(found))
+    assert as_set(found) == brute_force(hashes, max_distance)
+
+
+@pytest.mark.parametrize("num_planned_for", [10, 100_000, 100_000_000])
+def test_plans_for_any_size_find_the_same_pairs(num_planned_for: int) -> None:
+    hashes = hashes_with_neighbours("random")
+    masks = plan_masks(num_planned_for, 4)
+    parts = [search(hashes, masks, 4, part) for part in cut(40_000_000, len(masks))]
+    assert len(parts) > 1
+    assert as_set(join_pairs(parts)) == brute_force(hashes, 4)
+
+
+def test_odd_radii_shrink_only_where_distances_are_even() -> None:
+    assert even_distance(hashes_with_neighbours("balanced"), 3) == 2
+    assert even_distance(hashes_with_neighbours("random"), 3) == 3
+
+
+def test_more_hashes_get_wider_keys() -> None:
+    widths = [min(mask.bit_count() for mask in plan_masks(num, 4)) for num in (10**4, 10**7, 10**9)]
+    assert widths == sorted(widths)
+    assert widths[-1] >= 24
+
+
+@pytest.mark.parametrize("max_distance", [2, 4])
+def test_hot_buckets_are_split_and_lose_nothing(max_distance: int) -> None:
+    """Hashes that differ in 24 of 64 bits only: every key over the other bits is one bucket of them all."""
+    generator = np.random.default_rng(SEED)
+    hashes = np.unique(generator.integers(0, 1 << 24, 3 * HOT_BUCKET, dtype=np.uint64) << np.uint64(20))
+    left, right = pairs_of_table(hashes, 0xFFFFF, max_distance)
+    found = set(zip(np.minimum(left, right).tolist(), np.maximum(left, right).tolist(), strict=True))
+    distance = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+    expected = np.argwhere(np.triu(distance <= max_distance, 1))
+    assert len(left) == len(found) == len(expected)
+    assert found == {(int(hashes[one]), int(hashes[other])) for one, other in expected}
+
+
+# ---- components, exact
+
+
+def test_roots_are_the_smallest_members_for_any_order_of_edges() -> None:
+    left, right = np.array([5, 3, 8, 1]), np.array([3, 9, 2, 9])
+    expected = [0, 1, 2, 1, 4, 1, 6, 7, 2, 1]
+    assert connect(10, left, right).tolist() == expected
+    assert connect(10, right[::-1].copy(), left[::-1].copy()).tolist() == expected
+
+
+def test_first_of_equals() -> None:
+    hashes = np.array([[1, 2], [0, 9], [1, 2], [1, 3], [0, 9]], np.uint64)
+    assert first_of_equals(hashes).tolist() == [0, 1, 0, 3, 1]
+
+
+def test_captions_are_compared_without_case_spaces_and_compatibility_forms() -> None:
+    assert caption_hash("A  Dog\n") == caption_hash("a dog") == caption_hash("\uff21 dog")
+    assert caption_hash("a dog") != caption_hash("a dog.")
+
+
+# ---- the greedy walk
+
+
+def walk_by_brute_force(hashes: npt.NDArray[np.uint64], thumbnails: npt.NDArray[np.uint8], radius: int) -> Any:
+    """Kept images, and components as sets, by comparing everything with everything."""
+    num = len(hashes)
+    near = np.zeros((num, num), bool)
+    for one in range(num):
+        bits = np.bitwise_count(hashes[one] ^ hashes) <= radius
+        colours = np.abs(thumbnails[one].astype(int) - thumbnails.astype(int)).sum(axis=1) <= 12 * 192
+        near[one] = bits & colours
+    kept: list[int] = []
+    for one in range(num):
+        if not any(near[one, other] for other in kept):
+            kept.append(one)
+    left, right = np.nonzero(near)
+    return kept, connect(num, left, right), near
+
+
+@pytest.mark.parametrize("radius", [0, 4, 10])
+def test_walk_equals_brute_force(radius: int) -> None:
+    generator = np.random.default_rng(SEED)
+    pool = hashes_with_neighbours("random", 60)
+    hashes = pool[generator.integers(0, len(pool), 400)]
+    colours = generator.integers(0, 4, 400) * 9  # neighbours agree, others do not
+    thumbnails = np.repeat(colours.astype(np.uint8)[:, None], 192, axis=1)
+    values, hash_of = np.unique(hashes, return_inverse=True)
+    pairs = find_pairs(values, radius)
+    walked = walk(12.0, Block(hash_of, pairs, thumbnails))
+    kept, roots, near = walk_by_brute_force(hashes, thumbnails, radius)
+    assert np.flatnonzero(walked.kept_instead < 0).tolist() == kept
+    assert walked.root.tolist() == roots.tolist()
+    for dropped in np.flatnonzero(walked.kept_instead >= 0):
+        instead = int(walked.kept_instead[dropped])
+        assert near[dropped, instead]
+        assert instead in kept
+        assert walked.distance[dropped] == np.bitwise_count(hashes[dropped] ^ hashes[instead])
+
+
+def test_a_chain_keeps_both_ends() -> None:
+    hashes = np.array([0b0000, 0b0011, 0b1111], np.uint64)  # distances 2, 2 and 4
+    values, hash_of = np.unique(hashes, return_inverse=True)
+    walked = walk(12.0, Block(hash_of, find_pairs(values, 2), np.zeros((3, 192), np.uint8)))
+    assert walked.kept_instead.tolist() == [-1, 0, -1]
+    assert walked.root.tolist() == [0, 0, 0]  # one group all the same: folds must not part them
