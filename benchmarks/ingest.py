@@ -20,20 +20,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
-from PIL import Image, ImageOps
+from image_source import serve, write_pictures, write_urls
+from process_watch import TreeWatch
 
 from cluster.ray_session import start_ray
 from pipelines.image import store_image
@@ -41,13 +38,10 @@ from pipelines.ingest import ingest
 from schemas.curate_recipe import CurateRecipe, ImageRecipe
 from schemas.manifest import load_manifest
 
-SIZES = {"640x480": (640, 480), "2MP": (1732, 1155), "tiny": (32, 32)}  # px
 CASES = {"640x480 -> 256": ("640x480", "keep_ratio"), "2 MP -> 256": ("2MP", "keep_ratio"),
          "640x480 as it is": ("640x480", "none")}  # fmt: skip
-NUM_PICTURES = 40  # different ones; every row has a URL of its own
 TARGETS = {"640x480 -> 256": 3.0, "2 MP -> 256": 4.0, "640x480 as it is": 8.0}
 PEER = "img2dataset==1.47.0"
-SAMPLE_S = 0.5
 START_ROWS = 20  # a run of so few is all start; it is taken off both programs' figures
 
 
@@ -69,121 +63,6 @@ class Measured:
             f"{self.name:<34} {self.images / self.wall_s / cores:>8.1f} {self.images / self.cpu_s:>8.1f} "
             f"{1000 * self.cpu_s / self.images:>7.2f} {self.server_cpu_s / self.wall_s:>6.0%}   {peaks}"
         )
-
-
-def make_picture(random: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Coloured noise whose spectrum falls as that of photographs."""
-    width, height = size
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
-    fall = 1 / np.maximum(frequency, 1 / max(size)) ** 1.15
-    channels = [np.fft.irfft2(np.fft.rfft2(random.normal(size=(height, width))) * fall, (height, width)) for _ in "rgb"]
-    mixed = np.stack([channels[0] + 0.3 * one for one in channels], axis=-1)
-    return Image.fromarray(np.clip(128 + 48 * (mixed - mixed.mean()) / mixed.std(), 0, 255).astype(np.uint8))
-
-
-def write_pictures(folder: Path, data: Path | None, names: Sequence[str]) -> None:
-    """One folder of JPEGs a size."""
-    random = np.random.default_rng(0)
-    found = sorted(path for path in data.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")) if data else []
-    for name in names:
-        (folder / name).mkdir(parents=True)
-        for index in range(NUM_PICTURES):
-            if found:
-                picture = ImageOps.fit(Image.open(found[index % len(found)]).convert("RGB"), SIZES[name])
-                noise = random.normal(0, 6, (SIZES[name][1], SIZES[name][0], 1))  # enlarging makes them too smooth
-                picture = Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
-            else:
-                picture = make_picture(random, SIZES[name])
-            picture.save(folder / name / f"{index:04d}.jpg", quality=90)
-
-
-@contextmanager
-def serve(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """The loopback server in a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name("image_server.py")), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            port = process.stdout.readline().strip() if process.stdout else ""
-            yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
-        finally:
-            process.kill()
-
-
-def write_urls(path: Path, base: str, rows: int, slow_every: int = 0) -> None:
-    """A table of URLs, all different."""
-    urls = [f"{base}/{index}.jpg" for index in range(rows)]
-    if slow_every:
-        for index in range(slow_every - 1, rows, slow_every):
-            server, _, rest = urls[index].removeprefix("http://").partition("/")
-            urls[index] = f"http://{server}/slow/{rest}"
-    captions = [f"picture number {index}" for index in range(rows)]
-    pq.write_table(pa.table({"url": urls, "caption": captions}), path)
-
-
-class TreeWatch(threading.Thread):
-    """Samples memory and CPU time of a process and all below it, also of those that end."""
-
-    def __init__(self, root: int, log: Path | None = None) -> None:
-        super().__init__(daemon=True)
-        self._root = psutil.Process(root)
-        self._log = log
-        self._done = threading.Event()
-        self._begun_s = self._cpu_of_all()
-        self._last_s = dict(self._begun_s)
-        self.peaks: dict[str, float] = {}
-
-    def _processes(self) -> list[psutil.Process]:
-        return [self._root, *self._root.children(recursive=True)]
-
-    def _cpu_of_all(self) -> dict[tuple[int, float], float]:
-        cpu = {}
-        for process in self._processes():
-            try:
-                times = process.cpu_times()
-                cpu[process.pid, process.create_time()] = times.user + times.system
-            except psutil.Error:
-                continue
-        return cpu
-
-    def _sample(self) -> None:
-        self._last_s.update(self._cpu_of_all())
-        now: dict[str, float] = {}
-        for process in self._processes():
-            try:
-                name, rss = kind_of(process), process.memory_info().rss / 2**20
-            except psutil.Error:
-                continue
-            now[name] = max(now.get(name, 0.0), rss)
-            self.peaks[name] = max(self.peaks.get(name, 0.0), rss)
-        if self._log is not None:
-            with self._log.open("a") as file:
-                file.write(
-                    json.dumps({"at_s": round(time.monotonic(), 1), **{k: round(v) for k, v in now.items()}}) + "\n"
-                )
-
-    def run(self) -> None:
-        """Sample until `stop`."""
-        while not self._done.wait(SAMPLE_S if self._log is None else 5.0):
-            self._sample()
-
-    def stop(self) -> float:
-        """Seconds of CPU time that the tree has used."""
-        self._done.set()
-        self.join()
-        self._sample()
-        return sum(self._last_s.values()) - sum(self._begun_s.values())
-
-
-def kind_of(process: psutil.Process) -> str:
-    """What a process of the tree is, for the table."""
-    line = " ".join(process.cmdline())
-    if "image_child" in line:
-        return "decoder"
-    if line.startswith("ray::"):
-        return "worker" if "run_one" in line else "idle worker"
-    if "raylet" in line or "gcs_server" in line or "/ray/" in line:
-        return "ray"
-    return "driver" if process.pid == os.getpid() else "process"
 
 
 def measure(
