@@ -138,7 +138,7 @@ def _has_image(folder: str, shard_name: str, row: int) -> bool:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """Every curated data set that has the sample and every step that dropped it; a selection repeats no earlier step."""
+    """Every data set that has the sample and every step that dropped it; a selection repeats no earlier step."""
     told: list[str] = []
     earlier = set()
     for key, row in found.items():
