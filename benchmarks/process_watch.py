@@ -50,9 +50,7 @@ class TreeWatch(threading.Thread):
             self.peaks[name] = max(self.peaks.get(name, 0.0), rss)
         if self._log is not None:
             with self._log.open("a") as file:
-                file.write(
-                    json.dumps({"at_s": round(time.monotonic(), 1), **{k: round(v) for k, v in now.items()}}) + "\n"
-                )
+                file.write(json.dumps({"at_s": round(time.time(), 1), **{k: round(v) for k, v in now.items()}}) + "\n")
 
     def run(self) -> None:
         """Sample until `stop`."""

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 
 from pipelines.area_resize import shrink
-from pipelines.blur import Boxes, blur_boxes
+from pipelines.blur import Boxes, as_fractions, blur_boxes
 from pipelines.hashes import hash_pixels, sha256_hex
 from pipelines.strip_metadata import strip_metadata
 from schemas.curate_recipe import ImageRecipe
@@ -95,7 +95,7 @@ def store_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> StoredIm
     decoded = _decode(data, header, recipe)
     hashes = hash_pixels(decoded.pixels, decoded.covered)
     sha256 = sha256_hex(data)
-    pixels = _resize_decoded(decoded, recipe, boxes)
+    pixels = _resize_decoded(decoded, recipe, as_fractions(boxes, decoded.width, decoded.height))
     kept = _kept_bytes(data, header, recipe) if pixels is decoded.pixels else None
     stored, mime_type = (kept, header.mime_type) if kept is not None else (None, MIME_TYPES[recipe.format])
     if stored is None:

@@ -157,6 +157,23 @@ def test_boxes_are_blurred_by_the_published_numbers() -> None:
     assert stored.phash == store_image(encoded(pixels, "PNG"), recipe()).phash
 
 
+@pytest.mark.parametrize("mode", ["keep_ratio", "none", "center_crop"])
+def test_boxes_in_pixels_are_those_of_the_image_as_received(mode: str) -> None:
+    """Of the upright image, before it is decoded at a fraction, scaled or cut."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # stored turned by a quarter
+    Image.fromarray(np.rot90(pixels)).save(buffer, "JPEG", exif=exif, quality=95)
+    settings = recipe(resize=mode, size=200, format="png")
+    fractions = store_image(buffer.getvalue(), settings, read_boxes([[0.2, 0.1, 0.4, 0.6]]))
+    in_pixels = store_image(buffer.getvalue(), settings, read_boxes([[300, 100, 600, 600]], "pixels"))
+    assert fractions.data == in_pixels.data
+    assert in_pixels.data != store_image(buffer.getvalue(), settings).data
+    for far in ([[1e5, 0, 2e5, 9]], [[0, 0, float("inf"), 1]]):
+        with pytest.raises(SampleError, match="no box of four"):
+            store_image(buffer.getvalue(), settings, read_boxes(far, "pixels"))
+
+
 @pytest.mark.parametrize("cell", ["faces", [1, 2, 3, 4], [[1, 2, 3]], [[0, 0, 40, 50]], [[0, 0, float("nan"), 1]], 7])
 def test_boxes_that_cannot_be_read_drop_the_image(cell: object) -> None:
     with pytest.raises(SampleError) as caught:

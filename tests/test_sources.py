@@ -181,6 +181,7 @@ def test_tars_are_adopted_in_place(tmp_path: Path, pages: dict[str, bytes], ray_
         ("v1.0", "dotted", None),
         ("v2.0", "dotted too", None),
         ("c", "with depth", None),
+        (None, None, "second_image"),
         (None, "a page", "not_an_image"),
         (None, "no image", "missing_image"),
         (None, None, "empty_caption"),

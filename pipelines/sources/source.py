@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipelines.blur import Boxes, read_boxes
 from schemas import storage
+from schemas.curate_recipe import DEFAULT_CAPTION_COLUMN, SourceRecipe
 from schemas.errors import InputError, SampleError
 from schemas.shard import Place
 
@@ -110,22 +111,22 @@ def own_uid(value: object) -> str | None:
     return text if text is not None and _UID.fullmatch(text) else None
 
 
-def boxes_of(row: Mapping[str, Any], column: str | None) -> Boxes:
+def boxes_of(row: Mapping[str, Any], recipe: SourceRecipe) -> Boxes:
     """Boxes to blur, as lists or as JSON text. Raises SampleError: invalid_boxes."""
-    value = row.get(column) if column is not None else None
+    value = row.get(recipe.blur_boxes_column) if recipe.blur_boxes_column is not None else None
     if isinstance(value, bytes | str):
         text = clean_text(value)
         try:
             value = json.loads(text) if text is not None else None
         except ValueError:
             value = text
-    return read_boxes(value)
+    return read_boxes(value, recipe.blur_boxes_unit)
 
 
-def boxes_or_error(row: Mapping[str, Any], column: str | None) -> tuple[Boxes, SampleError | None]:
+def boxes_or_error(row: Mapping[str, Any], recipe: SourceRecipe) -> tuple[Boxes, SampleError | None]:
     """The boxes of a row, or what is wrong with them: an image whose boxes cannot be read is dropped."""
     try:
-        return boxes_of(row, column), None
+        return boxes_of(row, recipe), None
     except SampleError as error:
         return (), error
 
@@ -162,6 +163,13 @@ def caption_of(fields: dict[str, Any], column: str) -> str | None:
         if text is not None:
             return text
     return None
+
+
+def caption_beside(text: bytes | None, fields: dict[str, Any], recipe: SourceRecipe) -> str | None:
+    """Caption of an image with .txt and .json beside it: the field that the recipe names, the .txt, another field."""
+    [column] = recipe.caption_columns
+    named = fields.get(column) if column != DEFAULT_CAPTION_COLUMN else None
+    return (caption_of({column: named}, column) if named else None) or clean_text(text) or caption_of(fields, column)
 
 
 def require_columns(required: Sequence[str], there: Sequence[str], where: str) -> None:
