@@ -30,14 +30,14 @@ from schemas.curate_recipe import CurateRecipe
 from schemas.manifest import load_manifest
 
 BODY_BYTES = 20_000_000  # the default of fetch.max_bytes
-BODY_SIDES = (6000, 4000)  # px: 24 megapixels
+BODY_SIDES = (3000, 2000)  # px
 NUM_BODIES = 4  # different ones
 NUM_LINES = 10  # of the table
 KINDS = ("driver", "worker", "decoder", "ray", "idle worker")
 
 
 def write_bodies(folder: Path) -> None:
-    """JPEGs of 24 megapixels, with a comment's worth of zeros at their end up to 20 MB."""
+    """JPEGs of 6 megapixels, with zeros behind their end up to 20 MB."""
     folder.mkdir(parents=True)
     for index in range(NUM_BODIES):
         path = folder / f"{index:04d}.jpg"

@@ -32,7 +32,7 @@ from schemas.image_decode import decode_rgb
 
 PEER = "img2dataset==1.47.0"
 SIDES = [(123, 456), (208, 495), (321, 421), (389, 535), (416, 264), (456, 123), (524, 316),  # img2dataset's tests
-         (256, 256), (300, 257), (1200, 801), (1732, 1155)]  # fmt: skip
+         (256, 256), (1200, 801)]  # fmt: skip
 MODES = ["keep_ratio", "keep_ratio_largest", "center_crop", "border", "none"]
 ENCODINGS = [("png", 95), ("jpg", 95), ("jpg", 80), ("webp", 95)]
 LIMITS = {"png": (0.05, 1), "jpg": (2.5, 40), "webp": (1.0, 20)}  # of 255: the mean and the largest of a picture
@@ -71,6 +71,7 @@ class Job:
 class Difference:
     """Of the two results of a job."""
 
+    is_kept: bool  # ingest stores the very bytes that it was given
     same_size: bool
     same_bytes: bool
     mean: float  # of 255
@@ -116,15 +117,14 @@ def compare(job: Job, given: bytes, theirs: bytes, fast_decode: bool) -> Differe
     ours = store_image(given, recipe).data
     left, right = (decode_rgb(data).astype(int) for data in (ours, theirs))
     if left.shape != right.shape:
-        return Difference(False, False, float("inf"), 255)
+        return Difference(ours == given, False, False, float("inf"), 255)
     gap = np.abs(left - right)
-    return Difference(True, ours == theirs, float(gap.mean()), int(gap.max()))
+    return Difference(ours == given, True, ours == theirs, float(gap.mean()), int(gap.max()))
 
 
-def kind_of(job: Job, given: bytes) -> str:
-    """What becomes of a picture: encoded by both, kept by both, or kept by ingest alone."""
-    recipe = ImageRecipe.model_validate({"resize": job.mode, "size": job.size, "only_if_bigger": job.only_if_bigger})
-    if store_image(given, recipe).data != given:
+def kind_of(job: Job, found: Difference) -> str:
+    """What became of a picture: encoded by both, kept by both, or kept by ingest alone."""
+    if not found.is_kept:
         return f"{job.format} {job.quality}"
     asks_for_nothing = job.mode == "none" or job.only_if_bigger  # else they encode what has the right size already
     return "kept" if job.keeps_bytes and asks_for_nothing else f"kept/{job.format} {job.quality}"
@@ -153,7 +153,7 @@ def parity(python: str, folder: Path, fast_decode: bool = False) -> list[str]:
     for number, job in enumerate(jobs):
         given = (folder / job.picture).read_bytes()
         found = compare(job, given, (folder / f"{number}.out").read_bytes(), fast_decode)
-        kind = kind_of(job, given)
+        kind = kind_of(job, found)
         wrong += [f"{job}: {text}" for text in problems(kind, job, found, fast_decode)]
         table[job.mode, kind].append(found)
     print(

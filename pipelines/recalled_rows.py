@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -42,6 +43,14 @@ class Rules:
         """Whether a row is recalled by its uid, its URL, or its host."""
         return uid in self.uids or ((bool(self.urls) or bool(self.domains)) and self._names_url(url))
 
+    @cached_property
+    def _uid_array(self) -> pa.Array:
+        return pa.array(sorted(self.uids), pa.string())
+
+    @cached_property
+    def _image_array(self) -> pa.Array:
+        return pa.array(sorted(self.images), pa.string())
+
     def _names_url(self, url: str | None) -> bool:
         cleaned = clean_url(url)
         if cleaned is None:
@@ -53,11 +62,11 @@ class Rules:
 
     def mask(self, table: pa.Table) -> Mask:
         """The rows of a raw or curated table that are named and not recalled yet."""
-        named = np.array(pc.is_in(table["uid"], pa.array(sorted(self.uids), pa.string())), bool)
+        named = np.array(pc.is_in(table["uid"], self._uid_array), bool)
         if self.urls or self.domains:
             named |= np.fromiter((self._names_url(url) for url in table["url"].to_pylist()), bool, table.num_rows)
         if self.images and "sha256" in table.column_names:
-            named |= np.array(pc.is_in(table["sha256"], pa.array(sorted(self.images), pa.string())), bool)
+            named |= np.array(pc.is_in(table["sha256"], self._image_array), bool)
         if "drop_reason" in table.column_names:
             recalled = pc.fill_null(pc.equal(table["drop_reason"], DropReason.RECALLED.value), False)
             named &= ~np.array(recalled, bool)

@@ -64,8 +64,10 @@ def stage_rows(rows: Iterator[Row], columns: Columns, where: str, target: str) -
             arrays = [pa.array([_cell(row.get(name)) for row in batch], pa.string()) for name in schema.names]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             num_rows += len(batch)
+        if seen.keys() == {ERROR_COLUMN}:
+            raise InputError(f"{where}: none of {num_rows} rows can be read; is it a table of objects with columns?")
         if num_rows:  # JSON names its columns in its rows
-            require_columns(columns.required, list(seen), where)
+            require_columns(columns.required, [name for name in seen if name != ERROR_COLUMN], where)
     return Prepared(num_rows, {name: "string" for name in columns.kept})
 
 

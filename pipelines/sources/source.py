@@ -19,7 +19,7 @@ from schemas.errors import InputError, SampleError
 from schemas.shard import Place
 
 COMPRESSIONS = ("gz", "zst")
-COLUMNS_SHOWN = 40
+COLUMNS_SHOWN, COLUMN_CHARS_SHOWN = 40, 60  # in messages
 CAPTION_NAMES = ("caption", "text", "txt", "TEXT")  # tried in a sample's JSON where the recipe's column is not there
 _UID = re.compile(r"[0-9a-f]{32}")
 
@@ -176,9 +176,10 @@ def require_columns(required: Sequence[str], there: Sequence[str], where: str) -
     """Raise InputError naming the first missing column, the columns there are and the nearest one."""
     for name in required:
         if name not in there:
-            nearest = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
+            shown = [(clean_text(one) or "")[:COLUMN_CHARS_SHOWN] for one in there[:COLUMNS_SHOWN]]
+            nearest = difflib.get_close_matches(name, shown, n=1, cutoff=0.5)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise InputError(f"{where}: no column {name}; there are {', '.join(there[:COLUMNS_SHOWN]) or 'none'}{hint}")
+            raise InputError(f"{where}: no column {name}; there are {', '.join(filter(None, shown)) or 'none'}{hint}")
 
 
 def format_of(path: str) -> str:
@@ -204,7 +205,7 @@ def list_source_files(paths: str | list[str], accepts: Callable[[str], bool], wh
     for path in [paths] if isinstance(paths, str) else paths:
         infos = storage.expand_with_info(path)
         if not infos:
-            raise InputError(f"source.path: {path}: no such file or folder")
+            raise InputError(f"source.path: {path}: no such file or folder, or an empty one")
         accepted = {
             url: info for url, info in infos.items() if accepts(url) and storage.name_of(url)[:1] not in (".", "_")
         }
