@@ -39,6 +39,12 @@ class Rules:
     domains: frozenset[str] = frozenset()
     images: frozenset[str] = frozenset()
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a raw table that `mask` looks at."""
+        of_url = ["url"] if self.urls or self.domains else []
+        return ["uid", *of_url, *(["sha256"] if self.images else []), "drop_reason"]
+
     def names(self, uid: str, url: str | None) -> bool:
         """Whether a row is recalled by its uid, its URL, or its host."""
         return uid in self.uids or ((bool(self.urls) or bool(self.domains)) and self._names_url(url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import warnings
 from collections.abc import Callable
@@ -91,6 +92,19 @@ def test_odd_modes_and_first_frames(name: str) -> None:
 def test_avif_is_stored_as_jpeg() -> None:
     stored = store_image(encoded(photo(90, 60), "AVIF"), recipe())
     assert (stored.mime_type, stored.width) == ("image/jpeg", 90)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="pillow-heif is not installed")
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_heic_is_stored_as_jpeg(orientation: int) -> None:
+    """The file's own turn counts, which libheif does; EXIF's orientation does not (ISO 23008-12), so nothing turns twice."""
+    exif, pixels, buffer = Image.Exif(), photo(90, 60), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(buffer, "HEIF", exif=exif, quality=95)
+    stored = store_image(buffer.getvalue(), recipe())
+    assert stored.mime_type == "image/jpeg"
+    assert (stored.height, stored.width) == pixels.shape[:2]
+    assert np.abs(decode_rgb(stored.data).astype(int) - pixels).mean() < 6
 
 
 @pytest.mark.parametrize("given", [(1600, 1200), (1923, 1081), (1101, 1501)])
