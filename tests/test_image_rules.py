@@ -97,7 +97,7 @@ def test_avif_is_stored_as_jpeg() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="pillow-heif is not installed")
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_heic_is_stored_as_jpeg(orientation: int) -> None:
-    """The file's own turn counts, which libheif does; EXIF's orientation does not (ISO 23008-12), so nothing turns twice."""
+    """Its own turn counts, which libheif does; EXIF's orientation does not (ISO 23008-12): nothing turns twice."""
     exif, pixels, buffer = Image.Exif(), photo(90, 60), io.BytesIO()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(buffer, "HEIF", exif=exif, quality=95)
