@@ -32,7 +32,7 @@ from schemas.image_decode import decode_rgb
 
 PEER = "img2dataset==1.47.0"
 SIDES = [(123, 456), (208, 495), (321, 421), (389, 535), (416, 264), (456, 123), (524, 316),  # img2dataset's tests
-         (256, 256), (1200, 801)]  # fmt: skip
+         (256, 256), (300, 257), (1200, 801), (1732, 1155)]  # fmt: skip
 MODES = ["keep_ratio", "keep_ratio_largest", "center_crop", "border", "none"]
 ENCODINGS = [("png", 95), ("jpg", 95), ("jpg", 80), ("webp", 95)]
 LIMITS = {"png": (0.05, 1), "jpg": (2.5, 40), "webp": (1.0, 20)}  # of 255: the mean and the largest of a picture
