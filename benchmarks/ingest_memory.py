@@ -50,7 +50,7 @@ def write_bodies(folder: Path) -> None:
 
 def run(root: Path, table: Path, resize: str, shard_rows: int) -> str:
     """The ingest step; returns its folder."""
-    fetch = {"allow_private_addresses": True, "per_host": 4096, "timeout_s": 300, "first_byte_timeout_s": 120}
+    fetch = {"allow_private_addresses": True, "per_host": 4096, "timeout_s": 3600, "first_byte_timeout_s": 3600}
     recipe = {
         "root": str(root),
         "source": {"kind": "url_table", "path": str(table)},
