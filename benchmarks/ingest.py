@@ -30,6 +30,7 @@ import psutil
 import ray
 from image_peer import PeerSetting, find_peer, parse_settings, run_peer
 from image_source import serve, write_pictures, write_urls
+from ingest_table import print_table
 from process_watch import TreeWatch
 
 from cluster.ray_session import start_ray
@@ -224,25 +225,6 @@ def _summary(
             "peer": asdict(max(peers, key=lambda run: run.images / run.wall_s)) if peers else None}  # fmt: skip
 
 
-def print_table(figures: Sequence[dict[str, Any]], cores: int) -> None:
-    """The best runs of all cases, as Markdown."""
-    print("\n| case | kernel CPU ms | pairloom img/s/core | CPU ms | img2dataset img/s/core | CPU ms | ratio wall | "
-          "ratio CPU | target | of kernel, wall | of kernel, CPU |")  # fmt: skip
-    print("| --- " * 11 + "|")
-    for one in figures:
-        kernel, ours = one["kernel_images_per_cpu_s"], one["pairloom"]
-        rate, cpu_ms = ours["images"] / ours["wall_s"] / cores, 1000 * ours["cpu_s"] / ours["images"]
-        cells = [one["case"], f"{1000 / kernel:.2f}", f"{rate:.0f}", f"{cpu_ms:.2f}"]
-        if one["peer"]:
-            peer = one["peer"]
-            peer_rate, peer_ms = peer["images"] / peer["wall_s"] / cores, 1000 * peer["cpu_s"] / peer["images"]
-            cells += [f"{peer_rate:.0f}", f"{peer_ms:.2f}", f"{rate / peer_rate:.2f}", f"{peer_ms / cpu_ms:.2f}"]
-        else:
-            cells += ["", "", "", ""]
-        target = one["target"] or "none"
-        print("| " + " | ".join([*cells, f"{target}", f"{rate / kernel:.0%}", f"{1000 / kernel / cpu_ms:.0%}"]) + " |")
-
-
 def run_long(args: argparse.Namespace, work: Path, base: str, server: psutil.Process) -> dict[str, Any]:
     """Many rows of tiny images, and what memory does meanwhile."""
     table, log = work / "urls.parquet", Path(args.log or work / "memory.jsonl")
@@ -273,7 +255,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--case", action="append", choices=list(CASES), help="all unless given")
     parser.add_argument("--data", type=Path, help="folder of photographs")
     parser.add_argument("--peer-python", help="interpreter that has img2dataset; made when missing")
-    parser.add_argument("--peer-settings", nargs="+", default=["2x8", "2x32", "2x128", "4x16"], metavar="PxT",
+    parser.add_argument("--peer-settings", nargs="+", default=["2x16", "2x64", "4x16"], metavar="PxT",
                         help="processes x threads")  # fmt: skip
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--rows", type=int, help="with --tiny: rows of the long run")
