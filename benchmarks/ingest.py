@@ -275,6 +275,7 @@ def main() -> None:
     args = parse_arguments()
     work = Path(tempfile.mkdtemp(prefix="ingest-"))
     try:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as the other program
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
         cases = args.case or list(CASES)
         write_pictures(
