@@ -33,6 +33,12 @@ CASES = {"640x480": ("640x480", "keep_ratio", 2000), "2MP": ("2MP", "keep_ratio"
 PARTS = ("_checked_header", "_decode", "_scale_whole", "hash_pixels", "sha256_hex", "encode", "store_image")
 WARM_ROWS = 50
 TURNS = 5
+SHARD_FRAMES = (
+    "make_shard (",
+    "ImageWorkers._feed (",
+    "_answer (pipelines/image_child",
+    "_serve (pipelines/image_child",
+)
 
 
 def seconds_of(process: psutil.Process) -> float:
@@ -105,10 +111,12 @@ def measure_parts(case: str, folder: Path) -> dict[str, float]:
 
 
 def print_frames(path: Path, num_shown: int = 25) -> None:
-    """The innermost Python or native frames of a raw py-spy recording; samples that only wait are left out."""
+    """The innermost frames of a raw py-spy recording, of what makes shards; samples that only wait are not in it."""
     ends: Counter[str] = Counter()
     for line in path.read_text().splitlines():
         stack, _, count = line.rpartition(" ")
+        if not any(name in stack for name in SHARD_FRAMES):
+            continue
         ends[stack.rpartition(";")[2]] += int(count)
     for frame, count in ends.most_common(num_shown):
         print(f"{count / ends.total():6.1%}  {frame}")
