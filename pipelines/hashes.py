@@ -1,4 +1,4 @@
-"""Hashes of an image: sha256 of bytes, 64-bit perceptual hash and a small colour thumbnail of pixels.
+"""Hashes of an image: sha256 of bytes; exact hash, 64-bit perceptual hash and a small colour thumbnail of pixels.
 
 The perceptual hash is `schemas.sample.PHASH_ALGORITHM`: grey, 32 x 32, DCT, top-left 8 x 8, above the median of all
 64. The cosine transform runs on integers, so that the order of a sum (BLAS, threads) can never flip a bit.
@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from pipelines.area_resize import shrink
 from schemas.image_decode import Pixels
@@ -52,6 +53,17 @@ class PixelHashes:
 def sha256_hex(data: bytes) -> str:
     """Hex sha256 of some bytes."""
     return hashlib.sha256(data).hexdigest()
+
+
+def exact_hash(pixels: Pixels, size: tuple[int, int]) -> str:
+    """32 hex: XXH3, 128 bits, of an RGB image's size (height, width; px, before any reduction) and of its pixels.
+
+    A hundredth of a decode, where sha256 takes a seventh. Nobody is kept from forging equal hashes: what is lost by
+    a forged one is the forger's own image.
+    """
+    digest = xxhash.xxh3_128(np.array(size, "<u4").tobytes())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
 
 
 def hash_pixels(pixels: Pixels, covered: tuple[float, float] | None = None) -> PixelHashes:

@@ -18,7 +18,7 @@ import simplejpeg
 
 from pipelines.area_resize import shrink
 from pipelines.blur import Boxes, blur_boxes
-from pipelines.hashes import hash_pixels, sha256_hex
+from pipelines.hashes import exact_hash, hash_pixels, sha256_hex
 from pipelines.strip_metadata import strip_metadata
 from schemas.curate_recipe import ImageRecipe
 from schemas.drop_reason import DropReason
@@ -45,6 +45,7 @@ class StoredImage:
     original_height: int
     sha256: str  # of the bytes as received
     image_sha256: str  # of the bytes as stored
+    pixel_hash: str  # of size and pixels as decoded
     phash: int
     thumbnail: bytes
 
@@ -109,6 +110,7 @@ def store_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> StoredIm
         original_height=decoded.height,
         sha256=sha256,
         image_sha256=sha256 if stored is data else sha256_hex(stored),
+        pixel_hash=exact_hash(decoded.pixels, (decoded.height, decoded.width)),
         phash=hashes.phash,
         thumbnail=hashes.thumbnail,
     )
@@ -121,8 +123,9 @@ def inspect_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> Stored
     width, height = decoded.width, decoded.height
     hashes = hash_pixels(decoded.pixels, decoded.covered)
     sha256 = sha256_hex(data)
+    exact = exact_hash(decoded.pixels, (height, width))
     return StoredImage(
-        data, header.mime_type, width, height, width, height, sha256, sha256, hashes.phash, hashes.thumbnail
+        data, header.mime_type, width, height, width, height, sha256, sha256, exact, hashes.phash, hashes.thumbnail
     )
 
 

@@ -19,7 +19,7 @@ from schemas.sample import read_table
 STEPS = ("raw", "signals", "dedupe", "balance", "selections", "curated")
 NUM_SAMPLES = 5
 NUM_THREADS = 8
-_NOT_SHOWN = {"thumbnail", "phash"}  # bytes, and a number that says nothing to people
+_NOT_SHOWN = {"thumbnail", "phash", "pixel_hash"}  # bytes, and numbers that say nothing to people
 
 
 def inspect(path: str) -> dict[str, Any]:
