@@ -38,13 +38,11 @@ from pipelines.dedupe.decide import REASONS, Known
 from pipelines.dedupe.evaluation_set import fingerprint_of, read_evaluation_set
 from pipelines.dedupe.figures import Contamination, Figures
 from pipelines.dedupe.parts import (
-    LEAST_BATCHES,
-    LEAST_ROWS,
-    ROWS_PER_BATCH,
     ROWS_PER_PART,
     Batch,
     Job,
     Tables,
+    cut_batches,
     decide_part,
     join_links,
     link_part,
@@ -110,24 +108,6 @@ def dedupe(
     target.finish(shards, counts, figures.told(settings, sets))
     storage.remove(job.tables.folder)
     return target.url
-
-
-def cut_batches(folders: Sequence[tuple[str, Manifest]], score_folder: str | None) -> list[Batch]:
-    """Shards of one folder, in order, about as many rows in each batch; the first folder is our own."""
-    num_rows = sum(manifest.num_rows for _, manifest in folders)
-    size = min(ROWS_PER_BATCH, max(LEAST_ROWS, num_rows // LEAST_BATCHES))
-    batches: list[Batch] = []
-    place = 0
-    for number, (folder, manifest) in enumerate(folders):
-        shards: list[tuple[int, str]] = []
-        rows = 0
-        for shard in manifest.shards:
-            shards.append((place, shard.name))
-            place, rows = place + 1, rows + shard.num_rows
-            if rows >= size or shard is manifest.shards[-1]:
-                batches.append(Batch(len(batches), folder, None if number else score_folder, tuple(shards)))
-                shards, rows = [], 0
-    return batches
 
 
 def _decide(job: Job, batches: Sequence[Batch]) -> tuple[Figures, int]:

@@ -27,6 +27,7 @@ from pipelines.dedupe.slim import Slim, read_slim
 from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
 from schemas import storage
 from schemas.curate_recipe import DedupeRecipe
+from schemas.manifest import Manifest
 
 ROWS_PER_PART = 1_000_000  # what one task decides about: about 1 GB
 ROWS_PER_BATCH = 250_000  # read by one task
@@ -87,6 +88,24 @@ class Job:
     plan: Plan
     tables: Tables
     known: Sequence[Any]  # a reference to `Known`; in a list, so that a task takes the reference and not a copy
+
+
+def cut_batches(folders: Sequence[tuple[str, Manifest]], score_folder: str | None) -> list[Batch]:
+    """Shards of one folder, in order, about as many rows in each batch; the first folder is our own."""
+    num_rows = sum(manifest.num_rows for _, manifest in folders)
+    size = min(ROWS_PER_BATCH, max(LEAST_ROWS, num_rows // LEAST_BATCHES))
+    batches: list[Batch] = []
+    place = 0
+    for number, (folder, manifest) in enumerate(folders):
+        shards: list[tuple[int, str]] = []
+        rows = 0
+        for shard in manifest.shards:
+            shards.append((place, shard.name))
+            place, rows = place + 1, rows + shard.num_rows
+            if rows >= size or shard is manifest.shards[-1]:
+                batches.append(Batch(len(batches), folder, None if number else score_folder, tuple(shards)))
+                shards, rows = [], 0
+    return batches
 
 
 def make_plan(num_rows: int, batches: Sequence[Batch], num_own: int, settings: DedupeRecipe) -> Plan:
