@@ -16,12 +16,12 @@ from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.kmeans import normalised
 from pipelines.dedupe.semantic import decide_cluster
 from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url
+from schemas.manifest import load_manifest, table_url
 from schemas.sample import read_table, write_table
+from tests.dedupe_builder import clip_folder, decisions_of, hashes_with_neighbours, recipe_for, uid_of
 from tests.raw_builder import Pair, build_raw, encoded, photograph, photographs
 
 SEED = 7
-from tests.dedupe_builder import decisions_of, hashes_with_neighbours, recipe_for, uid_of
 
 # ---- semantic
 
@@ -64,20 +64,6 @@ def test_semantic_policies_equal_their_definitions(policy: str) -> None:
     assert (instead[instead[dropped]] < 0).all()  # a kept one is named
     if policy == "greedy":
         assert ((features[dropped] * features[instead[dropped]]).sum(axis=1) > 0.97 - 1e-6).all()
-
-
-def clip_folder(root: Path, raw: str, feature_of: dict[str, npt.NDArray[np.float32]]) -> str:
-    """A clip signal of given features: the columns and files that `measure_signal` writes."""
-    folder, shards = str(root / "signals/tiny/0"), load_manifest(raw).shards
-    for shard in shards:
-        uids = read_table(table_url(raw, shard.name), ["uid"])["uid"].to_pylist()
-        scores = pa.array([0.3] * len(uids), pa.float32())
-        write_table(table_url(folder, shard.name), pa.table({"uid": uids, "clip_score": scores}))
-        rows = np.stack([feature_of[uid] for uid in uids]).astype(np.float16)
-        np.save(Path(folder) / f"{shard.name}.image_features.npy", rows)
-    entries = [ShardEntry(shard.name, shard.num_rows, shard.num_rows, 0) for shard in shards]
-    save_manifest(folder, Manifest("tiny", "signals", "0", [], entries))
-    return folder
 
 
 def test_semantic_duplicates_go_whatever_the_order_of_the_shards(tmp_path: Path, ray_session: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from pipelines.dedupe.buckets import HOT_BUCKET, pairs_of_table, plan_masks
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.exact import first_of_equals
 from pipelines.dedupe.greedy import Block, walk
-from pipelines.dedupe.perceptual import Pairs, cut, even_distance, find_pairs, join_pairs, search
+from pipelines.dedupe.linked import SearchPlan, forest, roots_of, search_part, write_hashes
+from pipelines.dedupe.perceptual import Pairs, as_pairs, even_distance, find_pairs
 from pipelines.dedupe.slim import caption_hash
+from pipelines.dedupe.spill import SpillTable
 from tests.dedupe_builder import hashes_with_neighbours
 
 SEED = 7
@@ -43,12 +46,18 @@ def test_every_pair_within_the_radius_is_found_once(kind: str, max_distance: int
 
 
 @pytest.mark.parametrize("num_planned_for", [10, 100_000, 100_000_000])
-def test_plans_for_any_size_find_the_same_pairs(num_planned_for: int) -> None:
+def test_a_search_in_parts_finds_the_same_pairs(tmp_path: Path, num_planned_for: int) -> None:
+    """Hashes come in several files, some of them twice; every table is cut into three partitions of its keys."""
     hashes = hashes_with_neighbours("random")
-    masks = plan_masks(num_planned_for, 4)
-    parts = [search(hashes, masks, 4, part) for part in cut(40_000_000, len(masks))]
-    assert len(parts) > 1
-    assert as_set(join_pairs(parts)) == brute_force(hashes, 4)
+    plan = SearchPlan(4, tuple(plan_masks(num_planned_for, 4)), 3)
+    table = SpillTable(str(tmp_path), 2, plan.num_tasks)
+    write_hashes(table, 0, hashes[:2000], plan)
+    write_hashes(table, 1, hashes[1000:], plan)
+    found = [search_part(table, plan, part) for part in range(plan.num_tasks)]
+    left, right = (np.concatenate(side) for side in zip(*found, strict=True))
+    pairs = as_pairs(hashes, left, right)
+    assert len(pairs.left) == len(as_set(pairs))
+    assert as_set(pairs) == brute_force(hashes, 4)
 
 
 def test_odd_radii_shrink_only_where_distances_are_even() -> None:
@@ -83,6 +92,15 @@ def test_roots_are_the_smallest_members_for_any_order_of_edges() -> None:
     expected = [0, 1, 2, 1, 4, 1, 6, 7, 2, 1]
     assert connect(10, left, right).tolist() == expected
     assert connect(10, right[::-1].copy(), left[::-1].copy()).tolist() == expected
+
+
+def test_forests_keep_together_what_their_links_do() -> None:
+    generator = np.random.default_rng(SEED)
+    left, right = generator.integers(0, 300, (2, 200), dtype=np.uint64)
+    rows = [forest(left[part::3], right[part::3]) for part in range(3)]
+    joined = forest(*(np.concatenate([part[name] for part in rows]) for name in ("node", "root")))
+    expected = connect(300, left.astype(np.int64), right.astype(np.int64))
+    assert roots_of(np.arange(300, dtype=np.uint64), joined).tolist() == expected.tolist()
 
 
 def test_first_of_equals() -> None:

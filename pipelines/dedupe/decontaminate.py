@@ -1,30 +1,24 @@
 """Which images are near an image of an evaluation set: they leave the training data with all their captions.
 
 The hashes of a set are few: they are laid in tables in memory (one block of the bits is the key of each; hashes within
-r bits agree in one of r + 1 blocks), and the data set's hashes are looked up there, part by part. What is found is
+r bits agree in one of r + 1 blocks), and the data set's hashes are looked up there. What is found is
 confirmed on the colour thumbnails. One evaluation image is named for each image dropped: the nearest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ray
 
 from pipelines.dedupe.buckets import NUM_BITS, Hashes, popcount
 from pipelines.dedupe.compiled import compiled
 from pipelines.dedupe.components import Indices
 from pipelines.dedupe.evaluation_set import EvaluationImages
-from pipelines.run_step import run_shards
 from schemas.curate_recipe import DecontaminateRecipe
 
-HASHES_PER_TASK = 10_000_000
 MAX_KEY_BITS = 16
 
 Thumbnails = npt.NDArray[np.uint8]
@@ -39,29 +33,15 @@ class Hits:
     distance: npt.NDArray[np.int32]  # bits
 
 
-def find_hits(
-    hashes: Hashes,
-    read_thumbnails: Callable[[Indices], Thumbnails],
-    images: EvaluationImages,
-    rule: DecontaminateRecipe,
-) -> Hits:
-    """The images near an image of the set; thumbnails are asked for of those whose hashes are near."""
-    starts = list(range(0, len(hashes), HASHES_PER_TASK))
-    parts = [hashes[start : start + HASHES_PER_TASK] for start in starts]
-    shared = [ray.put(np.unique(images.phash))]  # in a list, so that a task takes the reference and not a copy
-    found = run_shards("dedupe: decontaminate", partial(_near_shared, shared, rule.perceptual), parts)
-    near = np.flatnonzero(np.concatenate([np.empty(0, bool), *found]))
+def find_hits(hashes: Hashes, thumbnails: Thumbnails, images: EvaluationImages, rule: DecontaminateRecipe) -> Hits:
+    """The images near an image of the set."""
+    near = np.flatnonzero(near_any(hashes, np.unique(images.phash), rule.perceptual))
     max_sum = int(rule.max_colour_difference * images.thumbnail.shape[1])
-    thumbnails = read_thumbnails(near)
     evaluation, distance = _confirm(
-        hashes[near], thumbnails, images.phash, images.thumbnail.copy(), rule.perceptual, max_sum
+        hashes[near], thumbnails[near], images.phash, images.thumbnail, rule.perceptual, max_sum
     )
     hit = evaluation >= 0
     return Hits(near[hit], evaluation[hit], distance[hit])
-
-
-def _near_shared(shared: list[Any], radius: int, hashes: Hashes) -> npt.NDArray[np.bool_]:
-    return near_any(hashes, ray.get(shared[0]), radius)
 
 
 def near_any(hashes: Hashes, others: Hashes, radius: int) -> npt.NDArray[np.bool_]:

@@ -19,47 +19,52 @@ An *image* is all samples with the same bytes, as received or as stored.
 - `against` names earlier raw folders. Their tables are read (never their images), what they hold comes before all of
   ours in the keep order, and nothing is decided about it: the new batch is deduplicated as if appended to them.
 
-The result depends neither on the order of the shards nor on the number of workers.
+The result depends neither on the order of the shards nor on the number of workers. How the work is cut: `parts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import ray
 
-from pipelines.dedupe.decide import REASONS, Decisions, decide
-from pipelines.dedupe.evaluation_set import fingerprint_of
-from pipelines.dedupe.near import RawShards
-from pipelines.dedupe.semantic import FeatureShards
-from pipelines.dedupe.slim import Slim, gather, read_slim, uid_texts
+from pipelines.dedupe.decide import REASONS, Known
+from pipelines.dedupe.evaluation_set import fingerprint_of, read_evaluation_set
+from pipelines.dedupe.figures import Contamination, Figures
+from pipelines.dedupe.parts import (
+    ROWS_PER_PART,
+    Batch,
+    Job,
+    Tables,
+    cut_batches,
+    decide_part,
+    join_links,
+    link_part,
+    make_plan,
+    move_part,
+    read_batch,
+)
+from pipelines.dedupe.semantic_rounds import decide_semantic
+from pipelines.dedupe.slim import uid_texts
+from pipelines.dedupe.spill import Rows
 from pipelines.run_step import run_shards
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from schemas import storage
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
 from schemas.manifest import Manifest, ShardEntry, load_manifest, resolve, table_url
 from schemas.recipe_io import settings_of, step_hash
 from schemas.sample import DEDUPE, read_table, write_table
 
+logger = logging.getLogger("pairloom")
 STEP = "dedupe"
-VERSION = 2
-
-
-@dataclass(frozen=True)
-class ShardDecisions:
-    """The decisions of one raw shard, on their way to its table."""
-
-    name: str
-    rows: npt.NDArray[np.int32]
-    reason: npt.NDArray[np.int8]
-    kept_instead: npt.NDArray[np.uint64]  # uid halves
-    distance: npt.NDArray[np.int32]
-    group: npt.NDArray[np.uint64]  # uid halves
+VERSION = 3
 
 
 def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping[str, str]) -> StepFolder:
@@ -87,77 +92,84 @@ def dedupe(
         target.point_latest()
         return target.url
     before_work()
-    raw = load_manifest(raw_folder)
-    num_own = len(raw.shards)
-    slim, tables = _read(recipe, raw_folder, raw, signal_folders)
-    semantic = recipe.dedupe.semantic
-    names = tuple(shard.name for shard in raw.shards)
-    features = FeatureShards(signal_folders[semantic.features], names) if semantic is not None else None
-    decisions, figures = decide(slim, recipe.dedupe, RawShards(tables), features, num_own)
-    _write(target, raw_folder, raw, slim, decisions)
-    kept = np.bincount(slim.shard[decisions.reason == 0], minlength=num_own)[:num_own].tolist()
-    entries = [
-        ShardEntry(shard.name, shard.num_rows, num_kept, num_bytes=0)
-        for shard, num_kept in zip(raw.shards, kept, strict=True)
-    ]
-    target.finish(entries, +decisions.counts(slim.shard < num_own), figures)
+    settings, raw = recipe.dedupe, load_manifest(raw_folder)
+    folders = [(raw_folder, raw)] + [(resolve(path), load_manifest(resolve(path))) for path in settings.against]
+    score_folder = signal_folders[settings.score_signal] if settings.score_signal else None
+    batches = cut_batches(folders, score_folder)
+    own = [batch for batch in batches if batch.shards[0][0] < len(raw.shards)]
+    plan = make_plan(sum(manifest.num_samples for _, manifest in folders), batches, len(own), settings)
+    sets = [read_evaluation_set(rule.path) for rule in settings.decontaminate]
+    urls = [table_url(folder, shard.name) for folder, manifest in folders for shard in manifest.shards]
+    job = Job(settings, plan, Tables(target.url, plan), [ray.put(Known(sets, urls, len(raw.shards)))])
+    figures, num_left = _decide(job, batches)
+    if settings.semantic is not None:
+        figures.groups = decide_semantic(job, own, signal_folders[settings.semantic.features], num_left)
+    shards, counts = _write(job, own, target.url, raw)
+    target.finish(shards, counts, figures.told(settings, sets))
+    storage.remove(job.tables.folder)
     return target.url
 
 
-def _read(
-    recipe: CurateRecipe, raw_folder: str, raw: Manifest, signal_folders: Mapping[str, str]
-) -> tuple[Slim, tuple[str, ...]]:
-    """The samples of our own shards and, numbered after them, of the earlier data sets; and the table of each shard."""
-    settings = recipe.dedupe
-    score_folder = signal_folders[settings.score_signal] if settings.score_signal else None
-    names = [shard.name for shard in raw.shards]
-    tables = [table_url(raw_folder, name) for name in names]
-    read_own = partial(read_slim, raw_folder, score_folder, settings.prefer)
-    parts = run_shards("dedupe: read", read_own, list(enumerate(names)))
-    for path in settings.against:
-        folder = resolve(path)
-        names = [shard.name for shard in load_manifest(folder).shards]
-        items = list(enumerate(names, start=len(tables)))
-        parts += run_shards("dedupe: read earlier", partial(read_slim, folder, None, None), items)
-        tables += [table_url(folder, name) for name in names]
-    return gather(parts), tuple(tables)
+def _decide(job: Job, batches: Sequence[Batch]) -> tuple[Figures, int]:
+    """All decisions but the semantic ones; returns what the manifest tells, and how many images are left."""
+    num_parts, num_searches = job.plan.num_parts, job.plan.search.num_tasks
+    run_shards("dedupe: read", partial(read_batch, job), batches)
+    if num_parts > 1:
+        run_shards("dedupe: link", partial(link_part, job), range(num_searches + num_parts))
+        (largest,) = run_shards("dedupe: join", partial(join_links, job), [0])
+        if largest > ROWS_PER_PART:
+            logger.warning("dedupe: one task decides about %d hashes that are linked; give it more memory", largest)
+        run_shards("dedupe: move", partial(move_part, job), range(num_parts))
+    figures, num_left = Figures([Contamination() for _ in job.settings.decontaminate]), 0
+    for of_part, left in run_shards("dedupe: decide", partial(decide_part, job), range(num_parts)):
+        figures, num_left = figures + of_part, num_left + left
+    return figures, num_left
 
 
-def _write(target: StepFolder, raw_folder: str, raw: Manifest, slim: Slim, decisions: Decisions) -> None:
-    """Write the table of every shard that has none yet, one Ray task a shard."""
-    todo = set(missing_tables(target.url, [shard.name for shard in raw.shards]))
-    order = np.lexsort((slim.row, slim.shard))
-    edges = np.searchsorted(slim.shard[order], np.arange(len(raw.shards) + 1))
-    items = []
-    for place, shard in enumerate(raw.shards):
-        if shard.name in todo:
-            mine = order[edges[place] : edges[place + 1]]
-            items.append(
-                ShardDecisions(
-                    shard.name,
-                    slim.row[mine],
-                    decisions.reason[mine],
-                    slim.uid[decisions.kept_instead[mine]],
-                    decisions.distance[mine],
-                    slim.uid[decisions.group[mine]],
-                )
-            )
-    run_shards("dedupe: write", partial(write_shard, raw_folder, target.url), items, len(raw.shards) - len(items))
+def _write(job: Job, batches: Sequence[Batch], folder: str, raw: Manifest) -> tuple[list[ShardEntry], Counter[str]]:
+    """Write the table of every shard that has none yet; returns the manifest's entries and counts of drop reasons."""
+    counts = np.zeros(len(REASONS), np.int64)
+    kept: list[int] = []
+    for of_batch in run_shards("dedupe: write", partial(write_batch, job, folder), batches):
+        counts += of_batch.sum(axis=0)
+        kept += of_batch[:, 0].tolist()
+    shards = [
+        ShardEntry(shard.name, shard.num_rows, num_kept, num_bytes=0)
+        for shard, num_kept in zip(raw.shards, kept, strict=True)
+    ]
+    named = {reason.value: int(counts[code]) for code, reason in enumerate(REASONS) if reason and counts[code]}
+    return shards, Counter(named)
 
 
-def write_shard(raw_folder: str, folder: str, shard: ShardDecisions) -> None:
+def write_batch(job: Job, folder: str, batch: Batch) -> np.typing.NDArray[np.int64]:
+    """Write the shards of one batch; returns how often each reason was given: [shards, reasons]."""
+    decisions = job.tables.decisions.read(batch.index)
+    decisions = decisions[np.lexsort((decisions["row"], decisions["shard"]))]
+    missing = set(missing_tables(folder, [name for _, name in batch.shards]))
+    edges = np.searchsorted(decisions["shard"], [place for place, _ in batch.shards] + [batch.shards[-1][0] + 1])
+    counts = np.zeros((len(batch.shards), len(REASONS)), np.int64)
+    for number, (_, name) in enumerate(batch.shards):
+        mine = decisions[edges[number] : edges[number + 1]]
+        counts[number] = np.bincount(mine["reason"], minlength=len(REASONS))
+        if name in missing:
+            write_shard(batch.raw_folder, folder, name, mine)
+    return counts
+
+
+def write_shard(raw_folder: str, folder: str, name: str, decisions: Rows) -> None:
     """Write the decisions of one raw shard; rows without an image are null."""
-    uids = read_table(table_url(raw_folder, shard.name), ["uid"])["uid"]
-    columns: dict[str, list[Any]] = {name: [None] * len(uids) for name in DEDUPE.names}
+    uids = read_table(table_url(raw_folder, name), ["uid"])["uid"]
+    columns: dict[str, list[Any]] = {column: [None] * len(uids) for column in DEDUPE.names}
     columns["uid"] = uids.to_pylist()
-    kept_instead, groups = uid_texts(shard.kept_instead), uid_texts(shard.group)
-    for place, row in enumerate(shard.rows.tolist()):
+    kept_instead, groups = uid_texts(decisions["kept_instead"]), uid_texts(decisions["group"])
+    reasons, distances = decisions["reason"].tolist(), decisions["distance"].tolist()
+    for place, row in enumerate(decisions["row"].tolist()):
         columns["duplicate_group"][row] = groups[place]
-        reason = REASONS[shard.reason[place]]
+        reason = REASONS[reasons[place]]
         if reason is not None:
             columns["drop_reason"][row] = reason.value
             if reason not in (DropReason.CONTAMINATED, DropReason.PLACEHOLDER):  # nothing is kept instead
                 columns["duplicate_of"][row] = kept_instead[place]
             if reason is not DropReason.SEMANTIC_DUPLICATE:  # which has a cosine, no bits
-                columns["distance"][row] = int(shard.distance[place])
-    write_table(table_url(folder, shard.name), pa.table(columns, schema=DEDUPE))
+                columns["distance"][row] = distances[place]
+    write_table(table_url(folder, name), pa.table(columns, schema=DEDUPE))

@@ -24,7 +24,7 @@ from pipelines.dedupe.perceptual import Pairs
 Thumbnails = npt.NDArray[np.uint8]  # [images, 192]
 
 FLAT_RANGE = 8  # of 255; a thumbnail that varies less in every channel shows one colour
-IMAGES_PER_BLOCK = 100_000  # what one task walks, unless one component is larger
+IMAGES_PER_BLOCK = 100_000  # walked at once, unless one component is larger
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Block:
-    """What one task walks: images in keep order, and which of their hashes are near each other."""
+    """What is walked at once: images in keep order, and which of their hashes are near each other."""
 
     hash_of: Indices
     pairs: Pairs

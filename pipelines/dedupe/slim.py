@@ -1,21 +1,19 @@
-"""The few bytes of each sample that dedupe compares, read from the raw tables.
-
-About 90 bytes a sample in memory. Thumbnails (192 bytes) are read later, of candidates only.
+"""The few bytes of each sample that dedupe compares, read from the raw tables: about 290 a sample, of which 192 are
+the thumbnail. They travel as records (`spill`) to the task that decides about the sample.
 """
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.dedupe.spill import Rows, pack, unpack
 from schemas.curate_recipe import PreferRecipe
 from schemas.errors import InputError
 from schemas.manifest import table_url
@@ -23,7 +21,7 @@ from schemas.sample import STATUS_SUCCESS, THUMBNAIL_SIDE, check_joined, read_ta
 
 THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
 _COLUMNS = ["uid", "url", "status", "caption", "sha256", "image_sha256", "phash", "original_width", "original_height",
-            "width", "height"]  # fmt: skip
+            "width", "height", "thumbnail"]  # fmt: skip
 _HALF_HASH_HEX = 32  # 128 of 256 bits: one false match is expected among 1e19 images
 
 
@@ -38,6 +36,7 @@ class Slim:
     domain: npt.NDArray[np.uint32]  # hash of the URL's host; 0 where there is no URL
     phash: npt.NDArray[np.uint64]
     has_phash: npt.NDArray[np.bool_]
+    thumbnail: npt.NDArray[np.uint8]  # [rows, 192]: RGB, row by row; zeros where there is no phash
     area: npt.NDArray[np.int64]  # px, of the image as received
     score: npt.NDArray[np.float32]  # nan where there is none
     preference: npt.NDArray[np.int32]  # place in the preferred values; 0 is the best
@@ -48,6 +47,16 @@ class Slim:
     def num_rows(self) -> int:
         """Samples with an image."""
         return len(self.row)
+
+    def rows(self) -> Rows:
+        """The samples as records."""
+        return pack({field.name: getattr(self, field.name) for field in fields(self)})
+
+    @staticmethod
+    def of_rows(rows: Rows) -> Slim:
+        """The samples of some records in the order of their uids, whatever the order of the records."""
+        order = np.lexsort((rows["row"], rows["shard"], rows["uid"][:, 1], rows["uid"][:, 0]))
+        return Slim(**unpack(rows[order], [field.name for field in fields(Slim)]))
 
 
 def normalise_caption(caption: str) -> str:
@@ -108,6 +117,7 @@ def read_slim(raw_folder: str, score_folder: str | None, prefer: PreferRecipe | 
         domain=np.array([domain_hash(url) for url in table["url"].to_pylist()], np.uint32),
         phash=pc.fill_null(table["phash"], 0).to_numpy(),
         has_phash=pc.is_valid(table["phash"]).to_numpy(),
+        thumbnail=_thumbnails(table, url),
         area=width.to_numpy().astype(np.int64) * height.to_numpy().astype(np.int64),
         score=scores[has_image],
         preference=_preferences(table, prefer),
@@ -125,27 +135,16 @@ def _preferences(table: pa.Table, prefer: PreferRecipe | None) -> npt.NDArray[np
     return np.array([places.get(value, len(prefer.order)) for value in values], np.int32)
 
 
-def gather(parts: Sequence[Slim]) -> Slim:
-    """All samples in the order of their uids, whatever the order of the shards."""
-    columns: dict[str, Any] = {
-        field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Slim)
-    }
-    order = np.lexsort((columns["uid"][:, 1], columns["uid"][:, 0]))
-    return Slim(**{name: column[order] for name, column in columns.items()})
+def _thumbnails(table: pa.Table, where: str) -> npt.NDArray[np.uint8]:
+    missing = pc.and_(pc.is_valid(table["phash"]), pc.is_null(table["thumbnail"]))
+    if pc.any(missing).as_py():
+        raise InputError(f"{where}: a sample has a phash but no thumbnail")
+    empty = bytes(THUMBNAIL_BYTES)
+    data = b"".join(thumbnail or empty for thumbnail in table["thumbnail"].to_pylist())
+    return np.frombuffer(data, np.uint8).reshape(-1, THUMBNAIL_BYTES)
 
 
-def read_captions(item: tuple[str, npt.NDArray[np.int32]]) -> list[str]:
+def read_captions(url: str, rows: npt.NDArray[np.int32]) -> list[str]:
     """Captions of some rows of one raw table."""
-    url, rows = item
     column = read_table(url, ["caption"])["caption"].take(pa.array(rows))
     return [caption or "" for caption in column.to_pylist()]
-
-
-def read_thumbnails(item: tuple[str, npt.NDArray[np.int32]]) -> npt.NDArray[np.uint8]:
-    """Thumbnails of some rows of one raw table: [len(rows), 192]."""
-    url, rows = item
-    column = read_table(url, ["thumbnail"])["thumbnail"].take(pa.array(rows))
-    if column.null_count:
-        raise InputError(f"{url}: a sample has a phash but no thumbnail")
-    data = b"".join(column.to_pylist())
-    return np.frombuffer(data, np.uint8).reshape(-1, THUMBNAIL_BYTES)
