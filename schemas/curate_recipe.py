@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from schemas.balance_recipe import BalanceRecipe, ClusterBalance
 from schemas.recipe_io import StrictModel
-from schemas.signal_recipe import SCORE_COLUMNS, HeadSignals, Name, SignalRecipe
+from schemas.signal_recipe import SCORE_COLUMNS, ClusterSignals, HeadSignals, Name, SignalRecipe
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -163,9 +164,12 @@ class ScoreRule(StrictModel):
     min: float | None = None
     max: float | None = None
     top_fraction: Fraction | None = None
+    among: Literal["passing", "all"] = "passing"  # of top_fraction: what the rules before it keep, or all (DataComp)
 
     @model_validator(mode="after")
     def _one_rule(self) -> ScoreRule:
+        if self.among == "all" and self.top_fraction is None:
+            raise ValueError("among belongs to top_fraction")
         if (self.min is None and self.max is None) == (self.top_fraction is None):
             raise ValueError("give min, max or both, or give top_fraction")
         return self
@@ -182,18 +186,6 @@ class SelectRecipe(StrictModel):
     min_side: Annotated[int, Field(ge=0)] = 0  # px, of the image as received
     max_aspect_ratio: Annotated[float, Field(ge=1)] | None = None
     scores: list[ScoreRule] = []
-
-
-class BalanceRecipe(StrictModel):
-    """Thin out what is common, after all other rules: MetaCLIP's balancing over a list of entries."""
-
-    kind: Literal["metaclip"]
-    name: Name = "default"
-    entries: str | None = None  # a text file, one a line; null: words and pairs of words of the captions themselves
-    min_count: Annotated[int, Field(gt=0)] = 20  # of a word or pair, to become an entry; without a file
-    min_information: float = 3.0  # bits of pointwise mutual information, for a pair to become an entry; without a file
-    t: Annotated[int, Field(gt=0)] = 20_000  # matches up to which an entry is kept whole; 20k for 400M pairs
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 class ReshardRecipe(StrictModel):
@@ -228,6 +220,19 @@ class CurateRecipe(StrictModel):
         return signals
 
     @model_validator(mode="after")
+    def _signals_have_features(self) -> CurateRecipe:
+        clip = {signal.name: signal for signal in self.signals if signal.kind == "clip"}
+        for signal in self.signals:
+            if isinstance(signal, HeadSignals | ClusterSignals) and signal.features not in clip:
+                raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal")
+            if isinstance(signal, ClusterSignals) and clip[signal.features].model is None:
+                raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal of one model")
+        clusters = {signal.name for signal in self.signals if signal.kind == "clusters"}
+        if isinstance(self.balance, ClusterBalance) and self.balance.clusters not in clusters:
+            raise ValueError(f"balance.clusters: {self.balance.clusters} is not a clusters signal")
+        return self
+
+    @model_validator(mode="after")
     def _rules_have_signals(self) -> CurateRecipe:
         kinds = {signal.name: signal.kind for signal in self.signals}
         for rule in self.select.scores:
@@ -236,9 +241,6 @@ class CurateRecipe(StrictModel):
             self.column_of(rule)
         if self.dedupe.score_signal and kinds.get(self.dedupe.score_signal) != "clip":
             raise ValueError(f"dedupe.score_signal: {self.dedupe.score_signal} is not a clip signal")
-        for signal in self.signals:
-            if isinstance(signal, HeadSignals) and kinds.get(signal.features) != "clip":
-                raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal")
         semantic = self.dedupe.semantic
         whole = {signal.name for signal in self.signals if signal.kind == "clip" and signal.model is not None}
         if semantic is not None and semantic.features not in whole:

@@ -49,7 +49,7 @@ def read_evaluation_set(path: str) -> EvaluationImages:
         names = [shard.name for shard in load_manifest(folder).shards]
         parts = run_shards("dedupe: evaluation set", partial(_of_table, folder), names)
     else:
-        files = [url for url in storage.expand(path) if _extension(url) in (*IMAGE_EXTENSIONS, "tar")]
+        files = listed_images(path)
         tasks = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
         parts = run_shards("dedupe: evaluation set", partial(_of_files, path), tasks)
     images = EvaluationImages(
@@ -60,6 +60,11 @@ def read_evaluation_set(path: str) -> EvaluationImages:
     if not images.name:
         raise InputError(f"dedupe.decontaminate: {path} holds no images (a raw folder, tars or image files)")
     return images
+
+
+def listed_images(path: str) -> list[str]:
+    """Tars and image files that a path, folder or glob names."""
+    return [url for url in storage.expand(path) if _extension(url) in (*IMAGE_EXTENSIONS, "tar")]
 
 
 def _extension(url: str) -> str:
@@ -75,7 +80,7 @@ def _of_table(folder: str, name: str) -> EvaluationImages:
 def _of_files(base: str, files: list[str]) -> EvaluationImages:
     """Images that cannot be decoded are left out: no training image can equal their pixels."""
     found = []
-    for name, data in _images_in(files):
+    for name, data in images_in(files):
         try:
             hashes = hash_pixels(decode_rgb(data))
         except SampleError:
@@ -84,7 +89,8 @@ def _of_files(base: str, files: list[str]) -> EvaluationImages:
     return _pack(found)
 
 
-def _images_in(files: list[str]) -> Iterator[tuple[str, bytes]]:
+def images_in(files: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each image of some files and tars."""
     for url in files:
         if _extension(url) != "tar":
             yield url, storage.read_bytes(url)
