@@ -40,6 +40,10 @@ class Tables:
         self.dedupe = self._write("dedupe", DEDUPE, renamed)
         self.captions = self._write("captions", pa.schema([uid, *CAPTIONS.items()]), self.rows)
         self.clip = self._write("clip", pa.schema([uid, ("clip_score", pa.float32())]), self.rows)
+        near = pa.schema([uid, ("cluster", pa.int32()), ("near_target", pa.float32())])
+        self.tree = self._write("tree", near, self.rows)
+        listed = [{"uid": row["uid"], "score": row.get("in_list")} for row in self.rows]
+        self.words = self._write("words", pa.schema([uid, ("score", pa.float32())]), listed)
 
     def _write(self, step: str, schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> str:
         folder = str(self.root / step)
@@ -57,13 +61,18 @@ class Tables:
             {
                 "root": str(self.root),
                 "source": {"kind": "folder", "path": "unused"},
-                "signals": [{"kind": "captions"}, {"kind": "clip", "name": "clip", "model": "unused"}],
+                "signals": [
+                    {"kind": "captions"},
+                    {"kind": "clip", "name": "clip", "model": "unused"},
+                    {"kind": "clusters", "name": "tree", "features": "clip", "num_clusters": [2]},
+                    {"kind": "word_list", "name": "words", "entries": "unused"},
+                ],
                 "select": rules,
             }
         )
 
     def signals(self) -> dict[str, str]:
-        return {"captions": self.captions, "clip": self.clip}
+        return {"captions": self.captions, "clip": self.clip, "tree": self.tree, "words": self.words}
 
     def select(self, **rules: Any) -> str:
         recipe = self.recipe(**rules)
