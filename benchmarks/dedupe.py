@@ -155,7 +155,7 @@ def measure_semantic(num: int, width: int, num_cpus: int) -> dict[str, Any]:
 
     from pipelines.dedupe.semantic import FeatureShards, semantic_duplicates
     from pipelines.dedupe.slim import Slim
-    from schemas.curate_recipe import SemanticRecipe
+    from schemas.dedupe_recipe import SemanticRecipe
 
     generator = np.random.default_rng(0)
     rows_per_shard = 10_000

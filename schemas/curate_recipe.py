@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.balance_recipe import BalanceRecipe, ClusterBalance
+from schemas.dedupe_recipe import DedupeRecipe
 from schemas.recipe_io import StrictModel
 from schemas.signal_recipe import SCORE_COLUMNS, ClusterSignals, HeadSignals, Name, SignalRecipe
 
@@ -95,67 +96,6 @@ class IngestRecipe(StrictModel):
     fetch: FetchRecipe = FetchRecipe()
 
 
-class PerceptualRecipe(StrictModel):
-    """Near-duplicates by 64-bit pHash, each pair confirmed on a colour thumbnail."""
-
-    max_distance: Annotated[int, Field(ge=0, le=11)] = 4  # bits
-    max_colour_difference: Annotated[float, Field(ge=0)] = 12.0  # mean absolute, of 255, on the thumbnail
-
-
-class SemanticRecipe(StrictModel):
-    """Images whose features agree (SemDeDup), compared inside k-means clusters."""
-
-    features: Name  # a clip signal of one model
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.95  # cosine; above it two images are duplicates
-    policy: Literal["greedy", "official", "components"] = "greedy"
-    num_clusters: Annotated[int, Field(gt=0)] | None = None  # null: one for each 1,000 images
-
-
-class PreferRecipe(StrictModel):
-    """Values of a column that are kept before others, such as licences."""
-
-    column: str  # of source.keep_columns
-    order: Annotated[list[str], Field(min_length=1)]  # the best first; all other values come after these
-
-
-class PlaceholderRecipe(StrictModel):
-    """One image under many unlike captions from many domains ("image not found"): all of its samples go."""
-
-    min_captions: Annotated[int, Field(ge=2)] = 10  # different ones, after normalisation
-    min_domains: Annotated[int, Field(ge=1)] = 5
-    max_caption_similarity: Annotated[float, Field(ge=0, le=1)] = 0.3  # mean over pairs, of their 4-grams (Jaccard)
-
-
-class DecontaminateRecipe(StrictModel):
-    """An evaluation set whose images, and what looks like them, leave the training data."""
-
-    path: str  # a raw folder, tars, or a folder of images
-    perceptual: Annotated[int, Field(ge=0, le=11)] = 6  # bits
-    max_colour_difference: Annotated[float, Field(ge=0)] = 12.0  # mean absolute, of 255, on the thumbnail
-
-
-class DedupeRecipe(StrictModel):
-    """Which samples duplicate which, and which one of a group is kept."""
-
-    name: Name = "default"
-    exact: bool = True
-    same_image_captions: Literal["keep_all", "keep_one"] = "keep_all"
-    perceptual: PerceptualRecipe | None = PerceptualRecipe()
-    placeholders: PlaceholderRecipe | None = None
-    semantic: SemanticRecipe | None = None
-    decontaminate: list[DecontaminateRecipe] = []
-    against: list[str] = []  # earlier raw folders: what they hold is kept, and our copies of it are dropped
-    prefer: PreferRecipe | None = None  # comes before `keep`
-    keep: Literal["largest", "highest_score", "smallest_uid"] = "largest"
-    score_signal: Name | None = None  # for keep: highest_score
-
-    @model_validator(mode="after")
-    def _score_needs_signal(self) -> DedupeRecipe:
-        if (self.keep == "highest_score") != (self.score_signal is not None):
-            raise ValueError("keep: highest_score and score_signal go together")
-        return self
-
-
 class ScoreRule(StrictModel):
     """Keep by one column of a signal: from `min` to `max`, or the best `top_fraction` of what is left."""
 
@@ -239,17 +179,24 @@ class CurateRecipe(StrictModel):
             if rule.signal not in kinds:
                 raise ValueError(f"select.scores: {rule.signal} is not a signal; there are {sorted(kinds)}")
             self.column_of(rule)
-        if self.dedupe.score_signal and kinds.get(self.dedupe.score_signal) != "clip":
-            raise ValueError(f"dedupe.score_signal: {self.dedupe.score_signal} is not a clip signal")
-        semantic = self.dedupe.semantic
-        whole = {signal.name for signal in self.signals if signal.kind == "clip" and signal.model is not None}
-        if semantic is not None and semantic.features not in whole:
-            raise ValueError(f"dedupe.semantic.features: {semantic.features} is not a clip signal of one model")
-        if self.dedupe.prefer is not None and self.dedupe.prefer.column not in self.source.keep_columns:
-            raise ValueError(f"dedupe.prefer.column: add {self.dedupe.prefer.column} to source.keep_columns")
         needs_captions = self.select.min_words or self.select.min_chars or self.select.languages
         if needs_captions and "captions" not in kinds.values():
             raise ValueError("select: min_words, min_chars and languages need `- kind: captions` in signals")
+        return self
+
+    @model_validator(mode="after")
+    def _dedupe_has_signals(self) -> CurateRecipe:
+        kinds = {signal.name: signal.kind for signal in self.signals}
+        whole = {signal.name for signal in self.signals if signal.kind == "clip" and signal.model is not None}
+        if self.dedupe.score_signal and kinds.get(self.dedupe.score_signal) != "clip":
+            raise ValueError(f"dedupe.score_signal: {self.dedupe.score_signal} is not a clip signal")
+        if self.dedupe.hashes and kinds.get(self.dedupe.hashes) != "phash256":
+            raise ValueError(f"dedupe.hashes: {self.dedupe.hashes} is not a phash256 signal")
+        for where, features in self.dedupe.features_used():
+            if features not in whole:
+                raise ValueError(f"dedupe.{where}.features: {features} is not a clip signal of one model")
+        if self.dedupe.prefer is not None and self.dedupe.prefer.column not in self.source.keep_columns:
+            raise ValueError(f"dedupe.prefer.column: add {self.dedupe.prefer.column} to source.keep_columns")
         return self
 
     def column_of(self, rule: ScoreRule) -> str:

@@ -80,7 +80,9 @@ DEDUPE = pa.schema(
         pa.field("uid", pa.string(), nullable=False),
         pa.field("drop_reason", pa.string()),  # exact_duplicate | perceptual_duplicate | ...
         pa.field("duplicate_of", pa.string()),  # the uid kept instead
-        pa.field("distance", pa.int32()),  # Hamming distance to the kept one, bits
+        pa.field("distance", pa.int32()),  # Hamming distance to the kept one (or the evaluation image), bits
+        pa.field("similarity", pa.float32()),  # cosine of the features of the two, where these decided
+        pa.field("evaluation_image", pa.string()),  # set and name of what a contaminated sample is near
         pa.field("duplicate_group", pa.string()),  # smallest uid of the component; null without an image
     ]
 )

@@ -44,6 +44,21 @@ class QualitySignals(StrictModel):
     name: Name = "quality"
 
 
+class PhashSignals(StrictModel):
+    """phash256: 256-bit perceptual hash of the stored image; `dedupe.hashes` names it."""
+
+    kind: Literal["phash256"]
+    name: Name = "phash256"
+
+
+class CaptionDuplicateSignals(StrictModel):
+    """caption_group, num_equal_captions, num_near_captions: counted over the whole data set (MinHash of 4-grams)."""
+
+    kind: Literal["caption_duplicates"]
+    name: Name = "caption_duplicates"
+    threshold: Annotated[float, Field(ge=0.7, le=1)] = 0.8  # Jaccard similarity; below 0.7 too many pairs are missed
+
+
 class ClassifierSignals(StrictModel):
     """score: what a Hugging Face image classifier gives for one of its labels (NSFW, watermark), 0..1."""
 
@@ -103,13 +118,23 @@ class WordListSignals(StrictModel):
 
 
 SignalRecipe = Annotated[
-    CaptionSignals | ClipSignals | QualitySignals | ClassifierSignals | HeadSignals | ClusterSignals | WordListSignals,
+    CaptionSignals
+    | CaptionDuplicateSignals
+    | ClipSignals
+    | QualitySignals
+    | PhashSignals
+    | ClassifierSignals
+    | HeadSignals
+    | ClusterSignals
+    | WordListSignals,
     Field(discriminator="kind"),
 ]
 SCORE_COLUMNS = {
     "captions": ("num_words", "num_chars", "language_score", "non_word_share", "junk"),
+    "caption_duplicates": ("num_equal_captions", "num_near_captions"),
     "clip": ("clip_score",),
     "quality": ("sharpness", "entropy", "flatness"),
+    "phash256": (),
     "image_classifier": ("score",),
     "feature_head": ("score",),
     "clusters": ("near_target",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from pipelines.dedupe.figures import Contamination, Figures, GroupSizes
 from pipelines.dedupe.near import Near, near_duplicates
 from pipelines.dedupe.placeholders import placeholder_images
 from pipelines.dedupe.slim import Slim
-from schemas.curate_recipe import DedupeRecipe
+from schemas.dedupe_recipe import DedupeRecipe
 from schemas.drop_reason import DropReason
 
 REASONS = (
@@ -36,6 +37,7 @@ class Known:
     """What is the same for every part."""
 
     sets: Sequence[EvaluationImages]  # one for each rule of `decontaminate`
+    feature_folders: Sequence[str | None]  # clip signal of each rule; None: it compares no features
     tables: Sequence[str]  # URL of the raw table of each shard, as `Slim.shard` numbers them
     num_own: int  # shards; those after them belong to earlier data sets
 
@@ -46,7 +48,9 @@ class Decisions:
 
     reason: npt.NDArray[np.int8]  # place in REASONS
     kept_instead: Indices  # the sample itself where it is kept
-    distance: npt.NDArray[np.int32]
+    distance: npt.NDArray[np.int32]  # bits; -1 where bits did not decide
+    similarity: npt.NDArray[np.float32]  # cosine; nan where features did not decide
+    evaluation: npt.NDArray[np.int32]  # [rows, 2]: set and place of the evaluation image that it is near, or -1
     group: Indices  # smallest sample of its component
     best_sample: Indices  # of the same image: all samples of an image stay or go together
 
@@ -68,7 +72,8 @@ def decide(slim: Slim, settings: DedupeRecipe, known: Known) -> tuple[Decisions,
     figures.contamination += _drop_contaminated(decisions, slim, settings, known.sets)
     is_image &= (decisions.reason != CONTAMINATED) & (decisions.reason != PLACEHOLDER)
     if settings.perceptual is not None:
-        images = np.flatnonzero(is_image)
+        needs_256 = settings.perceptual.bits == 256 or settings.perceptual.max_distance_256 is not None
+        images = np.flatnonzero(is_image & slim.has_phash256 if needs_256 else is_image)
         images = images[np.argsort(ranks[images])]
         near = near_duplicates(slim, images, settings.perceptual)
         _drop_near(decisions, images, near)
@@ -120,25 +125,70 @@ def _decide_exact(
             kept_instead = best_sample
             reason[best_sample != samples] = CAPTION
         reason[best_caption != samples] = EXACT
-    return Decisions(reason, kept_instead.copy(), np.zeros(slim.num_rows, np.int32), image_of, best_sample)
+    return Decisions(
+        reason,
+        kept_instead.copy(),
+        distance=np.zeros(slim.num_rows, np.int32),
+        similarity=np.full(slim.num_rows, np.nan, np.float32),
+        evaluation=np.full((slim.num_rows, 2), -1, np.int32),
+        group=image_of,
+        best_sample=best_sample,
+    )
 
 
 def _drop_contaminated(
     decisions: Decisions, slim: Slim, settings: DedupeRecipe, sets: Sequence[EvaluationImages]
 ) -> list[Contamination]:
-    """Drop all samples of the images that an evaluation set holds; returns what was hit, set by set."""
+    """Drop all samples of the images that an evaluation set holds; returns what was hit, set by set.
+
+    The first set that an image is near is the one that its samples name. Nearness of features was found as the
+    samples were read; all samples of an image follow the nearest of them.
+    """
     best_sample = decisions.best_sample
-    images = np.flatnonzero((best_sample == np.arange(slim.num_rows)) & slim.has_phash)
+    num_samples = np.bincount(best_sample, minlength=slim.num_rows)
+    images = np.flatnonzero((num_samples > 0) & slim.has_phash)
     found = []
-    for rule, evaluation in zip(settings.decontaminate, sets, strict=True):
-        hits = find_hits(slim.phash[images], slim.thumbnail[images], evaluation, rule)
-        is_hit, distance = np.zeros(slim.num_rows, bool), np.zeros(slim.num_rows, np.int32)
-        is_hit[images[hits.image]], distance[images[hits.image]] = True, hits.distance
-        samples = np.flatnonzero(is_hit[best_sample])
-        decisions.reason[samples], decisions.kept_instead[samples] = CONTAMINATED, samples
-        decisions.distance[samples] = distance[best_sample[samples]]
-        found.append(Contamination(frozenset(hits.evaluation.tolist()), len(hits.image), len(samples)))
+    for number, (rule, evaluation) in enumerate(zip(settings.decontaminate, sets, strict=True)):
+        pairs = find_hits(slim, images, evaluation, rule)
+        nearest = pairs.nearest()
+        hit = _Hit.nowhere(slim.num_rows)
+        by_features = np.flatnonzero(slim.alike[:, number] >= 0)
+        by_features = by_features[np.argsort(slim.similarity[by_features, number], kind="stable")]  # the nearest last
+        hit.place[best_sample[by_features]] = slim.alike[by_features, number]
+        hit.similarity[best_sample[by_features]] = slim.similarity[by_features, number]
+        hit.place[images[nearest.image]], hit.distance[images[nearest.image]] = nearest.evaluation, nearest.distance
+        samples = np.flatnonzero(hit.place[best_sample] >= 0)
+        _contaminate(decisions, samples, hit, number)
+        by_phash: Counter[int] = Counter()
+        for image, place in zip(images[pairs.image].tolist(), pairs.evaluation.tolist(), strict=True):
+            by_phash[place] += int(num_samples[image])
+        found.append(Contamination(by_phash, Counter(), int((hit.place >= 0).sum()), len(samples)))
     return found
+
+
+@dataclass
+class _Hit:
+    """The evaluation image that each image, by its best sample, is near."""
+
+    place: npt.NDArray[np.int32]  # in the set; -1: none
+    distance: npt.NDArray[np.int32]
+    similarity: npt.NDArray[np.float32]
+
+    @staticmethod
+    def nowhere(num_rows: int) -> _Hit:
+        """No image is near any."""
+        minus = np.full(num_rows, -1, np.int32)
+        return _Hit(minus, minus.copy(), np.full(num_rows, np.nan, np.float32))
+
+
+def _contaminate(decisions: Decisions, samples: Indices, hit: _Hit, number: int) -> None:
+    """Drop some samples for what their images are near; what an earlier set was told of stays."""
+    images = decisions.best_sample[samples]
+    new = decisions.reason[samples] != CONTAMINATED
+    samples, images = samples[new], images[new]
+    decisions.reason[samples], decisions.kept_instead[samples] = CONTAMINATED, samples
+    decisions.distance[samples], decisions.similarity[samples] = hit.distance[images], hit.similarity[images]
+    decisions.evaluation[samples, 0], decisions.evaluation[samples, 1] = number, hit.place[images]
 
 
 def _drop_near(decisions: Decisions, images: Indices, near: Near) -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ import pyarrow as pa
 import ray
 
 from pipelines.dedupe.decide import REASONS, Known
-from pipelines.dedupe.evaluation_set import fingerprint_of, read_evaluation_set
+from pipelines.dedupe.evaluation_set import EvaluationImages, fingerprint_of, read_evaluation_set
 from pipelines.dedupe.figures import Contamination, Figures
 from pipelines.dedupe.parts import (
     ROWS_PER_PART,
@@ -51,20 +52,24 @@ from pipelines.dedupe.parts import (
     read_batch,
 )
 from pipelines.dedupe.semantic_rounds import decide_semantic
-from pipelines.dedupe.slim import uid_texts
+from pipelines.dedupe.slim import Folders, uid_texts
 from pipelines.dedupe.spill import Rows
 from pipelines.run_step import run_shards
-from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from pipelines.signals.target_set import features_of_images
+from pipelines.step_folder import BeforeWork, StepFolder, latest_folder, missing_tables, nothing
 from schemas import storage
 from schemas.curate_recipe import CurateRecipe
+from schemas.dedupe_recipe import DecontaminateRecipe
 from schemas.drop_reason import DropReason
+from schemas.errors import InputError
 from schemas.manifest import Manifest, ShardEntry, load_manifest, resolve, table_url
 from schemas.recipe_io import settings_of, step_hash
-from schemas.sample import DEDUPE, read_table, write_table
+from schemas.sample import DEDUPE, read_table, table_bytes, write_table
+from schemas.signal_recipe import ClipSignals
 
 logger = logging.getLogger("pairloom")
 STEP = "dedupe"
-VERSION = 3
+VERSION = 4
 
 
 def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping[str, str]) -> StepFolder:
@@ -72,10 +77,12 @@ def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping
     parents = [load_manifest(raw_folder).hash()]
     if recipe.dedupe.score_signal is not None:
         parents.append(load_manifest(signal_folders[recipe.dedupe.score_signal]).hash())
-    if recipe.dedupe.semantic is not None:
-        parents.append(load_manifest(signal_folders[recipe.dedupe.semantic.features]).hash())
+    if recipe.dedupe.hashes is not None:
+        parents.append(load_manifest(signal_folders[recipe.dedupe.hashes]).hash())
+    for _, features in recipe.dedupe.features_used():
+        parents.append(load_manifest(signal_folders[features]).hash())
     parents += [load_manifest(resolve(path)).hash() for path in recipe.dedupe.against]
-    settings = settings_of(recipe.dedupe, exclude={"name", "score_signal", "against"})
+    settings = settings_of(recipe.dedupe, exclude={"name", "score_signal", "hashes", "against"})
     inputs = {
         f"evaluation set {index}": fingerprint_of(rule.path) for index, rule in enumerate(recipe.dedupe.decontaminate)
     }
@@ -93,34 +100,65 @@ def dedupe(
         return target.url
     before_work()
     settings, raw = recipe.dedupe, load_manifest(raw_folder)
-    folders = [(raw_folder, raw)] + [(resolve(path), load_manifest(resolve(path))) for path in settings.against]
-    score_folder = signal_folders[settings.score_signal] if settings.score_signal else None
-    batches = cut_batches(folders, score_folder)
+    scores, hashes = ((name and signal_folders[name]) or None for name in (settings.score_signal, settings.hashes))
+    folders = [(Folders(raw_folder, scores, hashes), raw)]
+    folders += [_earlier(resolve(path), settings.hashes) for path in settings.against]
+    batches = cut_batches(folders)
     own = [batch for batch in batches if batch.shards[0][0] < len(raw.shards)]
     plan = make_plan(sum(manifest.num_samples for _, manifest in folders), batches, len(own), settings)
-    sets = [read_evaluation_set(rule.path) for rule in settings.decontaminate]
-    urls = [table_url(folder, shard.name) for folder, manifest in folders for shard in manifest.shards]
-    job = Job(settings, plan, Tables(target.url, plan), [ray.put(Known(sets, urls, len(raw.shards)))])
+    sets = [_read_set(recipe, rule) for rule in settings.decontaminate]
+    compared = [signal_folders.get(settings.features_of(rule) or "") for rule in settings.decontaminate]
+    urls = [table_url(folder.raw, shard.name) for folder, manifest in folders for shard in manifest.shards]
+    job = Job(settings, plan, Tables(target.url, plan), [ray.put(Known(sets, compared, urls, len(raw.shards)))])
     figures, num_left = _decide(job, batches)
     if settings.semantic is not None:
         figures.groups = decide_semantic(job, own, signal_folders[settings.semantic.features], num_left)
     shards, counts = _write(job, own, target.url, raw)
+    if sets:
+        table = figures.contamination_table(settings, sets)
+        storage.put_bytes(storage.join(target.url, "contamination.parquet"), table_bytes(table))
     target.finish(shards, counts, figures.told(settings, sets))
     storage.remove(job.tables.folder)
     return target.url
 
 
+def _earlier(raw_folder: str, hashes: str | None) -> tuple[Folders, Manifest]:
+    """An earlier data set, with its signal of the same name where 256-bit hashes are compared."""
+    manifest = load_manifest(raw_folder)
+    if hashes is None:
+        return Folders(raw_folder), manifest
+    root = raw_folder.rstrip("/").rsplit("/", 3)[0]
+    folder = latest_folder(root, "signals", hashes)
+    if folder is None or load_manifest(folder).parents[0] != manifest.hash():
+        raise InputError(f"dedupe.against: {raw_folder} has no signal {hashes} of its images; measure it there first")
+    return Folders(raw_folder, hashes=folder), manifest
+
+
+def _read_set(recipe: CurateRecipe, rule: DecontaminateRecipe) -> EvaluationImages:
+    """An evaluation set with what its rule compares."""
+    images = read_evaluation_set(rule.path, rule.max_distance_256 is not None)
+    name = recipe.dedupe.features_of(rule)
+    if name is None:
+        return images
+    model = next(signal.model for signal in recipe.signals if isinstance(signal, ClipSignals) and signal.name == name)
+    features = features_of_images(rule.path, str(model))
+    if len(features) != len(images.name):
+        raise InputError(f"dedupe.decontaminate: {rule.path}: some of its images cannot be decoded any more")
+    return replace(images, features=features)
+
+
 def _decide(job: Job, batches: Sequence[Batch]) -> tuple[Figures, int]:
     """All decisions but the semantic ones; returns what the manifest tells, and how many images are left."""
     num_parts, num_searches = job.plan.num_parts, job.plan.search.num_tasks
-    run_shards("dedupe: read", partial(read_batch, job), batches)
+    figures, num_left = Figures([Contamination() for _ in job.settings.decontaminate]), 0
+    for alike in run_shards("dedupe: read", partial(read_batch, job), batches):
+        figures += Figures([Contamination(by_features=counts) for counts in alike])
     if num_parts > 1:
         run_shards("dedupe: link", partial(link_part, job), range(num_searches + num_parts))
         (largest,) = run_shards("dedupe: join", partial(join_links, job), [0])
         if largest > ROWS_PER_PART:
             logger.warning("dedupe: one task decides about %d hashes that are linked; give it more memory", largest)
         run_shards("dedupe: move", partial(move_part, job), range(num_parts))
-    figures, num_left = Figures([Contamination() for _ in job.settings.decontaminate]), 0
     for of_part, left in run_shards("dedupe: decide", partial(decide_part, job), range(num_parts)):
         figures, num_left = figures + of_part, num_left + left
     return figures, num_left
@@ -148,21 +186,30 @@ def write_batch(job: Job, folder: str, batch: Batch) -> np.typing.NDArray[np.int
     missing = set(missing_tables(folder, [name for _, name in batch.shards]))
     edges = np.searchsorted(decisions["shard"], [place for place, _ in batch.shards] + [batch.shards[-1][0] + 1])
     counts = np.zeros((len(batch.shards), len(REASONS)), np.int64)
+    evaluations = _evaluation_names(job)
     for number, (_, name) in enumerate(batch.shards):
         mine = decisions[edges[number] : edges[number + 1]]
         counts[number] = np.bincount(mine["reason"], minlength=len(REASONS))
         if name in missing:
-            write_shard(batch.raw_folder, folder, name, mine)
+            write_shard(batch.folders.raw, folder, name, mine, evaluations)
     return counts
 
 
-def write_shard(raw_folder: str, folder: str, name: str, decisions: Rows) -> None:
+def _evaluation_names(job: Job) -> list[list[str]]:
+    """What each evaluation image is called in the tables, set by set."""
+    known: Known = ray.get(job.known[0])
+    rules = zip(job.settings.decontaminate, known.sets, strict=True)
+    return [[f"{rule.path}: {name}" for name in images.name] for rule, images in rules]
+
+
+def write_shard(raw_folder: str, folder: str, name: str, decisions: Rows, evaluations: list[list[str]]) -> None:
     """Write the decisions of one raw shard; rows without an image are null."""
     uids = read_table(table_url(raw_folder, name), ["uid"])["uid"]
     columns: dict[str, list[Any]] = {column: [None] * len(uids) for column in DEDUPE.names}
     columns["uid"] = uids.to_pylist()
     kept_instead, groups = uid_texts(decisions["kept_instead"]), uid_texts(decisions["group"])
     reasons, distances = decisions["reason"].tolist(), decisions["distance"].tolist()
+    similarities = decisions["similarity"].tolist()
     for place, row in enumerate(decisions["row"].tolist()):
         columns["duplicate_group"][row] = groups[place]
         reason = REASONS[reasons[place]]
@@ -170,6 +217,11 @@ def write_shard(raw_folder: str, folder: str, name: str, decisions: Rows) -> Non
             columns["drop_reason"][row] = reason.value
             if reason not in (DropReason.CONTAMINATED, DropReason.PLACEHOLDER):  # nothing is kept instead
                 columns["duplicate_of"][row] = kept_instead[place]
-            if reason is not DropReason.SEMANTIC_DUPLICATE:  # which has a cosine, no bits
+            if distances[place] >= 0:
                 columns["distance"][row] = distances[place]
+            if not np.isnan(similarities[place]):
+                columns["similarity"][row] = similarities[place]
+            if reason is DropReason.CONTAMINATED:
+                number, image = decisions["evaluation"][place].tolist()
+                columns["evaluation_image"][row] = evaluations[number][image]
     write_table(table_url(folder, name), pa.table(columns, schema=DEDUPE))

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipelines.dedupe.components import Indices
 from pipelines.dedupe.evaluation_set import EvaluationImages
 from pipelines.dedupe.slim import uid_texts
-from schemas.curate_recipe import DedupeRecipe
+from schemas.dedupe_recipe import DedupeRecipe
 
 NUM_LARGEST = 10  # groups that the manifest names
 NUM_NAMED = 100  # evaluation images that the manifest names
 GIANT_GROUP = 1000  # samples; so large a component joins what only a chain links
+
+CONTAMINATION = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # of the evaluation set, as the recipe has it
+        pa.field("evaluation_image", pa.string(), nullable=False),
+        pa.field("num_samples_by_phash", pa.int64(), nullable=False),
+        pa.field("num_samples_by_features", pa.int64(), nullable=False),
+    ]
+)
+"""`contamination.parquet`: which evaluation image hit how many samples, every near pair counted."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +66,23 @@ class GroupSizes:
 class Contamination:
     """What one evaluation set hit."""
 
-    images: frozenset[int] = frozenset()  # of the evaluation set, by place
+    by_phash: Counter[int] = field(default_factory=Counter)  # samples near each evaluation image, by its place
+    by_features: Counter[int] = field(default_factory=Counter)
     num_images: int = 0  # of the data set
     num_samples: int = 0
 
     def __add__(self, other: Contamination) -> Contamination:
         return Contamination(
-            self.images | other.images, self.num_images + other.num_images, self.num_samples + other.num_samples
+            self.by_phash + other.by_phash,
+            self.by_features + other.by_features,
+            self.num_images + other.num_images,
+            self.num_samples + other.num_samples,
         )
+
+    @property
+    def images(self) -> list[int]:
+        """The images of the evaluation set that were hit, by place."""
+        return sorted(self.by_phash.keys() | self.by_features.keys())
 
 
 @dataclass
@@ -106,3 +127,14 @@ class Figures:
                 for rule, evaluation, hit in zip(settings.decontaminate, sets, self.contamination, strict=True)
             ]
         return told
+
+    def contamination_table(self, settings: DedupeRecipe, sets: list[EvaluationImages]) -> pa.Table:
+        """Every evaluation image that was hit, with the samples that are near it by each criterion."""
+        rows = [
+            (rule.path, evaluation.name[place], hit.by_phash[place], hit.by_features[place])
+            for rule, evaluation, hit in zip(settings.decontaminate, sets, self.contamination, strict=True)
+            for place in hit.images
+        ]
+        columns = list(zip(*rows, strict=True)) or [()] * len(CONTAMINATION)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, CONTAMINATION, strict=True)]
+        return pa.table(arrays, schema=CONTAMINATION)

@@ -1,8 +1,9 @@
 """Which samples may depend on each other: they are decided together, by one task.
 
-Samples are linked by equal bytes and by hashes within the radius, confirmed or not. Each sample stands for a *node*:
-its pHash, or where it has none its bytes. Tasks find pairs of nodes, part by part, and hand on a spanning forest of
-what they found; one task joins the forests. A link too many costs time and changes no result, one too few would.
+Samples are linked by equal bytes or pixels and by hashes within the radius, confirmed or not. Each sample stands for a
+*node*: its pHash, or where it has none its bytes. Tasks find pairs of nodes, part by part, and hand on a spanning
+forest of what they found; one task joins the forests. A link too many costs time and changes no result, one too few
+would.
 
 Every sample belongs to the part that its node's root falls into. A node without a link is its own root.
 """
@@ -19,7 +20,7 @@ from pipelines.dedupe.components import connect
 from pipelines.dedupe.perceptual import HASHES_PER_PARTITION, partition_of, search_values
 from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
 
-EQUAL_KEYS = ("received", "stored")  # columns of `Slim` (halves of a hash): equal values make one image
+EQUAL_KEYS = ("received", "stored", "pixels")  # columns of `Slim` (halves of a hash): equal values make one image
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,14 @@ class SearchPlan:
     def num_tasks(self) -> int:
         """One for each table and partition."""
         return len(self.masks) * self.partitions_per_table
+
+    def hand_out(self, table: SpillTable, file: int, samples: Rows) -> None:
+        """Hand the hashes of some samples to the tasks that search them."""
+        write_hashes(table, file, np.unique(samples["phash"][samples["has_phash"]]), self)
+
+    def links(self, table: SpillTable, part: int) -> tuple[Hashes, Hashes]:
+        """Pairs of nodes of near hashes."""
+        return search_part(table, self, part)
 
 
 def plan_search(num_hashes: int, radius: int) -> SearchPlan:

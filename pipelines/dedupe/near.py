@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from pipelines.dedupe.components import Indices
 from pipelines.dedupe.greedy import Block, blocks_of, candidates_of, walk
-from pipelines.dedupe.perceptual import find_pairs
+from pipelines.dedupe.perceptual import Pairs, find_pairs
 from pipelines.dedupe.slim import Slim
-from schemas.curate_recipe import PerceptualRecipe
+from pipelines.dedupe.wide import find_wide_pairs
+from schemas.dedupe_recipe import PerceptualRecipe
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,30 @@ class Near:
 
 
 def near_duplicates(slim: Slim, images: Indices, settings: PerceptualRecipe) -> Near:
-    """Near-duplicates among `images`: one sample of each image, in keep order."""
+    """Near-duplicates among `images`: one sample of each image that has the hashes compared, in keep order."""
     near = Near(
         kept_instead=np.full(len(images), -1),
         distance=np.zeros(len(images), np.int32),
         root=np.arange(len(images)),
         is_flat=np.zeros(len(images), bool),
     )
-    hashes, hash_of = np.unique(slim.phash[images], return_inverse=True)
-    candidates = candidates_of(hash_of, len(hashes), find_pairs(hashes, settings.max_distance))
+    hash_of, num_hashes, pairs_of_hashes = _search(slim, images, settings)
+    candidates = candidates_of(hash_of, num_hashes, pairs_of_hashes)
     for inside, block_hash_of, pairs in blocks_of(candidates):
         members = candidates.members[inside]
-        block = Block(block_hash_of, pairs, slim.thumbnail[images[members]])
-        result = walk(settings.max_colour_difference, block)
+        block = Block(block_hash_of, pairs, slim.thumbnail[images[members]], slim.phash256[images[members]])
+        result = walk(settings.max_colour_difference, block, settings.max_distance_256)
         dropped = result.kept_instead >= 0
         near.kept_instead[members[dropped]] = members[result.kept_instead[dropped]]
         near.distance[members], near.root[members] = result.distance, members[result.root]
         near.is_flat[members] = result.is_flat
     return near
+
+
+def _search(slim: Slim, images: Indices, settings: PerceptualRecipe) -> tuple[Indices, int, Pairs]:
+    """The hash of each image by its place among distinct ones, how many those are, and which of them are near."""
+    if settings.bits == 256:
+        wide, hash_of = np.unique(slim.phash256[images], axis=0, return_inverse=True)
+        return hash_of, len(wide), find_wide_pairs(wide, settings.max_distance)
+    hashes, hash_of = np.unique(slim.phash[images], return_inverse=True)
+    return hash_of, len(hashes), find_pairs(hashes, settings.max_distance)

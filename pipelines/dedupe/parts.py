@@ -12,6 +12,7 @@ few bytes a shard, a task its batch or its part. The parts follow from the numbe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,15 @@ import numpy.typing as npt
 import ray
 
 from pipelines.dedupe import linked
+from pipelines.dedupe.alike import nearest_in_set
 from pipelines.dedupe.decide import Decisions, Known, decide
+from pipelines.dedupe.feature_files import read_features
 from pipelines.dedupe.figures import Figures
-from pipelines.dedupe.slim import Slim, read_slim
+from pipelines.dedupe.linked_wide import WideSearchPlan, plan_wide_search
+from pipelines.dedupe.slim import Folders, Slim, read_slim
 from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
 from schemas import storage
-from schemas.curate_recipe import DedupeRecipe
+from schemas.dedupe_recipe import DedupeRecipe
 from schemas.manifest import Manifest
 
 ROWS_PER_PART = 1_000_000  # what one task decides about: about 1 GB
@@ -40,8 +44,7 @@ class Batch:
     """Shards that one task reads, or writes the decisions of."""
 
     index: int
-    raw_folder: str
-    score_folder: str | None
+    folders: Folders
     shards: tuple[tuple[int, str], ...]  # place among all shards, own ones first, and name
 
 
@@ -52,7 +55,7 @@ class Plan:
     num_batches: int
     first_shards: tuple[int, ...]  # of each batch of our own
     num_parts: int
-    search: linked.SearchPlan
+    search: linked.SearchPlan | WideSearchPlan
 
     def batch_of(self, shards: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """The batch that each shard of our own belongs to."""
@@ -90,20 +93,20 @@ class Job:
     known: Sequence[Any]  # a reference to `Known`; in a list, so that a task takes the reference and not a copy
 
 
-def cut_batches(folders: Sequence[tuple[str, Manifest]], score_folder: str | None) -> list[Batch]:
+def cut_batches(folders: Sequence[tuple[Folders, Manifest]]) -> list[Batch]:
     """Shards of one folder, in order, about as many rows in each batch; the first folder is our own."""
     num_rows = sum(manifest.num_rows for _, manifest in folders)
     size = min(ROWS_PER_BATCH, max(LEAST_ROWS, num_rows // LEAST_BATCHES))
     batches: list[Batch] = []
     place = 0
-    for number, (folder, manifest) in enumerate(folders):
+    for folder, manifest in folders:
         shards: list[tuple[int, str]] = []
         rows = 0
         for shard in manifest.shards:
             shards.append((place, shard.name))
             place, rows = place + 1, rows + shard.num_rows
             if rows >= size or shard is manifest.shards[-1]:
-                batches.append(Batch(len(batches), folder, None if number else score_folder, tuple(shards)))
+                batches.append(Batch(len(batches), folder, tuple(shards)))
                 shards, rows = [], 0
     return batches
 
@@ -111,29 +114,52 @@ def cut_batches(folders: Sequence[tuple[str, Manifest]], score_folder: str | Non
 def make_plan(num_rows: int, batches: Sequence[Batch], num_own: int, settings: DedupeRecipe) -> Plan:
     """`num_own`: batches of our own; they come first."""
     first_shards = tuple(batch.shards[0][0] for batch in batches[:num_own])
-    radius = settings.perceptual.max_distance if settings.perceptual is not None else 0
+    search: linked.SearchPlan | WideSearchPlan = linked.plan_search(num_rows, 0)
+    if settings.perceptual is not None:
+        plan_search = plan_wide_search if settings.perceptual.bits == 256 else linked.plan_search
+        search = plan_search(num_rows, settings.perceptual.max_distance)
     num_parts = max(1, -(-num_rows // ROWS_PER_PART))
-    return Plan(len(batches), first_shards, num_parts, linked.plan_search(num_rows, radius))
+    return Plan(len(batches), first_shards, num_parts, search)
 
 
-def read_batch(job: Job, batch: Batch) -> None:
-    """Read the samples of some shards and hand them to the parts."""
-    parts = [read_slim(batch.raw_folder, batch.score_folder, job.settings.prefer, shard) for shard in batch.shards]
+def read_batch(job: Job, batch: Batch) -> list[Counter[int]]:
+    """Read the samples of some shards and hand them to the parts.
+
+    Returns how many samples each evaluation image is alike by its features, set by set.
+    """
+    num_sets = len(job.settings.decontaminate)
+    parts = [read_slim(batch.folders, job.settings.prefer, num_sets, shard) for shard in batch.shards]
     samples = np.concatenate([part.rows() for part in parts])
     tables, plan = job.tables, job.plan
+    alike = _compare_features(job, batch, samples)
     if plan.num_parts > 1:
         keys = linked.key_rows(samples)
         tables.keys.write(batch.index, keys, spread(keys["key"], plan.num_parts))
-        hashes = np.unique(samples["phash"][samples["has_phash"]])
-        linked.write_hashes(tables.hashes, batch.index, hashes, plan.search)
+        plan.search.hand_out(tables.hashes, batch.index, samples)
     tables.samples.write(batch.index, samples, spread(linked.nodes_of(samples), plan.num_parts))
+    return alike
+
+
+def _compare_features(job: Job, batch: Batch, samples: Rows) -> list[Counter[int]]:
+    """Note in our own samples which evaluation image is nearest by its features; returns the counts, set by set."""
+    known: Known = ray.get(job.known[0])
+    counts: list[Counter[int]] = [Counter() for _ in known.sets]
+    if batch.shards[0][0] >= known.num_own:
+        return counts
+    for number, (rule, evaluation) in enumerate(zip(job.settings.decontaminate, known.sets, strict=True)):
+        folder = known.feature_folders[number]
+        if folder is not None and rule.semantic is not None and evaluation.features is not None:
+            features = read_features(folder, batch.shards, samples)
+            place, cosine, counts[number] = nearest_in_set(features, evaluation.features, rule.semantic)
+            samples["alike"][:, number], samples["similarity"][:, number] = place, cosine
+    return counts
 
 
 def link_part(job: Job, task: int) -> None:
     """Find links: by one part of the search, or of the keys."""
     tables, search = job.tables, job.plan.search
     if task < search.num_tasks:
-        pairs = linked.search_part(tables.hashes, search, task)
+        pairs = search.links(tables.hashes, task)
     else:
         pairs = linked.equal_part(tables.keys, task - search.num_tasks)
     links = linked.forest(*pairs)
@@ -193,6 +219,8 @@ def _decision_rows(slim: Slim, decisions: Decisions) -> Rows:
             "row": slim.row,
             "reason": decisions.reason,
             "distance": decisions.distance,
+            "similarity": decisions.similarity,
+            "evaluation": decisions.evaluation,
             "kept_instead": slim.uid[decisions.kept_instead],
             "group": slim.uid[decisions.group],
             "image": slim.uid[decisions.best_sample],

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines.dedupe.components import Indices
 from pipelines.dedupe.slim import Slim, normalise_caption, read_captions
-from schemas.curate_recipe import PlaceholderRecipe
+from schemas.dedupe_recipe import PlaceholderRecipe
 
 NUM_COMPARED = 50  # captions of a group, those of the smallest uids: a random choice, the same in any order
 GRAM = 4  # characters

@@ -12,7 +12,6 @@ rounds, cluster by cluster.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +25,15 @@ import ray
 from pipelines.balance.draw import mixed
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.decide import SEMANTIC, Known, keep_order
+from pipelines.dedupe.feature_files import read_features
 from pipelines.dedupe.figures import GroupSizes
 from pipelines.dedupe.kmeans import POINTS_PER_CENTROID, Features, nearest, normalised, train
 from pipelines.dedupe.parts import Batch, Job, hand_out
 from pipelines.dedupe.semantic import decide_cluster
-from pipelines.dedupe.spill import Rows, SpillTable, pack
+from pipelines.dedupe.spill import SpillTable, pack
 from pipelines.run_step import run_shards
 from schemas import storage
-from schemas.curate_recipe import SemanticRecipe
+from schemas.dedupe_recipe import SemanticRecipe
 
 IMAGES_PER_CLUSTER = 1000  # up to a million images; then both clusters and their sizes grow with the square root
 IMAGES_PER_PART = 250_000
@@ -102,7 +102,7 @@ def sample_batch(job: Job, clusters: Clusters, batch: Batch) -> tuple[Uids, Feat
     images = job.tables.left.read(batch.index)
     draws = (mixed(np.ascontiguousarray(images["uid"]), SAMPLE_SEED) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     chosen = images[draws < clusters.sample_share]
-    return np.ascontiguousarray(chosen["uid"]), normalised(_features(clusters.feature_folder, batch, chosen))
+    return np.ascontiguousarray(chosen["uid"]), normalised(read_features(clusters.feature_folder, batch.shards, chosen))
 
 
 def train_on(sampled: Sequence[tuple[Uids, Features]], num_clusters: int) -> Features:
@@ -113,32 +113,10 @@ def train_on(sampled: Sequence[tuple[Uids, Features]], num_clusters: int) -> Fea
     return train(features[order], min(num_clusters, len(order)))
 
 
-def _features(folder: str, batch: Batch, images: Rows) -> npt.NDArray[np.float16]:
-    """Features as stored, in the order of the images; each shard is opened once."""
-    parts = []
-    places = []
-    for shard, name in batch.shards:
-        inside = np.flatnonzero(images["shard"] == shard)
-        if len(inside):
-            parts.append(_read_features(storage.join(folder, f"{name}.image_features.npy"), images["row"][inside]))
-            places.append(inside)
-    if not parts:
-        return np.empty((0, 0), np.float16)
-    features = np.empty((len(images), parts[0].shape[1]), parts[0].dtype)
-    features[np.concatenate(places)] = np.concatenate(parts)
-    return features
-
-
-def _read_features(url: str, rows: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
-    if storage.is_local(url):
-        return np.asarray(np.load(storage.local_path(url), mmap_mode="r")[rows])
-    return np.asarray(np.load(io.BytesIO(storage.read_bytes(url)))[rows])
-
-
 def assign_batch(job: Job, clusters: Clusters, centroids: Sequence[Any], batch: Batch) -> None:
     """Hand the images of one batch, with their features, to the tasks of their clusters."""
     images = job.tables.left.read(batch.index)
-    features = _features(clusters.feature_folder, batch, images)
+    features = read_features(clusters.feature_folder, batch.shards, images)
     cluster = nearest(normalised(features), ray.get(centroids[0])) if len(images) else np.empty(0, np.int32)
     columns = {name: images[name] for name in images.dtype.names or ()}
     rows = pack({**columns, "cluster": cluster, "features": features})
@@ -155,16 +133,19 @@ def decide_clusters(job: Job, clusters: Clusters, centroids: Sequence[Any], part
     order = keep_order(job.settings.keep, images["preference"], images["score"], images["area"], is_own)
     order = order[np.argsort(images["cluster"][order], kind="stable")]
     lost, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    cosines = [np.empty(0, np.float32)]
     for inside in np.split(order, np.flatnonzero(np.diff(images["cluster"][order])) + 1):
         if not len(inside):
             continue
         centroid = trained[images["cluster"][inside[0]]]
         features = normalised(images["features"][inside])
         instead = decide_cluster(features, centroid, settings.threshold, settings.policy)
-        lost.append(inside[instead >= 0])
-        kept.append(inside[instead[instead >= 0]])
+        gone = np.flatnonzero(instead >= 0)
+        lost.append(inside[gone])
+        kept.append(inside[instead[gone]])
+        cosines.append(np.einsum("bd,bd->b", features[gone], features[instead[gone]]))
     one, other = images[np.concatenate(lost)], images[np.concatenate(kept)]
-    dropped = pack({"image": one["uid"], "kept_instead": other["uid"]})
+    dropped = pack({"image": one["uid"], "kept_instead": other["uid"], "similarity": np.concatenate(cosines)})
     clusters.dropped.write(part, dropped, one["part"])
     names = ("group", "group_size", "part")
     ends = {f"{name}_{side}": rows[name] for side, rows in (("a", one), ("b", other)) for name in names}
@@ -195,6 +176,7 @@ def finish_part(job: Job, clusters: Clusters, num_images: int, part: int) -> Gro
         place = _places(rows["image"], dropped["image"])
         gone = (place >= 0) & (rows["reason"] == 0)
         rows["reason"][gone], rows["kept_instead"][gone] = SEMANTIC, dropped["kept_instead"][place[gone]]
+        rows["distance"][gone], rows["similarity"][gone] = -1, dropped["similarity"][place[gone]]
     place = _places(rows["group"], groups["group"])
     _, first, sizes = np.unique(_sortable(rows["group"][place < 0]), return_index=True, return_counts=True)
     untouched = GroupSizes.of(rows["group"][place < 0][first], sizes)

@@ -39,6 +39,7 @@ CAPTION_DUPLICATES = pa.schema(
         pa.field("num_near_captions", pa.int32()),  # samples of the group, this one included
     ]
 )
+_MEASURED = list(CAPTION_DUPLICATES)[1:]
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,8 @@ def _hashes(normalised: list[str]) -> npt.NDArray[np.uint64]:
     return np.array([caption_hash(caption) for caption in normalised], np.uint64)
 
 
-def _sign_shard(
-    raw_folder: str, folder: str, shard_name: str
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """Write the signatures of a shard's different captions, band by band; returns their hashes and how often they come."""
+def _sign_shard(raw_folder: str, folder: str, shard_name: str) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """Write the signatures of a shard's different captions, band by band; returns their hashes and their counts."""
     _, _, captions = _captions_of(raw_folder, shard_name)
     hashes, first, counts = np.unique(_hashes(captions), return_index=True, return_counts=True)
     signed = signatures([captions[place] for place in first.tolist()])
@@ -110,9 +109,7 @@ def _sign_shard(
     return hashes, counts
 
 
-def _group(
-    step: str, threshold: float, folder: str, shard_names: list[str], captions: Captions
-) -> list[CaptionGroups]:
+def _group(step: str, threshold: float, folder: str, shard_names: list[str], captions: Captions) -> list[CaptionGroups]:
     """Groups of near captions over all shards, told shard by shard."""
     hashes, first, caption_of = np.unique(captions.hashes, return_index=True, return_inverse=True)
     shared = [ray.put((first, captions.edges))]  # in a list, so that a task takes the reference and not a copy
@@ -166,15 +163,18 @@ def _take(folder: str, item: tuple[str, Indices]) -> Signatures:
     return np.ascontiguousarray(_read_signatures(folder, name)[:, places].T)
 
 
+def _hex(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[Any]:
+    return np.array([f"{value:016x}" for value in hashes.tolist()], "U16")
+
+
 def _write_shard(raw_folder: str, folder: str, groups: CaptionGroups) -> None:
     """Write the columns of one shard; rows without an image are null."""
     raw, has_image, captions = _captions_of(raw_folder, groups.name)
     place = np.searchsorted(groups.caption, _hashes(captions))
-    row_of = np.cumsum(has_image) - 1
-    texts = np.array([f"{group:016x}" for group in groups.group.tolist()], object)
+    rows = np.flatnonzero(has_image)
     columns: list[Any] = [raw["uid"]]
-    for values, field in zip((texts, groups.num_equal, groups.num_near), list(CAPTION_DUPLICATES)[1:], strict=True):
-        of_sample = values[place]
-        padded = np.append(of_sample, values.dtype.type(0) if values.dtype != object else None)
-        columns.append(pa.array(padded[np.where(has_image, row_of, -1)], field.type, mask=~has_image))
+    for values, field in zip((_hex(groups.group), groups.num_equal, groups.num_near), _MEASURED, strict=True):
+        column = np.zeros(len(has_image), values.dtype)
+        column[rows] = values[place]
+        columns.append(pa.array(column, field.type, mask=~has_image))
     write_table(table_url(folder, groups.name), pa.table(columns, schema=CAPTION_DUPLICATES))

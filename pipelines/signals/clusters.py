@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.balance.draw import mixed
+from pipelines.dedupe.feature_files import features_of_rows
 from pipelines.dedupe.kmeans import POINTS_PER_CENTROID, Features, nearest, normalised, train
-from pipelines.dedupe.semantic import FeatureShards
 from pipelines.duplicate_rows import pack_uids
 from pipelines.run_step import run_shards
 from pipelines.signals.target_set import target_features
@@ -169,7 +169,7 @@ def _sample_shard(job: ClusterJob, share: float, name: str) -> tuple[npt.NDArray
     if share < 1:
         is_drawn = draws < np.uint64(share * 2.0**64)
         rows, draws = rows[is_drawn], draws[is_drawn]
-    return draws, FeatureShards(job.features_folder, (name,)).read(0, rows.astype(np.int32)).astype(np.float16)
+    return draws, features_of_rows(job.features_folder, name, rows)
 
 
 def _has_features(job: ClusterJob, table: pa.Table, name: str) -> npt.NDArray[np.bool_]:
@@ -185,7 +185,7 @@ def _assign_shard(job: ClusterJob, has_target: bool, shard: ShardEntry) -> None:
     has_features = _has_features(job, uids, shard.name)
     rows = np.flatnonzero(has_features).astype(np.int32)
     clusters = np.zeros(uids.num_rows, np.int32)
-    features = FeatureShards(job.features_folder, (shard.name,)).read(0, rows)
+    features = normalised(features_of_rows(job.features_folder, shard.name, rows))
     clusters[rows] = nearest(features, load_array(centroids_url(job.folder, 0)))
     near = np.isin(clusters, load_array(target_url(job.folder))).astype(np.float32)
     columns = [

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.signals import captions, classifier, clip, clusters, feature_head, quality, word_list
+from pipelines.signals import (
+    caption_duplicates,
+    captions,
+    classifier,
+    clip,
+    clusters,
+    feature_head,
+    phash256,
+    quality,
+    word_list,
+)
 from pipelines.signals.clip_model import check_held_out, model_fingerprint
 from pipelines.signals.reuse import reuse_columns
 from pipelines.signals.target_set import target_fingerprint
@@ -15,11 +25,13 @@ from schemas.errors import InputError
 from schemas.manifest import ShardEntry, load_manifest
 from schemas.recipe_io import step_hash
 from schemas.signal_recipe import (
+    CaptionDuplicateSignals,
     CaptionSignals,
     ClassifierSignals,
     ClipSignals,
     ClusterSignals,
     HeadSignals,
+    PhashSignals,
     QualitySignals,
     SignalRecipe,
     WordListSignals,
@@ -30,6 +42,8 @@ _VERSIONS = {
     "captions": captions.VERSION,
     "clip": clip.VERSION,
     "quality": quality.VERSION,
+    "caption_duplicates": caption_duplicates.VERSION,
+    "phash256": phash256.VERSION,
     "image_classifier": classifier.VERSION,
     "feature_head": feature_head.VERSION,
     "clusters": clusters.VERSION,
@@ -66,6 +80,8 @@ def _folder_for(recipe: CurateRecipe, signal: SignalRecipe, raw_hash: str, dedup
     match signal:
         case ClipSignals():
             inputs = {f"model {index}": model_fingerprint(model) for index, model in enumerate(models_of(signal))}
+        case CaptionDuplicateSignals():
+            settings["threshold"] = signal.threshold
         case ClassifierSignals():
             inputs = {"model": model_fingerprint(signal.model)}
             settings["label"] = signal.label
@@ -127,7 +143,7 @@ def measure_signal(
     before_work()
     raw = load_manifest(raw_folder)
     names = missing_tables(target.url, [shard.name for shard in raw.shards])
-    if not comes_after_dedupe(recipe, signal):  # those depend on all shards together
+    if not (comes_after_dedupe(recipe, signal) or isinstance(signal, CaptionDuplicateSignals)):  # all shards together
         reused = reuse_columns(raw_folder, target, names, lambda old: _folder_for(recipe, signal, old, dedupe_folder))
         names = [name for name in names if name not in set(reused)]
     missing = set(names)
@@ -156,10 +172,16 @@ def _measure(recipe: CurateRecipe, signal: SignalRecipe, work: Work) -> dict[str
     match signal:
         case CaptionSignals():
             captions.measure_captions(name, raw_folder, folder, [shard.name for shard in work.shards], work.num_done)
+        case CaptionDuplicateSignals():
+            every = [shard.name for shard in load_manifest(raw_folder).shards]
+            todo = [shard.name for shard in work.shards]
+            caption_duplicates.measure_caption_duplicates(name, signal.threshold, raw_folder, folder, every, todo)
         case WordListSignals():
             word_list.measure_words(signal, raw_folder, folder, [shard.name for shard in work.shards], work.num_done)
         case QualitySignals():
             quality.measure_quality(name, raw_folder, folder, work.shards, work.num_done)
+        case PhashSignals():
+            phash256.measure_hashes(name, raw_folder, folder, work.shards, work.num_done)
         case ClipSignals():
             groups = work.dedupe_folder if signal.models is not None else None
             job = clip.ClipJob(name, raw_folder, groups, folder, models_of(signal), signal.batch_size)

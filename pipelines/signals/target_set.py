@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import ray
 
-from pipelines.dedupe.evaluation_set import FILES_PER_TASK, images_in, listed_images
+from pipelines.dedupe.evaluation_set import Listed, cut_tasks, fingerprint_of, images_in, listed_images
 from pipelines.dedupe.kmeans import Features, normalised
 from pipelines.run_step import run_actors
 from pipelines.signals.scorer import prepare_device
@@ -23,19 +24,25 @@ IMAGE_FEATURES = "image_features"  # of a .npz with several arrays
 
 def target_fingerprint(path: str) -> str:
     """Changes when the set does. Raises InputError where nothing is there."""
-    return storage.fingerprint(path)
+    return fingerprint_of(path)
 
 
 def target_features(path: str, model: str) -> Features:
     """Unit features [images, D] of a target set. Raises InputError where there are none."""
     if path.endswith((".npy", ".npz")):
         return normalised(_read(path))
-    files = listed_images(path)
-    tasks = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
-    parts = run_actors("target set", partial(TargetScorer, model), tasks)
-    if not sum(map(len, parts)):
-        raise InputError(f"{path}: holds no images (.npy or .npz of features, tars or image files)")
-    return normalised(np.concatenate(parts))
+    features = features_of_images(path, model)
+    if not len(features):
+        raise InputError(f"{path}: holds no images (.npy or .npz of features, a raw folder, tars or image files)")
+    return features
+
+
+def features_of_images(path: str, model: str) -> Features:
+    """Unit features [images, D] of all images of a set that can be decoded, in the order of `read_evaluation_set`."""
+    tasks = cut_tasks(listed_images(path))
+    num_gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    parts = run_actors("features of images", partial(TargetScorer, model), tasks, num_gpus=num_gpus)
+    return normalised(np.concatenate(parts if parts else [np.empty((0, 1), np.float32)]))
 
 
 def _read(url: str) -> Any:
@@ -61,12 +68,12 @@ class TargetScorer:
 
         self._model = ClipModel(model, prepare_device(1))
 
-    def __call__(self, files: list[str]) -> Features:
+    def __call__(self, files: list[Listed]) -> Features:
         """Features [images, D]; images that cannot be decoded are left out."""
         parts = [self._model.image_features(pixels) for pixels in self._batches(files)]
         return np.concatenate(parts) if parts else np.zeros((0, self._model.embedding_dim()), np.float32)
 
-    def _batches(self, files: list[str]) -> Iterator[list[Pixels]]:
+    def _batches(self, files: list[Listed]) -> Iterator[list[Pixels]]:
         batch: list[Pixels] = []
         for _, data in images_in(files):
             try:
