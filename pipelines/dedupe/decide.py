@@ -17,7 +17,7 @@ from pipelines.dedupe.figures import Contamination, Figures, GroupSizes
 from pipelines.dedupe.near import Near, near_duplicates
 from pipelines.dedupe.placeholders import placeholder_images
 from pipelines.dedupe.slim import Slim
-from schemas.dedupe_recipe import DedupeRecipe
+from schemas.dedupe_recipe import DedupeRecipe, PlaceholderRecipe
 from schemas.drop_reason import DropReason
 
 REASONS = (
@@ -64,13 +64,8 @@ def decide(slim: Slim, settings: DedupeRecipe, known: Known) -> tuple[Decisions,
     sizes = np.bincount(image_of, minlength=slim.num_rows)
     figures = Figures([], int((sizes > 0).sum()), GroupSizes.of(slim.uid, sizes))
     is_image = (best_sample == np.arange(slim.num_rows)) & slim.has_phash
-    if settings.placeholders is not None:
-        is_placeholder = np.zeros(slim.num_rows, bool)
-        is_placeholder[placeholder_images(slim, image_of, settings.placeholders, known.tables)] = True
-        samples = np.flatnonzero(is_placeholder[image_of])
-        decisions.reason[samples], decisions.kept_instead[samples] = PLACEHOLDER, samples
     figures.contamination += _drop_contaminated(decisions, slim, settings, known.sets)
-    is_image &= (decisions.reason != CONTAMINATED) & (decisions.reason != PLACEHOLDER)
+    is_image &= decisions.reason != CONTAMINATED
     if settings.perceptual is not None:
         needs_256 = settings.perceptual.bits == 256 or settings.perceptual.max_distance_256 is not None
         images = np.flatnonzero(is_image & slim.has_phash256 if needs_256 else is_image)
@@ -79,6 +74,8 @@ def decide(slim: Slim, settings: DedupeRecipe, known: Known) -> tuple[Decisions,
         _drop_near(decisions, images, near)
         figures.num_flat_candidates = int(near.is_flat.sum())
         figures.num_flat_duplicates = int((near.is_flat & (near.kept_instead >= 0)).sum())
+    if settings.placeholders is not None:
+        _drop_placeholders(decisions, slim, settings.placeholders, known.tables)
     figures.groups = GroupSizes.of(slim.uid, np.bincount(decisions.group, minlength=slim.num_rows))
     return decisions, figures
 
@@ -189,6 +186,16 @@ def _contaminate(decisions: Decisions, samples: Indices, hit: _Hit, number: int)
     decisions.reason[samples], decisions.kept_instead[samples] = CONTAMINATED, samples
     decisions.distance[samples], decisions.similarity[samples] = hit.distance[images], hit.similarity[images]
     decisions.evaluation[samples, 0], decisions.evaluation[samples, 1] = number, hit.place[images]
+
+
+def _drop_placeholders(decisions: Decisions, slim: Slim, rule: PlaceholderRecipe, tables: Sequence[str]) -> None:
+    """Drop placeholders whole: a kept image with all that are near it, for they are encoded anew as they spread."""
+    kept_image = decisions.best_sample[decisions.kept_instead]
+    is_placeholder = np.zeros(slim.num_rows, bool)
+    is_placeholder[placeholder_images(slim, kept_image, rule, tables)] = True
+    samples = np.flatnonzero(is_placeholder[kept_image] & (decisions.reason != CONTAMINATED))
+    decisions.reason[samples], decisions.kept_instead[samples] = PLACEHOLDER, samples
+    decisions.distance[samples] = -1
 
 
 def _drop_near(decisions: Decisions, images: Indices, near: Near) -> None:

@@ -1,20 +1,20 @@
 """Dedupe: which samples duplicate which, over the whole data set; the only global step.
 
-An *image* is all samples with the same bytes, as received or as stored.
+An *image* is all samples with the same bytes, as received or as stored, or the same pixels.
 
 - Samples of one image with the same caption (NFKC, case and spaces aside) are exact duplicates; one stays.
 - Samples of one image with different captions all stay, unless `same_image_captions: keep_one`. With `exact: false`
   samples of one image are left alone.
-- Placeholders (`placeholders`: one image under many unlike captions from many domains) go whole.
-- Images near one of an evaluation set (`decontaminate`) go with all their samples, and nothing is kept instead;
-  `distance` is that to the evaluation image, and the manifest names what was hit.
+- Images near one of an evaluation set (`decontaminate`), by hash or by features, go with all their samples, and nothing
+  is kept instead; `distance` and `similarity` are those to `evaluation_image`, and the manifest tells what was hit.
 - Images that look alike (pHash within `max_distance`, confirmed on the colour thumbnail) are perceptual duplicates,
   whatever their captions: copies are resized, encoded again and captioned anew as they spread. All samples of an image
   stay or go together.
+- Placeholders (`placeholders`: one image and what is near it under many unlike captions from many domains) go whole.
 - Images whose features agree are semantic duplicates (`semantic`), looked for among those that are left by then.
 - Which one stays: the best of the preferred values (`prefer`), the largest as received (or the best scored), then the
   smallest uid. `duplicate_of` names a sample that is kept after all, or one that became a semantic duplicate itself:
-  follow it. `distance` is 0 for exact duplicates and null for semantic ones.
+  follow it. `distance` is 0 for exact duplicates and null for semantic ones, which have a `similarity`.
 - `duplicate_group` joins everything that is linked, chains included: folds are cut by it.
 - `against` names earlier raw folders. Their tables are read (never their images), what they hold comes before all of
   ours in the keep order, and nothing is decided about it: the new batch is deduplicated as if appended to them.

@@ -20,7 +20,10 @@ GRAM = 4  # characters
 
 
 def placeholder_images(slim: Slim, image_of: Indices, rule: PlaceholderRecipe, tables: Sequence[str]) -> Indices:
-    """The images (named by their first sample) that are placeholders. `tables`: the URL of each shard's raw table."""
+    """The images that are placeholders. `image_of`: one sample of the image that each sample shows.
+
+    `tables`: the URL of each shard's raw table.
+    """
     num_captions = _num_distinct(image_of, slim.caption)
     num_domains = _num_distinct(image_of[slim.domain > 0], slim.domain[slim.domain > 0], len(image_of))
     chosen = np.flatnonzero((num_captions >= rule.min_captions) & (num_domains >= rule.min_domains))
