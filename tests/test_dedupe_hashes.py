@@ -20,7 +20,6 @@ from PIL import Image
 from scipy.fft import dct
 
 from pipelines.dedupe import linked_wide, parts
-from pipelines.dedupe.buckets import HOT_BUCKET
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.greedy import Block, walk
@@ -28,7 +27,7 @@ from pipelines.dedupe.linked import forest, roots_of
 from pipelines.dedupe.linked_wide import plan_wide_search
 from pipelines.dedupe.perceptual import Pairs
 from pipelines.dedupe.spill import SpillTable, pack
-from pipelines.dedupe.wide import find_wide_pairs, pairs_of_wide_table, plan_tables
+from pipelines.dedupe.wide import HOT_BUCKET, find_wide_pairs, pairs_of_wide_table, plan_tables
 from pipelines.hashes import _COSINES as COSINES
 from pipelines.hashes import _COSINES_256 as COSINES_256
 from pipelines.hashes import bits_of_grey, hash_pixels, phash256

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipelines.dedupe.buckets import HOT_BUCKET, pairs_of_table, plan_masks
+from pipelines.dedupe.buckets import HOT_BUCKET, pairs_of_hot, plan_groups
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.exact import first_of_equals
 from pipelines.dedupe.greedy import Block, walk
@@ -47,9 +47,9 @@ def test_every_pair_within_the_radius_is_found_once(kind: str, max_distance: int
 
 @pytest.mark.parametrize("num_planned_for", [10, 100_000, 100_000_000])
 def test_a_search_in_parts_finds_the_same_pairs(tmp_path: Path, num_planned_for: int) -> None:
-    """Hashes come in several files, some of them twice; every table is cut into three partitions of its keys."""
+    """Hashes come in several files, some of them twice; each group of tables is cut in three."""
     hashes = hashes_with_neighbours("random")
-    plan = SearchPlan(4, tuple(plan_masks(num_planned_for, 4)), 3)
+    plan = SearchPlan(4, tuple(plan_groups(num_planned_for, 4)), 3)
     table = SpillTable(str(tmp_path), 2, plan.num_tasks)
     write_hashes(table, 0, hashes[:2000], plan)
     write_hashes(table, 1, hashes[1000:], plan)
@@ -66,17 +66,18 @@ def test_odd_radii_shrink_only_where_distances_are_even() -> None:
 
 
 def test_more_hashes_get_wider_keys() -> None:
-    widths = [min(mask.bit_count() for mask in plan_masks(num, 4)) for num in (10**4, 10**7, 10**9)]
+    sizes = (10**4, 10**7, 10**9)
+    widths = [min((group.first | group.others[0]).bit_count() for group in plan_groups(num, 4)) for num in sizes]
     assert widths == sorted(widths)
     assert widths[-1] >= 24
 
 
 @pytest.mark.parametrize("max_distance", [2, 4])
 def test_hot_buckets_are_split_and_lose_nothing(max_distance: int) -> None:
-    """Hashes that differ in 24 of 64 bits only: every key over the other bits is one bucket of them all."""
+    """Hashes that differ in 24 of 64 bits only: a key over the other bits has one bucket of them all."""
     generator = np.random.default_rng(SEED)
     hashes = np.unique(generator.integers(0, 1 << 24, 3 * HOT_BUCKET, dtype=np.uint64) << np.uint64(20))
-    left, right = pairs_of_table(hashes, 0xFFFFF, max_distance)
+    left, right = pairs_of_hot(hashes, max_distance)
     found = set(zip(np.minimum(left, right).tolist(), np.maximum(left, right).tolist(), strict=True))
     distance = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
     expected = np.argwhere(np.triu(distance <= max_distance, 1))

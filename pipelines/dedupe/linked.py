@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.dedupe.buckets import Hashes, plan_masks
+from pipelines.dedupe.buckets import Group, Hashes, pairs_of_group, plan_groups
 from pipelines.dedupe.components import connect
-from pipelines.dedupe.perceptual import HASHES_PER_PARTITION, partition_of, search_values
+from pipelines.dedupe.perceptual import HASHES_PER_PARTITION, partition_of
 from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
 
 EQUAL_KEYS = ("received", "stored", "pixels")  # columns of `Slim` (halves of a hash): equal values make one image
@@ -25,16 +25,16 @@ EQUAL_KEYS = ("received", "stored", "pixels")  # columns of `Slim` (halves of a 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How the hashes are cut: every table into several partitions of its keys; one task searches one of them."""
+    """How the hashes are cut: each group of tables into partitions of its keys; one task searches one of them."""
 
     radius: int  # 0: nothing to search for
-    masks: tuple[int, ...]
-    partitions_per_table: int
+    groups: tuple[Group, ...]
+    partitions_per_group: int
 
     @property
     def num_tasks(self) -> int:
-        """One for each table and partition."""
-        return len(self.masks) * self.partitions_per_table
+        """One for each group and partition."""
+        return len(self.groups) * self.partitions_per_group
 
     def hand_out(self, table: SpillTable, file: int, samples: Rows) -> None:
         """Hand the hashes of some samples to the tasks that search them."""
@@ -47,8 +47,8 @@ class SearchPlan:
 
 def plan_search(num_hashes: int, radius: int) -> SearchPlan:
     """`num_hashes` may be an upper bound."""
-    masks = tuple(plan_masks(num_hashes, radius)) if radius else ()
-    return SearchPlan(radius, masks, max(1, -(-num_hashes // HASHES_PER_PARTITION)))
+    groups = tuple(plan_groups(num_hashes, radius)) if radius else ()
+    return SearchPlan(radius, groups, max(1, -(-num_hashes // HASHES_PER_PARTITION)))
 
 
 def nodes_of(samples: Rows) -> Hashes:
@@ -57,18 +57,17 @@ def nodes_of(samples: Rows) -> Hashes:
 
 
 def write_hashes(table: SpillTable, file: int, hashes: Hashes, plan: SearchPlan) -> None:
-    """Hand distinct hashes to the tasks that search them: one of each table."""
+    """Hand distinct hashes to the tasks that search them: one of each group."""
     parts = [
-        partition_of(hashes, np.uint64(mask), plan.partitions_per_table) + place * plan.partitions_per_table
-        for place, mask in enumerate(plan.masks)
+        partition_of(hashes, np.uint64(group.first), plan.partitions_per_group) + place * plan.partitions_per_group
+        for place, group in enumerate(plan.groups)
     ]
     table.write(file, np.tile(hashes, len(parts)), np.concatenate([np.empty(0, np.int64), *parts]))
 
 
 def search_part(table: SpillTable, plan: SearchPlan, part: int) -> tuple[Hashes, Hashes]:
-    """Near pairs that this part of the search is the first to find."""
-    hashes = np.unique(table.read(part))
-    return search_values(hashes, plan.masks, part // plan.partitions_per_table, plan.radius)
+    """Near pairs that this part of the search is to find."""
+    return pairs_of_group(table.read(part), plan.groups[part // plan.partitions_per_group], plan.radius)
 
 
 def key_rows(samples: Rows) -> Rows:

@@ -1,20 +1,22 @@
 """All pairs of 256-bit hashes within a Hamming distance, none missed: tables over their four words, then verification.
 
-Two hashes within r bits differ in at most r // 4 bits of one of their four 64-bit words, and the tables of
-`buckets.plan_masks` bring words within that together. A table is a word and the bits of it that are the key. Hashes of
-one bucket are compared in all 256 bits. A hot bucket is split by the words that its key leaves free, where that saves
-comparisons.
+Two hashes within r bits differ in at most q = r // 4 bits of one of their four 64-bit words. That word, split in m
+blocks, agrees in m - q of them: a table is a word and such a choice of its blocks, the key. Hashes of one bucket are
+compared in all 256 bits. A hot bucket is split by the words that its key leaves free, where that saves comparisons.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import combinations, pairwise
+from math import comb
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.dedupe.buckets import HOT_BUCKET, plan_masks, popcount
+from pipelines.dedupe.buckets import ENTROPY_PER_BIT, NUM_BITS, popcount
 from pipelines.dedupe.compiled import compiled
 from pipelines.dedupe.components import Indices
 from pipelines.dedupe.perceptual import Pairs
@@ -23,6 +25,8 @@ WideHashes: TypeAlias = npt.NDArray[np.uint64]  # [hashes, 4], the highest bits 
 Table: TypeAlias = tuple[int, int]  # word, mask
 
 NUM_WORDS = 4
+HOT_BUCKET = 4096  # hashes
+SORT_COST, VERIFY_COST = 100.0, 2.0  # ns a hash a table, ns a pair
 
 
 def unpack_hashes(data: bytes) -> WideHashes:
@@ -38,8 +42,19 @@ def wide_distance(left: WideHashes, right: WideHashes) -> npt.NDArray[np.int32]:
 
 def plan_tables(num_hashes: int, max_distance: int, words: Sequence[int] = range(NUM_WORDS)) -> list[Table]:
     """The tables that find every pair within `max_distance` of hashes that differ in these words."""
-    masks = plan_masks(num_hashes, max_distance // len(words))
-    return [(word, mask) for word in words for mask in masks]
+    radius = max_distance // len(words)
+    num_blocks = min(range(radius + 1, radius + 8), key=partial(_cost, num_hashes, radius))
+    edges = [NUM_BITS * block // num_blocks for block in range(num_blocks + 1)]
+    blocks = [(1 << stop) - (1 << start) for start, stop in pairwise(edges)]
+    keys = [sum(chosen) for chosen in combinations(blocks, num_blocks - radius)]
+    return [(word, key) for word in words for key in keys]
+
+
+def _cost(num_hashes: int, radius: int, num_blocks: int) -> float:
+    """Nanoseconds of the tables of one word: wider keys mean smaller buckets and more tables."""
+    key_bits = NUM_BITS * (num_blocks - radius) / num_blocks * ENTROPY_PER_BIT
+    pairs = num_hashes**2 / 2 / 2**key_bits
+    return comb(num_blocks, radius) * (SORT_COST * num_hashes + VERIFY_COST * pairs)
 
 
 def pairs_of_wide_table(

@@ -1,8 +1,8 @@
 """phash256: a 256-bit perceptual hash of every stored image, for the distances of dedupe that 64 bits cannot tell.
 
 Grey, 64 x 64, DCT, top-left 16 x 16, above the median of all 256: what imagehash calls phash with hash_size=16. Of
-110 photographs the recompressed and squashed copies differ in at most 8 bits, two different ones in at least 100; smooth
-pictures have noise in their high frequencies, and up to 26 bits of it.
+110 photographs the recompressed and squashed copies differ in at most 8 bits, two different ones in at least 100;
+smooth pictures have noise in their high frequencies, and up to 26 bits of it.
 """
 
 from __future__ import annotations
