@@ -281,7 +281,8 @@ def test_features_find_what_hashes_cannot(tmp_path: Path, ray_session: None, kin
     assert all(row["similarity"] > 0.95 for row in rows[4:])
     names = [uid_of(pair) if kind == "raw" else f"{number}.jpg" for number, pair in enumerate(evaluation)]
     assert [row["evaluation_image"] for row in rows[4:]] == [f"{path}: {names[place]}" for place in (0, 0, 1)]
-    assert explain(str(tmp_path), uid_of(pairs[4]))["dedupe/default"]["evaluation_image"] == f"{path}: {names[0]}"
+    told = explain(str(tmp_path), uid_of(pairs[4]))
+    assert told["verdict"] == f"dropped by dedupe/default: contaminated (near {path}: {names[0]})"
     hit = {row.pop("evaluation_image"): row for row in pq.read_table(f"{folder}/contamination.parquet").to_pylist()}
     assert hit == {
         names[0]: {"path": path, "num_samples_by_phash": 0, "num_samples_by_features": 2},

@@ -36,7 +36,9 @@ from pipelines.signals.signal import measure_signal
 from schemas.curate_recipe import CurateRecipe, ImageRecipe
 from schemas.errors import InputError, RecipeError
 from schemas.image_decode import decode_rgb
+from schemas.manifest import load_manifest, table_url
 from schemas.recipe_io import parse_recipe
+from schemas.sample import read_table, write_table
 from tests.dedupe_builder import SEED, decisions_of, uid_of
 from tests.raw_builder import Pair, build_raw, encoded, photograph
 
@@ -106,6 +108,17 @@ def test_the_same_pixels_in_other_bytes_are_one_image(tmp_path: Path, ray_sessio
     assert sorted(row["drop_reason"] or "" for row in rows[3:5]) == ["", "exact_duplicate"]
     assert [row["drop_reason"] for row in (rows[2], rows[5])] == [None, None]
     assert len({row["duplicate_group"] for row in rows[:3]}) == 1
+
+
+def test_tables_of_before_there_were_pixel_hashes_still_serve(tmp_path: Path, ray_session: None) -> None:
+    pairs = [Pair(encoded(photograph(seed % 2)), "a", f"http://a.test/{seed}") for seed in range(4)]
+    raw = build_raw(tmp_path, pairs, 2)
+    for shard in load_manifest(raw).shards:
+        url = table_url(raw, shard.name)
+        write_table(url, read_table(url).drop_columns(["pixel_hash"]))
+    recipe = CurateRecipe.model_validate({"root": str(tmp_path), "source": {"kind": "folder", "path": "unused"}})
+    decisions = decisions_of(dedupe(recipe, raw, {}))
+    assert sorted(row["drop_reason"] or "" for row in decisions.values()) == ["", "", *["exact_duplicate"] * 2]
 
 
 def test_ingest_hashes_the_pixels_upright_with_their_size() -> None:
