@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.dedupe.kmeans import normalised
 from schemas.curate_recipe import CurateRecipe
 from schemas.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url
 from schemas.sample import make_uid, read_table, write_table
@@ -62,3 +63,11 @@ def hashes_with_neighbours(kind: str, num: int = 1500) -> npt.NDArray[np.uint64]
         bits = np.argsort(np.argsort(bits + generator.random(bits.shape) * 0.5, axis=1), axis=1) >= 32
     packed = np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64)
     return np.unique(packed)
+
+
+def chained_features(num: int = 2500, width: int = 16) -> npt.NDArray[np.float32]:
+    """Unit features in tight and loose bunches, with chains."""
+    generator = np.random.default_rng(SEED)
+    centres = generator.standard_normal((num // 6, width))
+    rows = centres[generator.integers(0, len(centres), num)] + 0.15 * generator.standard_normal((num, width))
+    return normalised(rows)

@@ -12,6 +12,7 @@ import pytest
 from pipelines.dedupe.buckets import HOT_BUCKET, pairs_of_hot, plan_groups
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.exact import first_of_equals
+from pipelines.dedupe.figures import GIANT_GROUP, GroupSizes
 from pipelines.dedupe.greedy import Block, walk
 from pipelines.dedupe.linked import SearchPlan, forest, roots_of, search_part, write_hashes
 from pipelines.dedupe.perceptual import Pairs, as_pairs, even_distance, find_pairs
@@ -102,6 +103,17 @@ def test_forests_keep_together_what_their_links_do() -> None:
     joined = forest(*(np.concatenate([part[name] for part in rows]) for name in ("node", "root")))
     expected = connect(300, left.astype(np.int64), right.astype(np.int64))
     assert roots_of(np.arange(300, dtype=np.uint64), joined).tolist() == expected.tolist()
+
+
+def test_giant_groups_are_flagged_and_the_largest_named() -> None:
+    uids = np.array([[0, place] for place in range(30)], np.uint64)
+    sizes = np.array([1] * 10 + [2] * 15 + [GIANT_GROUP - 1, GIANT_GROUP, 7, 5000, 0])
+    told = (GroupSizes.of(uids[:20], sizes[:20]) + GroupSizes.of(uids[20:], sizes[20:])).told("largest_groups")
+    assert (told["num_groups_of_several"], told["num_groups_giant"]) == (19, 2)
+    named: Any = told["largest_groups"]
+    assert [(int(group["uid"], 16), group["num_samples"]) for group in named[:4]] == [
+        (28, 5000), (26, GIANT_GROUP), (25, GIANT_GROUP - 1), (27, 7)]  # fmt: skip
+    assert [int(group["uid"], 16) for group in named[4:]] == list(range(10, 16))
 
 
 def test_first_of_equals() -> None:
