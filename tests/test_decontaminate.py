@@ -62,7 +62,7 @@ def test_images_of_an_evaluation_set_leave(tmp_path: Path, ray_session: None, ki
     assert (report[0]["num_images_hit"], report[0]["num_samples_hit"]) == (2, 3)
 
 
-@pytest.mark.parametrize("num_images", [1, 5000])
+@pytest.mark.parametrize("num_images", [60, 5000])
 def test_nearest_features_equal_brute_force(num_images: int) -> None:
     features = chained_features(300)
     evaluation = np.concatenate([features[::3], chained_features(num_images)])

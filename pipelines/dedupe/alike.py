@@ -28,11 +28,11 @@ def nearest_in_set(
         padded = np.pad(block, ((0, -len(block) % ROW_MULTIPLE), (0, 0)))  # every row goes through the same code
         for first in range(0, len(evaluation_ED), BLOCK_IMAGES):
             similarity = (padded @ evaluation_ED[first : first + BLOCK_IMAGES].T)[: len(block)]
+            near = np.flatnonzero(similarity.max(axis=1) > threshold)  # few, so that only this looks at everything
+            similarity = similarity[near]
             counts.update((first + np.nonzero(similarity > threshold)[1]).tolist())
-            best = similarity.argmax(axis=1)
-            value = similarity[np.arange(len(block)), best]
-            mine = slice(start, start + len(block))
-            is_nearer = (value > threshold) & (value > np.where(place[mine] >= 0, cosine[mine], -1))
-            place[mine] = np.where(is_nearer, first + best, place[mine])
-            cosine[mine] = np.where(is_nearer, value, cosine[mine])
+            best, value = similarity.argmax(axis=1), similarity.max(axis=1, initial=-1)
+            rows = start + near
+            is_nearer = (place[rows] < 0) | (value > cosine[rows])
+            place[rows[is_nearer]], cosine[rows[is_nearer]] = first + best[is_nearer], value[is_nearer]
     return place, cosine, counts

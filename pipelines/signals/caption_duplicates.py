@@ -114,7 +114,7 @@ def _group(step: str, threshold: float, folder: str, shard_names: list[str], cap
     hashes, first, caption_of = np.unique(captions.hashes, return_index=True, return_inverse=True)
     shared = [ray.put((first, captions.edges))]  # in a list, so that a task takes the reference and not a copy
     found = run_shards(f"{step}: bands", partial(_pairs_of_band, folder, shard_names, shared), list(range(NUM_BANDS)))
-    pairs = np.unique(np.concatenate(found), axis=0)
+    pairs = np.stack(np.divmod(np.unique(np.concatenate(found)), max(1, len(hashes))), axis=1)
     members, places = np.unique(pairs, return_inverse=True)
     signed = _signatures_of(step, folder, shard_names, captions.edges, first[members])
     left, right = places.reshape(-1, 2).T
@@ -130,13 +130,14 @@ def _group(step: str, threshold: float, folder: str, shard_names: list[str], cap
 
 
 def _pairs_of_band(folder: str, shard_names: list[str], shared: list[Any], band: int) -> npt.NDArray[np.int64]:
-    """Pairs of captions (places among all different ones) that share a band: [pairs, 2], the smaller place first."""
+    """Pairs of captions that share a band: smaller place * number of different captions + larger place."""
     first, edges = ray.get(shared[0])
     words = np.empty(int(edges[-1]), np.uint64)
     for place, name in enumerate(shard_names):
         words[edges[place] : edges[place + 1]] = _read_signatures(folder, name)[band]
     words = words[first]
-    return np.stack(pairs_of_band(words, np.argsort(words, kind="stable")), axis=1)
+    left, right = pairs_of_band(words, np.argsort(words, kind="stable"))
+    return np.unique(left * len(words) + right)
 
 
 def _read_signatures(folder: str, shard_name: str) -> npt.NDArray[np.uint64]:
