@@ -91,10 +91,9 @@ def main() -> None:
     parser.add_argument("--kill", choices=sorted(WRITTEN_BY), default=None, help="the last node, in the middle of it")
     options = parser.parse_args()
     parts.ROWS_PER_PART, parts.ROWS_PER_BATCH = 30, 20
-    folder = tempfile.mkdtemp(
-        prefix="ray", dir="/tmp"
-    )  # of its own: else every ray.init() here would join this cluster
-    node: dict[str, Any] = {"num_cpus": options.cpus, "object_store_memory": 128 << 20, "temp_dir": folder}
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a short path: sockets lie there
+    os.environ["RAY_TMPDIR"] = folder  # else every other ray.init() of this machine would join this cluster
+    node: dict[str, Any] = {"num_cpus": options.cpus, "object_store_memory": 128 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     for _ in range(options.nodes - 1):
         cluster.add_node(**node)
