@@ -17,6 +17,7 @@ Features = npt.NDArray[np.float32]
 POINTS_PER_CENTROID = 64
 NUM_ITERATIONS = 10
 BLOCK_ROWS = 8192  # of a matrix product; blocks never depend on the workers, so neither does a rounding
+MAX_TASKS = 16  # of an iteration: each returns a sum for every centroid
 ROW_MULTIPLE = 64  # products are padded to it: every row goes through the same code
 
 
@@ -43,18 +44,19 @@ def train(sample_SD: Features, num_clusters: int) -> Features:
     if num_clusters == 1:
         return centroids_KD
     shared = [ray.put(sample_SD)]  # in a list, so that a task takes the reference and not a copy
-    blocks = list(range(0, len(sample_SD), BLOCK_ROWS))
+    size = max(BLOCK_ROWS, -(-len(sample_SD) // MAX_TASKS))
+    parts = [(start, start + size) for start in range(0, len(sample_SD), size)]
     for _ in range(NUM_ITERATIONS):
-        found = run_shards("dedupe: k-means", partial(_sums, shared, centroids_KD), blocks)
+        found = run_shards("dedupe: k-means", partial(_sums, shared, centroids_KD), parts)
         sums_KD = np.sum(np.stack([part for part in found]), axis=0)
         is_used = np.linalg.norm(sums_KD, axis=1) > 0  # an empty cluster stays where it is
         centroids_KD[is_used] = normalised(sums_KD[is_used])
     return centroids_KD
 
 
-def _sums(shared: list[Any], centroids_KD: Features, start: int) -> npt.NDArray[np.float64]:
-    """Sum of the rows nearest to each centroid, of one block."""
-    block = ray.get(shared[0])[start : start + BLOCK_ROWS]
+def _sums(shared: list[Any], centroids_KD: Features, part: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Sum of the rows nearest to each centroid, of one part of the sample."""
+    block = ray.get(shared[0])[part[0] : part[1]]
     cluster = nearest(block, centroids_KD)
     order = np.argsort(cluster, kind="stable")
     used, starts = np.unique(cluster[order], return_index=True)
