@@ -43,20 +43,21 @@ def train(sample_SD: Features, num_clusters: int) -> Features:
     centroids_KD = sample_SD[:num_clusters].copy()
     if num_clusters == 1:
         return centroids_KD
-    shared = [ray.put(sample_SD)]  # in a list, so that a task takes the reference and not a copy
+    shared = [ray.put(sample_SD)]  # in a list, so that a task takes the references and not copies
     size = max(BLOCK_ROWS, -(-len(sample_SD) // MAX_TASKS))
     parts = [(start, start + size) for start in range(0, len(sample_SD), size)]
     for _ in range(NUM_ITERATIONS):
-        found = run_shards("dedupe: k-means", partial(_sums, shared, centroids_KD), parts)
+        found = run_shards("dedupe: k-means", partial(_sums, [*shared, ray.put(centroids_KD)]), parts)
         sums_KD = np.sum(np.stack([part for part in found]), axis=0)
         is_used = np.linalg.norm(sums_KD, axis=1) > 0  # an empty cluster stays where it is
         centroids_KD[is_used] = normalised(sums_KD[is_used])
     return centroids_KD
 
 
-def _sums(shared: list[Any], centroids_KD: Features, part: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Sum of the rows nearest to each centroid, of one part of the sample."""
-    block = ray.get(shared[0])[part[0] : part[1]]
+def _sums(shared: list[Any], part: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Sum of the rows nearest to each centroid, of one part of the sample. `shared`: the sample and the centroids."""
+    sample_SD, centroids_KD = ray.get(shared)
+    block = sample_SD[part[0] : part[1]]
     cluster = nearest(block, centroids_KD)
     order = np.argsort(cluster, kind="stable")
     used, starts = np.unique(cluster[order], return_index=True)
