@@ -1,7 +1,7 @@
 """Near pairs of hashes by others: faiss MultiHash, imagededup's brute force and its BK-tree, in a Python of their own.
 
-They are no dependencies of ours. What would not finish is timed on a part of the queries; `cpu_s_all` scales that
-up linearly. CPU seconds of all threads, so that other work on the machine does not count. A peer's script prints one JSON object.
+They are no dependencies of ours. What would not finish is timed on a part of the queries; `cpu_s_all` scales that up
+linearly. Seconds are CPU seconds of all threads, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
