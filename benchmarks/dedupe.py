@@ -6,13 +6,13 @@
     python benchmarks/dedupe.py step --num 1000000       # the whole step over tables of so many samples
 
 Hashes are random, or drawn like those of photographs, with planted groups (copies with 1 to 3 bits flipped). Recall is
-counted by brute force over a sample. `exponent` is that of the growth since the last size. Peers are taken from another
-Python (`hash_peers`); `ratio` is a peer's time by ours. Every line is one JSON object.
+counted by brute force over a sample. `s` is the whole search on Ray, `cpu_s_one_process` the search alone; `exponent`
+is the latter's growth since the last size. Peers are taken from another Python (`hash_peers`); `ratio` is a peer's CPU
+time by ours. Every line is one JSON object.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import resource
@@ -27,32 +27,30 @@ import click
 import numpy as np
 import numpy.typing as npt
 import psutil
-import pyarrow as pa
 import ray
 from hash_peers import PEERS, measure_peer
 from photograph_hashes import draw_like, hash_folder
 from process_watch import TreeWatch
+from raw_tables import ROWS_PER_SHARD, write_raw
 
 from cluster.ray_session import start_ray
 from pipelines.dedupe.decide import Known
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.linked import SearchPlan, plan_search, search_part, write_hashes
 from pipelines.dedupe.parts import Batch, Job, Plan, Tables
-from pipelines.dedupe.perceptual import Pairs, as_pairs
+from pipelines.dedupe.perceptual import Pairs, as_pairs, find_pairs
 from pipelines.dedupe.semantic_rounds import decide_semantic
 from pipelines.dedupe.slim import Folders
 from pipelines.dedupe.spill import SpillTable, pack
 from pipelines.run_step import run_shards
 from schemas.curate_recipe import CurateRecipe
 from schemas.dedupe_recipe import DedupeRecipe
-from schemas.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url
-from schemas.sample import SAMPLE, write_table
-from schemas.shard import shard_name
+from schemas.manifest import load_manifest
 
 Hashes = npt.NDArray[np.uint64]
 GROUP_SHARE = 0.1  # of the hashes are copies of another
 HASHES_PER_FILE = 1_000_000
-ROWS_PER_SHARD, SHARDS_PER_BATCH = 10_000, 4
+SHARDS_PER_BATCH = 4
 
 
 def make_hashes(num: int, photographs: Hashes | None, seed: int = 0) -> Hashes:
@@ -109,6 +107,7 @@ def measure_hashes(hashes: Hashes, radius: int) -> dict[str, Any]:
     """Our search on Ray."""
     with tempfile.TemporaryDirectory() as folder:
         search_on_ray(make_hashes(20_000, None), radius, f"{folder}/compile")  # workers have started
+        cpu_seconds(make_hashes(20_000, None), radius)  # and this process has compiled
         watch = TreeWatch(os.getpid())
         watch.start()
         start = time.perf_counter()
@@ -118,10 +117,18 @@ def measure_hashes(hashes: Hashes, radius: int) -> dict[str, Any]:
     return {
         "s": round(seconds, 2),
         "cpu_s": round(cpu, 2),
+        "cpu_s_one_process": round(cpu_seconds(hashes, radius), 2),
         "num_pairs": len(pairs.left),
         "peak_gb": round(peak_gb(), 2),
         "recall": recall_of_sample(hashes, pairs, radius),
     }
+
+
+def cpu_seconds(hashes: Hashes, radius: int) -> float:
+    """The same search in this process."""
+    start = time.process_time()
+    find_pairs(hashes, radius)
+    return time.process_time() - start
 
 
 def peak_gb() -> float:
@@ -191,40 +198,6 @@ def measure_semantic(num: int, width: int) -> dict[str, Any]:
     }
 
 
-def write_raw(root: Path, num: int) -> str:
-    """Raw tables of `num` samples without images: a tenth repeat the bytes of another, a tenth look like another."""
-    folder, generator = str(root / "raw"), np.random.default_rng(0)
-    phashes = generator.integers(0, 2**64, num, dtype=np.uint64)
-    near, equal = generator.random(num) < 0.1, generator.random(num) < 0.1
-    source = generator.integers(0, num, num)
-    flips = np.uint64(1) << generator.integers(0, 64, num, dtype=np.uint64)
-    phashes = np.where(near, phashes[source] ^ flips, phashes)
-    bytes_of = np.where(equal, source, np.arange(num))
-    phashes = phashes[bytes_of]
-    entries = []
-    for index, first in enumerate(range(0, num, ROWS_PER_SHARD)):
-        rows = slice(first, first + ROWS_PER_SHARD)
-        size = len(phashes[rows])
-        digests = [hashlib.sha256(b"%d" % image).hexdigest() for image in bytes_of[rows].tolist()]
-        side = pa.array(generator.integers(200, 2000, size), pa.int32())
-        columns = {name: pa.nulls(size, SAMPLE.field(name).type) for name in SAMPLE.names} | {
-            "uid": pa.array([generator.bytes(16).hex() for _ in range(size)]),
-            "url": pa.array([f"http://site{place % 999}.test/{place}.jpg" for place in range(first, first + size)]),
-            "caption": pa.array([f"a photograph of something, number {place}" for place in range(size)]),
-            "status": pa.array(["success"] * size),
-            "sha256": pa.array(digests),
-            "image_sha256": pa.array(digests),
-            "phash": pa.array(phashes[rows]),
-            "thumbnail": pa.array([bytes(192)] * size, pa.binary(192)),
-            "original_width": side,
-            "original_height": side,
-        }
-        write_table(table_url(folder, shard_name(index)), pa.table(columns, schema=SAMPLE))
-        entries.append(ShardEntry(shard_name(index), size, size, 0))
-    save_manifest(folder, Manifest("raw", "raw", "0" * 64, [], entries))
-    return folder
-
-
 def measure_step(num: int) -> dict[str, Any]:
     """The whole step, from raw tables to the tables of decisions."""
     with tempfile.TemporaryDirectory() as root:
@@ -270,16 +243,16 @@ def hashes(num: tuple[int, ...], skew: Path | None, radius: int, peers: str | No
         head = {"num": size, "bits": "photographs" if skew else "random", "radius": radius}
         ours = measure_hashes(drawn, radius)
         if last is not None:
-            ours["exponent"] = round(log(ours["s"] / last[1]) / log(size / last[0]), 2)
-        last = (size, ours["s"])
+            ours["exponent"] = round(log(ours["cpu_s_one_process"] / last[1]) / log(size / last[0]), 2)
+        last = (size, ours["cpu_s_one_process"])
         print(json.dumps(head | {"who": "pairloom"} | ours), flush=True)
         if peers is None:
             print(json.dumps({"peers": "left out; give --peers PYTHON"}))
             continue
         for peer in PEERS:
             theirs = measure_peer(peers, peer, drawn, radius)
-            if "s_all" in theirs:
-                theirs["ratio"] = round(theirs["s_all"] / ours["s"], 1)
+            if "cpu_s_all" in theirs:
+                theirs["ratio"] = round(theirs["cpu_s_all"] / ours["cpu_s_one_process"], 1)
             print(json.dumps(head | {"who": peer} | theirs), flush=True)
 
 

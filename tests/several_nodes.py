@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -88,6 +91,8 @@ def main() -> None:
     parser.add_argument("--kill", choices=sorted(WRITTEN_BY), default=None, help="the last node, in the middle of it")
     options = parser.parse_args()
     parts.ROWS_PER_PART, parts.ROWS_PER_BATCH = 30, 20
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a short path: sockets lie there
+    os.environ["RAY_TMPDIR"] = folder  # else every other ray.init() of this machine would join this cluster
     node: dict[str, Any] = {"num_cpus": options.cpus, "object_store_memory": 128 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     for _ in range(options.nodes - 1):
@@ -107,6 +112,7 @@ def main() -> None:
     sys.stdout.flush()
     ray.shutdown()
     cluster.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

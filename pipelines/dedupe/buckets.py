@@ -33,7 +33,7 @@ DEAL_COST, CHAIN_COST, VERIFY_COST = 20.0, 6.0, 1.5  # ns: a hash a group, a has
 BUCKET_COST = 30.0  # ns a bucket a group
 HOT_BUCKET = 16_384  # hashes; what a bucket may hold and still be searched in the cache
 COMPARED_AT_ONCE = 1 << 16  # hashes that are worth comparing each with each where tables split them badly
-MAX_DEAL_BITS = 22  # of a group's key: buckets are counted in an array
+MAX_DEAL_BITS = 24  # of a group's key: buckets are counted in an array of 128 MB
 CHAIN_BITS = 14  # heads of chains: they stay in the innermost cache
 
 
@@ -81,7 +81,7 @@ def _cost(num_hashes: int, max_distance: int, choice: tuple[int, int], num_free:
     linear = num_hashes * (groups * DEAL_COST + tables * CHAIN_COST) + groups * BUCKET_COST * 2.0 ** (
         num_first * block_bits
     )
-    is_bad = in_bucket > HOT_BUCKET / 2 or num_first * block_bits > MAX_DEAL_BITS
+    is_bad = in_bucket > 0.75 * HOT_BUCKET or num_first * block_bits > MAX_DEAL_BITS
     return is_bad, linear + tables * VERIFY_COST * num_hashes**2 / 2 / 2**key_bits
 
 

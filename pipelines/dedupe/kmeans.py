@@ -18,6 +18,7 @@ POINTS_PER_CENTROID = 64
 NUM_ITERATIONS = 10
 BLOCK_ROWS = 8192  # of a matrix product; blocks never depend on the workers, so neither does a rounding
 BLOCK_CENTROIDS = 4096
+MAX_TASKS = 16  # of an iteration: each may return a sum for every centroid
 ROW_MULTIPLE = 64  # products are padded to it: every row goes through the same code
 
 
@@ -57,21 +58,22 @@ def train(sample_SD: Features, num_clusters: int) -> Features:
     if num_clusters == 1:
         return centroids_KD
     sample = ray.put(sample_SD)
-    blocks = list(range(0, len(sample_SD), BLOCK_ROWS))
+    size = max(BLOCK_ROWS, -(-len(sample_SD) // MAX_TASKS))
+    parts = [(start, start + size) for start in range(0, len(sample_SD), size)]
     for _ in range(NUM_ITERATIONS):
         sums_KD = np.zeros(centroids_KD.shape, np.float64)
         shared = [sample, ray.put(centroids_KD)]  # in a list, so that a task takes references and no copies
-        for used, sums in run_shards("k-means", partial(_sums, shared), blocks):
+        for used, sums in run_shards("k-means", partial(_sums, shared), parts):
             sums_KD[used] += sums
         is_used = np.linalg.norm(sums_KD, axis=1) > 0  # an empty cluster stays where it is
         centroids_KD[is_used] = normalised(sums_KD[is_used])
     return centroids_KD
 
 
-def _sums(shared: list[Any], start: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """The centroids that are nearest to some row of one block, and the sums of these rows."""
+def _sums(shared: list[Any], part: tuple[int, int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """The centroids that are nearest to some row of one part of the sample, and the sums of these rows."""
     sample_SD, centroids_KD = ray.get(shared)
-    block = sample_SD[start : start + BLOCK_ROWS]
+    block = sample_SD[part[0] : part[1]]
     cluster = nearest(block, centroids_KD)
     order = np.argsort(cluster, kind="stable")
     used, starts = np.unique(cluster[order], return_index=True)
