@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -52,7 +52,9 @@ def at_work(root: str, command: str) -> Iterator[None]:
     finally:
         stop.set()
         storage.remove(url)
-        storage.remove_if_empty(storage.join(root, FOLDER))
+        if storage.is_local(root):
+            with suppress(OSError):  # others are at work still
+                os.rmdir(storage.local_path(storage.join(root, FOLDER)))
 
 
 def running(root: str) -> list[dict[str, Any]]:

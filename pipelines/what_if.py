@@ -49,7 +49,7 @@ def difference(before_folder: str, after_folder: str) -> dict[str, Any]:
 
 def _changes(before_folder: str, after_folder: str, name: str) -> tuple[Counter[str], Counter[str]]:
     """Samples of one shard that changed sides, by the reason of the selection that drops them."""
-    columns = ["uid", "kept", "drop_reason"]
+    columns = ["kept", "drop_reason"]
     before, after = (read_table(table_url(folder, name), columns) for folder in (before_folder, after_folder))
     check_joined(before, after, f"{after_folder}: {name}")
     return _reasons(after, before["kept"]), _reasons(before, after["kept"])

@@ -12,7 +12,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -296,13 +296,6 @@ def remove(url: str) -> None:
     """Remove a file or a folder with all it holds; nothing happens where there is none."""
     if exists(url):
         _attempt("remove", url, lambda: filesystem(url).rm(local_path(url), recursive=True))
-
-
-def remove_if_empty(folder: str) -> None:
-    """Remove a local folder that holds nothing; object storage has no empty ones."""
-    if is_local(folder):
-        with suppress(OSError):
-            os.rmdir(local_path(folder))
 
 
 def sha256_of(url: str) -> str:

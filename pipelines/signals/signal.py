@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pipelines.signals import captions, classifier, clip, clusters, feature_head, quality, word_list
 from pipelines.signals.clip_model import check_held_out, model_fingerprint
 from pipelines.signals.reuse import reuse_columns
-from pipelines.signals.target_set import target_fingerprint
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas import storage
 from schemas.curate_recipe import CurateRecipe
@@ -95,7 +94,7 @@ def _cluster_inputs(signal: ClusterSignals) -> dict[str, str]:
     if signal.centroids is not None:
         inputs["centroids"] = _content(signal.centroids, f"signals.{signal.name}.centroids")
     if signal.target is not None:
-        inputs["target"] = target_fingerprint(signal.target)
+        inputs["target"] = storage.fingerprint(signal.target)
     return inputs
 
 

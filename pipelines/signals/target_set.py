@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import ray
 
 from pipelines.dedupe.evaluation_set import FILES_PER_TASK, images_in, listed_images
 from pipelines.dedupe.kmeans import Features, normalised
@@ -21,18 +22,14 @@ BATCH = 64
 IMAGE_FEATURES = "image_features"  # of a .npz with several arrays
 
 
-def target_fingerprint(path: str) -> str:
-    """Changes when the set does. Raises InputError where nothing is there."""
-    return storage.fingerprint(path)
-
-
 def target_features(path: str, model: str) -> Features:
     """Unit features [images, D] of a target set. Raises InputError where there are none."""
     if path.endswith((".npy", ".npz")):
         return normalised(_read(path))
     files = listed_images(path)
     tasks = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
-    parts = run_actors("target set", partial(TargetScorer, model), tasks)
+    num_gpus = 1.0 if tasks and ray.cluster_resources().get("GPU") else 0.0
+    parts = run_actors("target set", partial(TargetScorer, model), tasks, num_gpus=num_gpus)
     if not sum(map(len, parts)):
         raise InputError(f"{path}: holds no images (.npy or .npz of features, tars or image files)")
     return normalised(np.concatenate(parts))
