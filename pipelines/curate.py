@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.at_work import at_work
 from pipelines.balance.balance import balance
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.honour import honour_tombstones
 from pipelines.ingest import ingest, raw_folder
 from pipelines.reshard import reshard
 from pipelines.retry import retry_transient
-from pipelines.select import difference, inputs_of, select
+from pipelines.select import inputs_of, select
 from pipelines.signals.signal import comes_after_dedupe, is_out_of_fold, measure_signal
 from pipelines.step_folder import BeforeWork, latest_folder, nothing, only_command
+from pipelines.what_if import difference
 from schemas.balance_recipe import ClusterBalance
 from schemas.curate_recipe import CurateRecipe
 from schemas.errors import RecipeError
@@ -32,13 +34,14 @@ def curate(
     to the last selection, and what a retry asked for and got. Raises UserError.
     """
     walk = Walk(recipe, start_ray, only)
-    walk.ingest(retry)
-    walk.signals(after_dedupe=False)
-    walk.dedupe()
-    walk.signals(after_dedupe=True)
-    walk.balance()
-    walk.select()
-    walk.reshard()
+    with at_work(recipe.root, "curate"):
+        walk.ingest(retry)
+        walk.signals(after_dedupe=False)
+        walk.dedupe()
+        walk.signals(after_dedupe=True)
+        walk.balance()
+        walk.select()
+        walk.reshard()
     return walk.summary()
 
 

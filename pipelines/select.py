@@ -23,8 +23,7 @@ from pipelines.subset import read_subset
 from schemas.balance_recipe import BalanceRecipe, ClusterBalance, EntryBalance
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
-from schemas.errors import InputError
-from schemas.manifest import Manifest, ShardEntry, count_reasons, load_manifest, table_url
+from schemas.manifest import ShardEntry, count_reasons, load_manifest, table_url
 from schemas.recipe_io import settings_of, step_hash
 from schemas.sample import SELECTION, check_joined, read_table, write_table
 
@@ -126,8 +125,10 @@ def select(recipe: CurateRecipe, inputs: Inputs, before_work: BeforeWork = nothi
         }
         for rule, threshold in zip(recipe.select.scores, limits.thresholds, strict=True)
     ]
-    fixed = settings_of(recipe.select, exclude={"name", "subset", "scores"})
-    target.finish(entries, counts, {"rules": fixed, "thresholds": named})
+    details = {"rules": settings_of(recipe.select, exclude={"name", "subset", "scores"}), "thresholds": named}
+    if recipe.balance is not None:
+        details["balance"] = _draw_settings(recipe.balance)
+    target.finish(entries, counts, details)
     return target.url
 
 
@@ -218,22 +219,3 @@ def _select_shard(
             selection = selection.append_column(column, table[column])
     write_table(table_url(folder, name), selection)
     return int(pc.sum(columns["kept"]).as_py() or 0), count_reasons(reasons)
-
-
-def difference(before_folder: str, after_folder: str) -> dict[str, int | str]:
-    """How many samples two selections of the same raw shards keep: before, after, both. Raises InputError."""
-    before, after = load_manifest(before_folder), load_manifest(after_folder)
-    if before.parents[0] != after.parents[0]:
-        raise InputError(f"{before_folder} and {after_folder} are selections of different raw shards")
-    both = sum(_kept_by_both(before_folder, after_folder, shard) for shard in _common(before, after))
-    return {"before": before_folder, "kept_before": before.num_samples, "kept_after": after.num_samples,
-            "kept_by_both": both}  # fmt: skip
-
-
-def _common(before: Manifest, after: Manifest) -> list[str]:
-    return sorted({shard.name for shard in before.shards} & {shard.name for shard in after.shards})
-
-
-def _kept_by_both(before_folder: str, after_folder: str, name: str) -> int:
-    before, after = (read_table(table_url(folder, name), ["kept"])["kept"] for folder in (before_folder, after_folder))
-    return int(pc.sum(pc.and_(before, after)).as_py() or 0)

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.rules import top_fraction_threshold
-from pipelines.select import difference, inputs_of, select, select_folder
+from pipelines.select import inputs_of, select, select_folder
+from pipelines.what_if import difference
 from schemas.curate_recipe import CurateRecipe
 from schemas.errors import InputError
 from schemas.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url
@@ -194,7 +195,13 @@ def test_a_change_of_a_threshold_is_another_folder_and_its_difference_is_told(tm
     strict = tables.select(scores=[{"signal": "clip", "min": 0.5}])
     assert loose != strict
     assert difference(loose, strict) == {
-        "before": loose, "kept_before": 8, "kept_after": 5, "kept_by_both": 5}  # fmt: skip
+        "before": loose, "kept_before": 8, "kept_after": 5, "kept_by_both": 5,
+        "newly_dropped": {"low_score": 3}, "newly_kept": {},
+        "rules": {"clip.clip_score min": {"before": 0.2, "after": 0.5}},
+    }  # fmt: skip
+    words = tables.select(name="words", min_words=6)
+    assert difference(strict, words)["newly_dropped"] == {"few_words": 5}
+    assert difference(words, strict)["newly_kept"] == {"few_words": 5}
     assert (tmp_path / "selections/default/LATEST").read_text().strip() == Path(strict).name
     assert tables.select(scores=[{"signal": "clip", "min": 0.2}]) == loose
     assert (tmp_path / "selections/default/LATEST").read_text().strip() == Path(loose).name

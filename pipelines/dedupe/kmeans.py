@@ -63,7 +63,8 @@ def train(sample_SD: Features, num_clusters: int) -> Features:
     for _ in range(NUM_ITERATIONS):
         sums_KD = np.zeros(centroids_KD.shape, np.float64)
         shared = [sample, ray.put(centroids_KD)]  # in a list, so that a task takes references and no copies
-        for used, sums in run_shards("k-means", partial(_sums, shared), parts):
+        found = run_shards("k-means", partial(_sums, shared), parts) if len(parts) > 1 else [_sums(shared, parts[0])]
+        for used, sums in found:
             sums_KD[used] += sums
         is_used = np.linalg.norm(sums_KD, axis=1) > 0  # an empty cluster stays where it is
         centroids_KD[is_used] = normalised(sums_KD[is_used])

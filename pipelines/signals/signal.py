@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipelines.dedupe.evaluation_set import fingerprint_of
 from pipelines.signals import (
     caption_duplicates,
     captions,
@@ -17,7 +18,6 @@ from pipelines.signals import (
 )
 from pipelines.signals.clip_model import check_held_out, model_fingerprint
 from pipelines.signals.reuse import reuse_columns
-from pipelines.signals.target_set import target_fingerprint
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas import storage
 from schemas.curate_recipe import CurateRecipe
@@ -111,7 +111,7 @@ def _cluster_inputs(signal: ClusterSignals) -> dict[str, str]:
     if signal.centroids is not None:
         inputs["centroids"] = _content(signal.centroids, f"signals.{signal.name}.centroids")
     if signal.target is not None:
-        inputs["target"] = target_fingerprint(signal.target)
+        inputs["target"] = fingerprint_of(signal.target)
     return inputs
 
 

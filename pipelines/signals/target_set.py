@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from pipelines.dedupe.evaluation_set import Listed, cut_tasks, fingerprint_of, images_in, listed_images
+from pipelines.dedupe.evaluation_set import Listed, cut_tasks, images_in, listed_images
 from pipelines.dedupe.kmeans import Features, normalised
 from pipelines.run_step import run_actors
 from pipelines.signals.scorer import prepare_device
@@ -20,11 +20,6 @@ from schemas.image_decode import Pixels, decode_rgb
 
 BATCH = 64
 IMAGE_FEATURES = "image_features"  # of a .npz with several arrays
-
-
-def target_fingerprint(path: str) -> str:
-    """Changes when the set does. Raises InputError where nothing is there."""
-    return fingerprint_of(path)
 
 
 def target_features(path: str, model: str) -> Features:

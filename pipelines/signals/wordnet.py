@@ -2,7 +2,8 @@
 
 The first synset of a word is what `nltk.corpus.wordnet.synsets(word)[0]` gives: nouns before verbs, adjectives and
 adverbs; in each, the first base form of the word that is in the index (exceptions, else the word itself and what
-morphy's rules of suffixes make of it), and the first, most frequent, sense of that form.
+morphy's rules of suffixes make of it), and the first, most frequent, sense of that form. As NLTK did up to 3.8,
+DataComp's, rules are applied again where they lead to no known form; later ones stop after the first.
 """
 
 from __future__ import annotations
