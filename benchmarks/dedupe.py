@@ -1,10 +1,14 @@
-"""Near pairs of 64-bit hashes at scale, beside its peers on the same input: `python -m benchmarks.dedupe --help`.
+"""Dedupe at scale: near pairs of 64-bit hashes beside peers on the same input, and semantic dedupe.
 
-Hashes are random with planted groups (copies with 1 to 3 bits flipped), or `skewed`: each bit is one with a
-probability of its own and follows its neighbour, as hashes of photographs do. Recall is counted by brute force over
-a sample of hashes. Peers (faiss-cpu, imagededup) are taken from another Python (`--peers`), for they are no
-dependencies; those that would not finish are timed on a part of the queries, and `s_all` scales that up linearly.
-Every line is one JSON object.
+    python benchmarks/dedupe.py hashes --num 1000000 --num 10000000 --peers PYTHON
+    python benchmarks/dedupe.py hashes --skew FOLDER     # bits as those of the photographs in FOLDER
+    python benchmarks/dedupe.py semantic --num 1000000
+    python benchmarks/dedupe.py step --num 1000000       # the whole step over tables of so many samples
+
+Hashes are random, or drawn like those of photographs, with planted groups (copies with 1 to 3 bits flipped). Recall is
+counted by brute force over a sample. `s` is the whole search on Ray, `cpu_s_one_process` the search alone; `exponent`
+is the latter's growth since the last size. Peers are taken from another Python (`hash_peers`); `ratio` is a peer's CPU
+time by ours. Every line is one JSON object.
 """
 
 from __future__ import annotations
@@ -12,29 +16,50 @@ from __future__ import annotations
 import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
+from functools import partial
+from math import log
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import numpy.typing as npt
+import psutil
+import ray
+from hash_peers import PEERS, measure_peer
+from photograph_hashes import draw_like, hash_folder
+from process_watch import TreeWatch
+from raw_tables import ROWS_PER_SHARD, write_raw
+
+from cluster.ray_session import start_ray
+from pipelines.dedupe.decide import Known
+from pipelines.dedupe.dedupe import dedupe
+from pipelines.dedupe.linked import SearchPlan, plan_search, search_part, write_hashes
+from pipelines.dedupe.parts import Batch, Job, Plan, Tables
+from pipelines.dedupe.perceptual import Pairs, as_pairs, find_pairs
+from pipelines.dedupe.semantic_rounds import decide_semantic
+from pipelines.dedupe.slim import Folders
+from pipelines.dedupe.spill import SpillTable, pack
+from pipelines.run_step import run_shards
+from schemas.curate_recipe import CurateRecipe
+from schemas.dedupe_recipe import DedupeRecipe
+from schemas.manifest import load_manifest
 
 Hashes = npt.NDArray[np.uint64]
 GROUP_SHARE = 0.1  # of the hashes are copies of another
+HASHES_PER_FILE = 1_000_000
+SHARDS_PER_BATCH = 4
 
 
-def make_hashes(kind: str, num: int, seed: int = 0) -> Hashes:
+def make_hashes(num: int, photographs: Hashes | None, seed: int = 0) -> Hashes:
     """Distinct hashes, a tenth of them planted near another."""
     generator = np.random.default_rng(seed)
-    hashes = generator.integers(0, 2**64, num, dtype=np.uint64)
-    if kind == "skewed":  # ones are rare in half of the bits, and a fifth of all share their first 16 bits
-        rare = generator.integers(0, 2**64, dtype=np.uint64)
-        hashes &= generator.integers(0, 2**64, num, dtype=np.uint64) | ~rare
-        hashes[: num // 5] &= np.uint64(2**48 - 1)
+    if photographs is None:
+        hashes = generator.integers(0, 2**64, num, dtype=np.uint64)
+    else:
+        hashes = draw_like(photographs, num, generator)
     num_copies = int(num * GROUP_SHARE)
     copies = hashes[generator.integers(0, num, num_copies)]
     for _ in range(3):
@@ -61,31 +86,53 @@ def _is_listed(pairs: Any, pair: tuple[int, int]) -> bool:
     return bool((pairs.right[first:last] == pair[1]).any())
 
 
-def measure_own(kind: str, num: int, radius: int, num_cpus: int) -> dict[str, Any]:
-    """Our search on Ray, as the step runs it."""
-    import ray
-
-    from pipelines.dedupe.near import all_pairs
-    from pipelines.dedupe.perceptual import find_pairs
-
-    find_pairs(make_hashes(kind, 1000), radius)  # compile
-    ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False)
-    all_pairs(make_hashes(kind, 1000), radius)  # workers have started
-    hashes = make_hashes(kind, num)
-    start = time.perf_counter()
-    pairs = all_pairs(hashes, radius)
-    seconds = time.perf_counter() - start
-    peak = _peak_of_workers()
-    result = {"s": seconds, "num_pairs": len(pairs.left), "peak_gb": peak}
-    ray.shutdown()
-    result["recall"] = recall_of_sample(hashes, pairs, radius)
-    return result | {"cpu_s_one_process": _cpu_seconds(hashes, radius)}
+def search_on_ray(hashes: Hashes, radius: int, folder: str) -> Pairs:
+    """All pairs, as the step finds them: hashes to files by bucket, one task a part of the search."""
+    plan = plan_search(len(hashes), radius)
+    starts = range(0, len(hashes), HASHES_PER_FILE)
+    table = SpillTable(folder, len(starts), plan.num_tasks)
+    shared = [ray.put(hashes)]  # in a list, so that a task takes the reference and not a copy
+    run_shards("hashes", partial(_write_file, table, plan, shared), range(len(starts)))
+    found = run_shards("search", partial(search_part, table, plan), range(plan.num_tasks))
+    left, right = (np.concatenate(side) for side in zip(*found, strict=True))
+    return as_pairs(hashes, left, right)
 
 
-def _peak_of_workers() -> float:
-    """Sum over this process and its descendants of what each held at its peak, GB; shared pages count once each."""
-    import psutil
+def _write_file(table: SpillTable, plan: SearchPlan, shared: list[Any], file: int) -> None:
+    hashes = ray.get(shared[0])[file * HASHES_PER_FILE : (file + 1) * HASHES_PER_FILE]
+    write_hashes(table, file, hashes, plan)
 
+
+def measure_hashes(hashes: Hashes, radius: int) -> dict[str, Any]:
+    """Our search on Ray."""
+    with tempfile.TemporaryDirectory() as folder:
+        search_on_ray(make_hashes(20_000, None), radius, f"{folder}/compile")  # workers have started
+        cpu_seconds(make_hashes(20_000, None), radius)  # and this process has compiled
+        watch = TreeWatch(os.getpid())
+        watch.start()
+        start = time.perf_counter()
+        pairs = search_on_ray(hashes, radius, f"{folder}/spill")
+        seconds = time.perf_counter() - start
+        cpu = watch.stop()
+    return {
+        "s": round(seconds, 2),
+        "cpu_s": round(cpu, 2),
+        "cpu_s_one_process": round(cpu_seconds(hashes, radius), 2),
+        "num_pairs": len(pairs.left),
+        "peak_gb": round(peak_gb(), 2),
+        "recall": recall_of_sample(hashes, pairs, radius),
+    }
+
+
+def cpu_seconds(hashes: Hashes, radius: int) -> float:
+    """The same search in this process."""
+    start = time.process_time()
+    find_pairs(hashes, radius)
+    return time.process_time() - start
+
+
+def peak_gb() -> float:
+    """Sum over this process and its descendants of what each held at its peak; pages that are shared count in each."""
     total = 0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -93,122 +140,136 @@ def _peak_of_workers() -> float:
     return total / 2**20
 
 
-def _cpu_seconds(hashes: Hashes, radius: int) -> float:
-    from pipelines.dedupe.perceptual import find_pairs
-
-    start = time.process_time()
-    find_pairs(hashes, radius)
-    return time.process_time() - start
-
-
-FAISS = """
-import sys, json, time, numpy as np, faiss
-path, radius, num_queries = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-faiss.omp_set_num_threads(2)
-rows = np.load(path).view(np.uint8).reshape(-1, 8)
-bits = 16 if len(rows) <= 20_000_000 else 21
-index = faiss.IndexBinaryMultiHash(64, 64 // bits, bits)  # exact for radius < tables
-start = time.perf_counter(); index.add(rows); added = time.perf_counter() - start
-queries = rows[np.random.default_rng(2).permutation(len(rows))[:num_queries]]
-index.nflip = 0
-start = time.perf_counter(); limits, _, _ = index.range_search(queries, radius + 1)
-searched = time.perf_counter() - start
-num = int(limits[-1]) - len(queries)
-print(json.dumps({"s_add": added, "s_search": searched, "num_queries": len(queries), "num_pairs_seen": num,
-                  "s_all": added + searched * len(rows) / len(queries)}))
-"""
-IMAGEDEDUP = """
-import sys, json, time, numpy as np, importlib
-path, radius, num_queries = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-brute = importlib.import_module("brute_force_cython_ext")
-hashes = np.load(path)
-start = time.perf_counter()
-values = hashes.tolist()
-names = [b"%d" % place for place in range(len(values))]
-added = time.perf_counter() - start
-queries = hashes[np.random.default_rng(2).permutation(len(hashes))[:num_queries]]
-start = time.perf_counter()
-num = sum(len(brute.query(names, values, value, radius)) for value in queries.tolist())
-searched = time.perf_counter() - start
-print(json.dumps({"s_add": added, "s_search": searched, "num_queries": len(queries),
-                  "num_pairs_seen": num - len(queries), "s_all": added + searched * len(hashes) / len(queries) / 2}))
-"""  # its brute force in C over all hashes; / 2: on two cores
-
-
-def measure_peer(python: str, script: str, hashes: Hashes, radius: int, num_queries: int) -> dict[str, Any]:
-    """One peer on the same hashes, in its own process."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "hashes.npy"
-        np.save(path, hashes)
-        arguments = [python, "-c", script, str(path), str(radius), str(num_queries)]
-        clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}
-        done = subprocess.run(arguments, capture_output=True, text=True, env=clean, check=False)
-    if done.returncode:
-        return {"error": done.stderr[-300:]}
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
-def measure_semantic(num: int, width: int, num_cpus: int) -> dict[str, Any]:
-    """Our semantic step on features around 5,000 random directions, a tenth of them planted near another."""
-    import ray
-
-    from pipelines.dedupe.semantic import FeatureShards, semantic_duplicates
-    from pipelines.dedupe.slim import Slim
-    from schemas.curate_recipe import SemanticRecipe
-
+def write_features(folder: str, job: Job, num: int, width: int) -> list[Batch]:
+    """Images left by the first rounds, with features around 5,000 random directions, a tenth planted near another."""
     generator = np.random.default_rng(0)
-    rows_per_shard = 10_000
-    shards = -(-num // rows_per_shard)
     centres = generator.standard_normal((5000, width), dtype=np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        for shard in range(shards):
-            rows = centres[generator.integers(0, 5000, rows_per_shard)]
+    batches = []
+    for index, first in enumerate(job.plan.first_shards):
+        shards = range(first, min(first + SHARDS_PER_BATCH, num // ROWS_PER_SHARD))
+        batches.append(Batch(index, Folders(folder), tuple((shard, str(shard)) for shard in shards)))
+        for shard in shards:
+            rows = centres[generator.integers(0, 5000, ROWS_PER_SHARD)]
             rows = rows + 0.9 * generator.standard_normal(rows.shape, dtype=np.float32)
-            copies = rows[: rows_per_shard // 10]
+            copies = rows[: ROWS_PER_SHARD // 10]
             rows[-len(copies) :] = copies + 0.1 * generator.standard_normal(copies.shape, dtype=np.float32)
             np.save(Path(folder) / f"{shard}.image_features.npy", rows.astype(np.float16))
-        place = np.arange(shards * rows_per_shard)
-        empty: dict[str, Any] = {name: None for name in Slim.__dataclass_fields__}
-        slim = Slim(**empty | {"shard": (place // rows_per_shard).astype(np.int32), "row": place % rows_per_shard})
-        order = generator.permutation(len(place))  # samples are in the order of their uids, which are hashes
-        slim = Slim(**empty | {"shard": slim.shard[order], "row": slim.row[order].astype(np.int32)})
-        ray.init(num_cpus=num_cpus, log_to_driver=False, include_dashboard=False)
+    place = np.arange(num)
+    uids = generator.integers(0, 2**63, (num, 2)).astype(np.uint64)
+    left = pack(
+        {
+            "uid": uids,
+            "shard": (place // ROWS_PER_SHARD).astype(np.int32),
+            "row": (place % ROWS_PER_SHARD).astype(np.int32),
+            "area": np.zeros(num, np.int64),
+            "score": np.zeros(num, np.float32),
+            "preference": np.zeros(num, np.int32),
+            "part": np.zeros(num, np.int32),
+            "group": uids,
+            "group_size": np.ones(num, np.int64),
+        }
+    )
+    job.tables.left.write(0, left, job.plan.batch_of(left["shard"]))
+    decided = {"shard": left["shard"], "row": left["row"], "reason": np.zeros(num, np.int8), "image": uids,
+               "kept_instead": uids, "distance": np.zeros(num, np.int32), "group": uids}  # fmt: skip
+    job.tables.drafts.write(0, pack(decided), np.zeros(num, np.int64))
+    return batches
+
+
+def measure_semantic(num: int, width: int) -> dict[str, Any]:
+    """The semantic rounds on Ray."""
+    settings = DedupeRecipe.model_validate({"semantic": {"features": "clip"}})
+    with tempfile.TemporaryDirectory() as folder:
+        first_shards = tuple(range(0, num // ROWS_PER_SHARD, SHARDS_PER_BATCH))
+        plan = Plan(len(first_shards), first_shards, 1, plan_search(num, 0))
+        known = [ray.put(Known([], [], [], num // ROWS_PER_SHARD))]
+        job = Job(settings, plan, Tables(folder, plan), known)
+        batches = write_features(folder, job, num, width)
         start = time.perf_counter()
-        files = FeatureShards(folder, tuple(str(shard) for shard in range(shards)))
-        instead = semantic_duplicates(slim, place, SemanticRecipe(features="clip"), files)
+        sizes = decide_semantic(job, batches, folder, num)
         seconds = time.perf_counter() - start
-        peak = _peak_of_workers()
-        ray.shutdown()
-    planted = len(place) // 10
-    return {"s": seconds, "num_dropped": int((instead >= 0).sum()), "num_planted": planted, "peak_gb": peak}
+        job.tables.decisions = SpillTable(job.tables.decisions.folder, 1, len(first_shards))
+        dropped = sum(int((job.tables.decisions.read(part)["reason"] > 0).sum()) for part in range(len(first_shards)))
+    return {
+        "s": round(seconds, 1),
+        "num_dropped": dropped,
+        "num_planted": num // 10,
+        "num_groups": sizes.num_of_several,
+    }
 
 
-@click.command(context_settings={"show_default": True})
+def measure_step(num: int) -> dict[str, Any]:
+    """The whole step, from raw tables to the tables of decisions."""
+    with tempfile.TemporaryDirectory() as root:
+        raw = write_raw(Path(root), num)
+        recipe = CurateRecipe.model_validate({"root": root, "source": {"kind": "folder", "path": "unused"}})
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        watch = TreeWatch(os.getpid())
+        watch.start()
+        start = time.perf_counter()
+        folder = dedupe(recipe, raw, {})
+        seconds = time.perf_counter() - start
+        cpu_s = watch.stop()
+        num_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
+        counts = dict(load_manifest(folder).drop_counts)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {
+        "s": round(seconds, 1),
+        "cpu_s": round(cpu_s, 1),
+        "dropped": counts,
+        "driver_grew_by_bytes_a_sample": round(grown * 1024 / num, 1),
+        "largest_worker_gb": round(watch.peaks.get("worker", 0) / 1024, 2),
+        "table_bytes_a_sample": round(num_bytes / num, 1),
+    }
+
+
+@click.group(context_settings={"show_default": True})
+def main() -> None:
+    """What dedupe costs, on this machine."""
+    start_ray()
+
+
+@main.command()
 @click.option("--num", multiple=True, type=int, default=[1_000_000], help="Hashes; may be given several times.")
-@click.option("--kind", type=click.Choice(["uniform", "skewed"]), default="uniform")
+@click.option("--skew", type=Path, default=None, help="A folder of photographs whose bits the hashes follow.")
 @click.option("--radius", default=3, help="Bits.")
-@click.option("--cpus", default=2, help="Of our own search.")
 @click.option("--peers", default=None, help="A Python that has faiss-cpu and imagededup.")
-@click.option("--semantic", type=int, default=None, help="Instead: semantic dedupe of so many 512-d features.")
-@click.option("--queries", default=20_000, help="Of the peers.")
-def main(
-    num: tuple[int, ...], kind: str, radius: int, cpus: int, peers: str | None, semantic: int | None, queries: int
-) -> None:
-    """Measure our search, then the peers, on the same hashes."""
-    if semantic is not None:
-        print(json.dumps({"semantic": semantic} | measure_semantic(semantic, 512, cpus)))
-        return
+def hashes(num: tuple[int, ...], skew: Path | None, radius: int, peers: str | None) -> None:
+    """Our search for near pairs, then the peers', on the same hashes."""
+    photographs = hash_folder(skew) if skew is not None else None
+    last: tuple[int, float] | None = None
     for size in num:
-        head = {"num": size, "kind": kind, "radius": radius}
-        print(json.dumps(head | {"who": "pairloom"} | measure_own(kind, size, radius, cpus)), flush=True)
-        for who, script in (("faiss MultiHash", FAISS), ("imagededup brute force", IMAGEDEDUP)):
-            if peers is not None:
-                share = queries if script is FAISS else max(1, queries // 1000)
-                result = measure_peer(peers, script, make_hashes(kind, size), radius, share)
-                print(json.dumps(head | {"who": who} | result), flush=True)
-    print(json.dumps({"peak_gb_of_this_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+        drawn = make_hashes(size, photographs)
+        head = {"num": size, "bits": "photographs" if skew else "random", "radius": radius}
+        ours = measure_hashes(drawn, radius)
+        if last is not None:
+            ours["exponent"] = round(log(ours["cpu_s_one_process"] / last[1]) / log(size / last[0]), 2)
+        last = (size, ours["cpu_s_one_process"])
+        print(json.dumps(head | {"who": "pairloom"} | ours), flush=True)
+        if peers is None:
+            print(json.dumps({"peers": "left out; give --peers PYTHON"}))
+            continue
+        for peer in PEERS:
+            theirs = measure_peer(peers, peer, drawn, radius)
+            if "cpu_s_all" in theirs:
+                theirs["ratio"] = round(theirs["cpu_s_all"] / ours["cpu_s_one_process"], 1)
+            print(json.dumps(head | {"who": peer} | theirs), flush=True)
+
+
+@main.command()
+@click.option("--num", type=int, default=1_000_000, help="Images.")
+@click.option("--width", type=int, default=512, help="Numbers a feature.")
+def semantic(num: int, width: int) -> None:
+    """The semantic rounds."""
+    print(json.dumps({"images": num} | measure_semantic(num, width) | {"peak_gb": round(peak_gb(), 2)}))
+
+
+@main.command()
+@click.option("--num", type=int, default=1_000_000, help="Samples.")
+def step(num: int) -> None:
+    """The whole step without features."""
+    print(json.dumps({"samples": num} | measure_step(num) | {"peak_gb": round(peak_gb(), 2)}))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

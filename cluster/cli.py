@@ -142,6 +142,23 @@ def recall(root: str, same_images: bool, runs: tuple[str, ...], dry_run: bool, a
 
 
 @cli.command()
+@click.argument("root")
+@click.option("--keep", type=click.IntRange(min=1), default=1, show_default=True, help="Newest results of each name.")
+@click.option("--min-age", type=float, default=24.0, show_default=True, metavar="HOURS",
+              help="Leave names alone whose newest result is younger.")  # fmt: skip
+@click.option("--runs", multiple=True, metavar="FOLDER", help="Look for training runs here, too; their data stays.")
+@click.option("--dry-run", is_flag=True, help="Only tell, with sizes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def gc(root: str, keep: int, min_age: float, runs: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Remove what nothing points to below a root."""
+    from cluster.staleness import data_of_runs
+    from pipelines.gc import collect_garbage
+
+    result = collect_garbage(root, keep, min_age, data_of_runs(root, runs), dry_run)
+    _show(result, as_json, render.garbage_table)
+
+
+@cli.command()
 @click.argument("path")
 @click.option("--html", help="Write a page with charts and pictures of a root or a selection to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -68,13 +68,70 @@ def curate_table(summary: Mapping[str, Any]) -> str:
         reasons = sorted(step.get("drop_counts", {}).items(), key=lambda pair: (-pair[1], pair[0]))
         shown = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:6])
         table.add_row(
-            step["name"], number(step.get("num_rows")), number(step.get("num_kept")), shown or "-", step["folder"]
+            step["name"],
+            number(step.get("num_rows")),
+            number(step.get("num_kept")),
+            shown or "-",
+            step["folder"].removeprefix(f"{summary['root'].rstrip('/')}/"),
         )
-    parts: list[Any] = [table]
+    parts: list[Any] = [table, f"folders are below {summary['root']}"]
     if summary.get("retried"):
         parts.append(plain_table({"rows that were fetched again": summary["retried"]}))
     if summary.get("difference"):
-        parts.append(plain_table({"difference to the last selection": summary["difference"]}))
+        parts += ["", *_difference(summary["difference"])]
+    return _text_of(*parts)
+
+
+def _difference(found: Mapping[str, Any]) -> list[Any]:
+    """What another selection changes: one line, the rules, then who changed sides and why."""
+    if found["kept_before"] == found["kept_after"] == found["kept_by_both"]:
+        return [f"the last selection kept the same {found['kept_after']:,} samples"]
+    change = found["kept_after"] - found["kept_before"]
+    lines: list[Any] = [
+        f"difference to the last selection: {found['kept_before']:,} kept before, {found['kept_after']:,} now "
+        f"({change:+,}), {found['kept_by_both']:,} by both"
+    ]
+    for rule, ends in found["rules"].items():
+        lines.append(f"  {rule}: {number(ends['before'])} -> {number(ends['after'])}")
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("change")
+    table.add_column("samples", justify="right")
+    table.add_column("reason")
+    for change_name, key, verb in (
+        ("kept -> dropped", "newly_dropped", "now dropped: "),
+        ("dropped -> kept", "newly_kept", "was dropped: "),
+    ):
+        for reason, count in found[key].items():
+            table.add_row(change_name, number(count), f"{verb}{reason}")
+    return [*lines, table]
+
+
+def num_bytes(value: int) -> str:
+    """A size as people read it."""
+    size = float(value)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def garbage_table(result: Mapping[str, Any]) -> str:
+    """What `gc` removed, or would remove."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("size", "files", "path", "why"):
+        table.add_column(column, justify="right" if column in ("size", "files") else "left", overflow="fold")
+    for one in result["garbage"]:
+        path = one["url"].removeprefix(f"{result['root'].rstrip('/')}/")
+        table.add_row(num_bytes(one["num_bytes"]), number(one["num_files"]), path, one["why"])
+    parts: list[Any] = [table, ""] if result["garbage"] else []
+    verb = "would be removed" if result["dry_run"] else "removed"
+    parts.append(f"{num_bytes(result['num_bytes'])} {verb}, {result['num_kept']} results stay")
+    if result["waiting"]:
+        parts.append(
+            f"{len(result['waiting'])} more that nothing points to have had a newer one for a short time only; "
+            "--min-age 0 takes them, too"
+        )
     return _text_of(*parts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from schemas import storage
 from schemas.errors import InputError
-from schemas.generations import run_stale_lines, stale_lines
+from schemas.generations import data_of_run, run_stale_lines, stale_lines
 from schemas.manifest import resolve
 from schemas.train_recipe import TrainRecipe
 
@@ -26,11 +26,21 @@ def stale_data(recipe: TrainRecipe) -> list[str]:
 
 
 def stale_runs(root: str, folders: Sequence[str]) -> list[str]:
-    """Lines for the runs below `folders`, `runs`, `<root>/runs` and `runs` beside the root."""
+    """Lines for the runs of a root that are stale."""
+    return [f"{run}: {line}" for run in find_runs(root, folders) for line in run_stale_lines(run)]
+
+
+def data_of_runs(root: str, folders: Sequence[str]) -> set[str]:
+    """Hashes of the manifests that the runs of a root were trained on."""
+    return {data["manifest_hash"] for run in find_runs(root, folders) for data in data_of_run(run)}
+
+
+def find_runs(root: str, folders: Sequence[str]) -> list[str]:
+    """The runs below `folders`, `runs`, `<root>/runs` and `runs` beside the root."""
     beside = storage.join(root.rstrip("/").rpartition("/")[0] or ".", "runs")
     runs: dict[str, None] = {}
     for folder in (*folders, "runs", storage.join(root, "runs"), beside):
         for run in [folder, *storage.list_files(folder)]:
             if storage.exists(storage.join(run, "recipe.yaml")):
                 runs[run.removeprefix("./")] = None
-    return [f"{run}: {line}" for run in runs for line in run_stale_lines(run)]
+    return list(runs)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.at_work import at_work
 from pipelines.balance.balance import balance
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.honour import honour_tombstones
 from pipelines.ingest import ingest, raw_folder
 from pipelines.reshard import reshard
 from pipelines.retry import retry_transient
-from pipelines.select import difference, inputs_of, select
-from pipelines.signals.signal import is_out_of_fold, measure_signal
+from pipelines.select import inputs_of, select
+from pipelines.signals.signal import comes_after_dedupe, is_out_of_fold, measure_signal
 from pipelines.step_folder import BeforeWork, latest_folder, nothing, only_command
+from pipelines.what_if import difference
+from schemas.balance_recipe import ClusterBalance
 from schemas.curate_recipe import CurateRecipe
 from schemas.errors import RecipeError
 from schemas.manifest import load_manifest
@@ -31,13 +34,14 @@ def curate(
     to the last selection, and what a retry asked for and got. Raises UserError.
     """
     walk = Walk(recipe, start_ray, only)
-    walk.ingest(retry)
-    walk.signals(out_of_fold=False)
-    walk.dedupe()
-    walk.signals(out_of_fold=True)
-    walk.balance()
-    walk.select()
-    walk.reshard()
+    with at_work(recipe.root, "curate"):
+        walk.ingest(retry)
+        walk.signals(after_dedupe=False)
+        walk.dedupe()
+        walk.signals(after_dedupe=True)
+        walk.balance()
+        walk.select()
+        walk.reshard()
     return walk.summary()
 
 
@@ -66,10 +70,10 @@ class Walk:
             self._retried = retry_transient(self._recipe, self._raw, self._start_ray)
         self._note("ingest", self._raw)
 
-    def signals(self, out_of_fold: bool) -> None:
-        """Raw shards -> columns. Out-of-fold scores come after dedupe, whose groups they are cut by."""
-        for signal in sorted(self._recipe.signals, key=lambda signal: signal.kind == "feature_head"):
-            if self._is_past("signals") or is_out_of_fold(self._recipe, signal) != out_of_fold:
+    def signals(self, after_dedupe: bool) -> None:
+        """Raw shards -> columns: those that dedupe may need, or those that need dedupe."""
+        for signal in sorted(self._recipe.signals, key=lambda signal: signal.kind in ("feature_head", "clusters")):
+            if self._is_past("signals") or comes_after_dedupe(self._recipe, signal) != after_dedupe:
                 continue
             before_work = self._before("signals", signal.name, self._start_ray)
             folder = measure_signal(self._recipe, signal, self._raw, self._dedupe or None, before_work)
@@ -78,7 +82,7 @@ class Walk:
 
     def dedupe(self) -> None:
         """Slim columns of all shards -> who duplicates whom."""
-        needed = any(is_out_of_fold(self._recipe, signal) for signal in self._recipe.signals)
+        needed = any(comes_after_dedupe(self._recipe, signal) for signal in self._recipe.signals)
         if self._is_past("dedupe") and not (self._only == "signals" and needed):
             return
         before_work = self._before("dedupe", self._recipe.dedupe.name, self._start_ray)
@@ -86,8 +90,11 @@ class Walk:
         self._note("dedupe", self._dedupe)
 
     def balance(self) -> None:
-        """Captions -> the entries that they match; `select` draws by them."""
+        """Captions -> the entries that they match; `select` draws by these, or by clusters that a signal gave."""
         if self._recipe.balance is None or self._is_past("balance"):
+            return
+        if isinstance(self._recipe.balance, ClusterBalance):
+            self._balance = self._signals[self._recipe.balance.clusters]
             return
         before_work = self._before("balance", self._recipe.balance.name, self._start_ray)
         self._balance = balance(self._recipe, self._raw, before_work)

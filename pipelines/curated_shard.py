@@ -18,6 +18,7 @@ from schemas.shard import ShardReader, ShardWriter, json_bytes, make_key, shard_
 
 # Columns that join the raw ones; named so that no source's own column is called the same.
 WEIGHT, GROUP, RAW_SHARD, RAW_ROW = "pairloom.weight", "pairloom.group", "pairloom.raw_shard", "pairloom.raw_row"
+_HASHES_OF_PIXELS = {"pixel_hash", "phash", "thumbnail"}
 _NOT_IN_JSON = {"status", "drop_reason", "error_message", "offset", "num_bytes"}  # nor what pairloom added on the way
 _TAR_SHA256, _TAR_BYTES = b"tar_sha256", b"tar_num_bytes"  # metadata of the table, which is the shard's marker
 
@@ -40,7 +41,7 @@ def read_kept(job: Job, shard: ShardEntry) -> pa.Table:
     raw = read_table(table_url(job.raw_folder, shard.name))
     check_joined(raw, selection, f"{job.selection_folder}: {shard.name}")
     rows = pa.array(np.flatnonzero(np.asarray(selection["kept"])))
-    kept = raw.drop_columns(["thumbnail", "phash"]).take(rows)
+    kept = raw.drop_columns([name for name in raw.column_names if name in _HASHES_OF_PIXELS]).take(rows)
     decisions = selection.take(rows)
     for column, values in (
         (WEIGHT, decisions["weight"]),

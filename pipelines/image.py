@@ -18,7 +18,7 @@ import simplejpeg
 
 from pipelines.area_resize import shrink
 from pipelines.blur import Boxes, as_fractions, blur_boxes
-from pipelines.hashes import PixelHashes, hash_pixels, sha256_hex
+from pipelines.hashes import PixelHashes, exact_hash, hash_pixels, sha256_hex
 from pipelines.strip_metadata import strip_metadata
 from schemas.curate_recipe import ImageRecipe
 from schemas.drop_reason import DropReason
@@ -45,6 +45,7 @@ class StoredImage:
     original_height: int
     sha256: str  # of the bytes as received
     image_sha256: str  # of the bytes as stored
+    pixel_hash: str  # of size and pixels as decoded
     phash: int
     thumbnail: bytes
 
@@ -100,6 +101,7 @@ def store_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> StoredIm
     scaled = _scale_whole(decoded, target, recipe)
     is_enough = HASHED_SIDE <= min(scaled.height, scaled.width) < min(decoded.height, decoded.width)
     hashes = _hash(scaled if is_enough else decoded)  # the smaller one takes less
+    exact = exact_hash(decoded.pixels, (decoded.height, decoded.width))
     pixels = _finish(scaled, target, recipe, as_fractions(boxes, decoded.width, decoded.height))
     stored = encode(pixels, recipe)
     return StoredImage(
@@ -111,6 +113,7 @@ def store_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> StoredIm
         original_height=decoded.height,
         sha256=sha256_hex(data),
         image_sha256=sha256_hex(stored),
+        pixel_hash=exact,
         phash=hashes.phash,
         thumbnail=hashes.thumbnail,
     )
@@ -127,6 +130,7 @@ def _as_it_is(data: bytes, header: ImageHeader, recipe: ImageRecipe, kept: bytes
     width, height = decoded.width, decoded.height
     hashes = _hash(decoded)
     sha256 = sha256_hex(data)
+    exact = exact_hash(decoded.pixels, (height, width))
     return StoredImage(
         data=kept,
         mime_type=header.mime_type,
@@ -136,6 +140,7 @@ def _as_it_is(data: bytes, header: ImageHeader, recipe: ImageRecipe, kept: bytes
         original_height=height,
         sha256=sha256,
         image_sha256=sha256 if kept is data else sha256_hex(kept),
+        pixel_hash=exact,
         phash=hashes.phash,
         thumbnail=hashes.thumbnail,
     )

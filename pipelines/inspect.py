@@ -19,7 +19,7 @@ from schemas.sample import read_table
 STEPS = ("raw", "signals", "dedupe", "balance", "selections", "curated")
 NUM_SAMPLES = 5
 NUM_THREADS = 8
-_NOT_SHOWN = {"thumbnail", "phash"}  # bytes, and a number that says nothing to people
+_NOT_SHOWN = {"thumbnail", "phash", "pixel_hash"}  # bytes, and numbers that say nothing to people
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -149,6 +149,12 @@ def _verdict(found: dict[str, Any]) -> str:
                 earlier.add(reason)
             elif reason in earlier:
                 continue
-            instead = f" ({row['duplicate_of']} is kept instead)" if row.get("duplicate_of") else ""
-            told.append(f"dropped by {key}: {reason}{instead}")
+            told.append(f"dropped by {key}: {reason}{_because_of(row)}")
     return "; ".join(told) or "kept so far; not in a curated data set yet"
+
+
+def _because_of(row: dict[str, Any]) -> str:
+    """The other image that decided, where there is one."""
+    if row.get("duplicate_of"):
+        return f" ({row['duplicate_of']} is kept instead)"
+    return f" (near {row['evaluation_image']})" if row.get("evaluation_image") else ""

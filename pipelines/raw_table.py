@@ -22,8 +22,8 @@ from schemas.manifest import SHARD_METADATA, ShardEntry, count_reasons, table_ur
 from schemas.sample import SAMPLE, STATUS_DROPPED, STATUS_SUCCESS, read_table_schema, table_bytes, uid_checksum
 from schemas.shard import Place
 
-_OF_THE_IMAGE = ("width", "height", "original_width", "original_height", "sha256", "image_sha256", "phash",
-                 "thumbnail", "mime_type", "offset", "num_bytes")  # fmt: skip
+_OF_THE_IMAGE = ("width", "height", "original_width", "original_height", "sha256", "image_sha256", "pixel_hash",
+                 "phash", "thumbnail", "mime_type", "offset", "num_bytes")  # fmt: skip
 MAX_MESSAGE_CHARS = 500
 
 
@@ -85,6 +85,7 @@ def stored_values(placed: PlacedImage, original_size: tuple[int, int] | None = N
         "original_height": original_height,
         "sha256": image.sha256,
         "image_sha256": image.image_sha256,
+        "pixel_hash": image.pixel_hash,
         "phash": image.phash,
         "thumbnail": image.thumbnail,
         "mime_type": image.mime_type,
@@ -101,7 +102,7 @@ def drop_duplicate_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Tabl
     mask = pa.array(is_repeated)
     changes = {"status": STATUS_DROPPED, "drop_reason": DropReason.DUPLICATE_ROW.value,
                "error_message": "the same uid came earlier", "key": None}  # fmt: skip
-    changes |= dict.fromkeys(_OF_THE_IMAGE)
+    changes |= dict.fromkeys(name for name in _OF_THE_IMAGE if name in table.column_names)
     for name, value in changes.items():
         index = table.schema.get_field_index(name)
         field = table.schema.field(index)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pyarrow.compute as pc
 
+from pipelines.at_work import at_work
 from pipelines.honour import NUM_THREADS, honour_tombstones
 from pipelines.raw_generation import finish_rewrite
 from pipelines.recalled_rows import Rules, as_lists
@@ -37,10 +39,15 @@ def recall(root: str, request: Rules, same_images: bool = False, dry_run: bool =
     `same_images` recalls every row whose received image has the same bytes too. `dry_run` only counts. Run again, an
     interrupted recall finishes. Raises InputError for a root that holds nothing.
     """
+    if not list(folders_below(root, "raw")) and not storage.exists(storage.join(root, "raw")):
+        raise InputError(f"{root}: holds no raw data set; name the `root` of a curate recipe")
+    with nullcontext() if dry_run else at_work(root, "recall"):
+        return _recall(root, request, same_images, dry_run)
+
+
+def _recall(root: str, request: Rules, same_images: bool, dry_run: bool) -> dict[str, Any]:
     raw_folders = list(folders_below(root, "raw"))
     curated_folders = list(folders_below(root, "curated"))
-    if not raw_folders and not storage.exists(storage.join(root, "raw")):
-        raise InputError(f"{root}: holds no raw data set; name the `root` of a curate recipe")
     if not dry_run:
         for folder in raw_folders:
             finish_rewrite(folder)

@@ -167,7 +167,7 @@ def _add(
 
 def _with_values(table: pa.Table, values: Mapping[int, Mapping[str, Any]]) -> pa.Table:
     """The table with the new outcomes of some rows; what identifies them stays."""
-    for name in (name for name in SAMPLE.names if name not in ("uid", "url", "caption")):
+    for name in (name for name in SAMPLE.names if name in table.column_names and name not in ("uid", "url", "caption")):
         column = table[name].to_pylist()
         for row, of_row in values.items():
             column[row] = of_row.get(name)

@@ -9,23 +9,21 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.balance.balance import entries_url
-from pipelines.balance.draw import Counts, count_entries, draws, keep_probabilities
-from pipelines.balance.entries import load_entries
-from pipelines.duplicate_rows import pack_uids
-from pipelines.rules import Verdicts, decide, score_column, top_fraction_threshold
+from pipelines.balance.thinning import Plan, Thinning, plan_of
+from pipelines.rules import decide, score_column, top_fraction_threshold
 from pipelines.step_folder import BeforeWork, StepFolder, nothing
 from pipelines.subset import read_subset
+from schemas.balance_recipe import BalanceRecipe, ClusterBalance, EntryBalance
 from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
-from schemas.errors import InputError
-from schemas.manifest import Manifest, ShardEntry, count_reasons, load_manifest, table_url
+from schemas.manifest import ShardEntry, count_reasons, load_manifest, table_url
 from schemas.recipe_io import settings_of, step_hash
 from schemas.sample import SELECTION, check_joined, read_table, write_table
 
@@ -45,7 +43,8 @@ class Inputs:
     dedupe: str
     captions: str | None  # None: no rule looks at captions
     scores: Mapping[str, tuple[str, tuple[str, ...]]]  # signal name -> folder and columns, of the score rules only
-    balance: str | None  # None: nothing is thinned out
+    balance_column: str  # that balancing looks at
+    balance: str | None  # matches of captions, or clusters; None: nothing is thinned out
 
     def parents(self) -> tuple[str, ...]:
         """Hashes of their manifests."""
@@ -55,10 +54,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the data set as a whole decides: thresholds of the score rules, matches of the entries."""
+    """What the data set as a whole decides: thresholds of the score rules, and what balancing draws."""
 
     thresholds: tuple[float, ...] = ()  # lower ends
-    counts: Counts | None = None  # samples that match an entry, of those that all other rules keep
+    thinning: Thinning | None = None
 
 
 def inputs_of(
@@ -78,7 +77,8 @@ def inputs_of(
     for rule in rules.scores:
         columns.setdefault(rule.signal, []).append(recipe.column_of(rule))
     scores = {name: (signal_folders[name], tuple(dict.fromkeys(columns[name]))) for name in columns}
-    return Inputs(raw_folder, dedupe_folder, captions, scores, balance_folder)
+    column = "cluster" if isinstance(recipe.balance, ClusterBalance) else "entries"
+    return Inputs(raw_folder, dedupe_folder, captions, scores, column, balance_folder)
 
 
 def select_folder(recipe: CurateRecipe, inputs: Inputs) -> StepFolder:
@@ -86,10 +86,17 @@ def select_folder(recipe: CurateRecipe, inputs: Inputs) -> StepFolder:
     parents = inputs.parents()
     settings = settings_of(recipe.select, exclude={"name", "subset"})
     if recipe.balance is not None:
-        settings = {**settings, "balance": {"t": recipe.balance.t, "seed": recipe.balance.seed}}
+        settings = {**settings, "balance": _draw_settings(recipe.balance)}
     if recipe.select.subset is not None:
         settings = {**settings, "subset": hashlib.sha256(read_subset(recipe.select.subset).tobytes()).hexdigest()}
     return StepFolder(recipe.root, STEP, recipe.select.name, step_hash(STEP, VERSION, settings, parents), parents)
+
+
+def _draw_settings(rules: BalanceRecipe) -> dict[str, int]:
+    """What changes the draw, beside the folder that it looks at."""
+    if isinstance(rules, EntryBalance):
+        return {"t": rules.t, "seed": rules.seed}
+    return {"num_samples": rules.num_samples, "seed": rules.seed}
 
 
 def select(recipe: CurateRecipe, inputs: Inputs, before_work: BeforeWork = nothing) -> str:
@@ -118,13 +125,15 @@ def select(recipe: CurateRecipe, inputs: Inputs, before_work: BeforeWork = nothi
         }
         for rule, threshold in zip(recipe.select.scores, limits.thresholds, strict=True)
     ]
-    fixed = settings_of(recipe.select, exclude={"name", "subset", "scores"})
-    target.finish(entries, counts, {"rules": fixed, "thresholds": named})
+    details = {"rules": settings_of(recipe.select, exclude={"name", "subset", "scores"}), "thresholds": named}
+    if recipe.balance is not None:
+        details["balance"] = _draw_settings(recipe.balance)
+    target.finish(entries, counts, details)
     return target.url
 
 
 def find_limits(pool: ThreadPoolExecutor, recipe: CurateRecipe, inputs: Inputs, names: Sequence[str]) -> Limits:
-    """The threshold of each score rule, then the matches of each entry; each looks at what the rules before it keep."""
+    """The threshold of each score rule, then the draw; each looks at what the rules before it keep."""
     thresholds: tuple[float, ...] = ()
     for rule in recipe.select.scores:
         if rule.top_fraction is None:
@@ -133,32 +142,28 @@ def find_limits(pool: ThreadPoolExecutor, recipe: CurateRecipe, inputs: Inputs, 
         work = partial(_passing_scores, recipe, inputs, thresholds)
         scores = np.concatenate(list(pool.map(work, names)))
         thresholds += (top_fraction_threshold(scores, rule.top_fraction),)
-    if inputs.balance is None:
+    if inputs.balance is None or recipe.balance is None:
         return Limits(thresholds)
-    num_entries = len(load_entries(entries_url(inputs.balance)))
-    counts = np.zeros(num_entries, np.int64)
-    for of_shard in pool.map(partial(_passing_entries, recipe, inputs, thresholds, num_entries), names):
-        counts += of_shard
-    return Limits(thresholds, counts)
+    plan = plan_of(recipe.balance, inputs.balance)
+    return Limits(thresholds, plan.finish(pool.map(partial(_look, recipe, inputs, thresholds, plan), names)))
 
 
 def _passing_scores(
     recipe: CurateRecipe, inputs: Inputs, thresholds: Sequence[float], name: str
 ) -> npt.NDArray[np.float32]:
-    """Scores under the next score rule, of the samples of one shard that pass all rules before it."""
+    """Scores under the next score rule, of the samples of one shard that pass all rules before it, or of all."""
     table = read_values(inputs, name)
     rule = recipe.select.scores[len(thresholds)]
     scores: npt.NDArray[np.float32] = table[score_column(recipe, rule)].to_numpy().astype(np.float32)
-    chosen: npt.NDArray[np.float32] = scores[decide(table, recipe, thresholds).passing & ~np.isnan(scores)]
+    is_asked = np.ones(len(scores), bool) if rule.among == "all" else decide(table, recipe, thresholds).passing
+    chosen: npt.NDArray[np.float32] = scores[is_asked & ~np.isnan(scores)]
     return chosen
 
 
-def _passing_entries(
-    recipe: CurateRecipe, inputs: Inputs, thresholds: Sequence[float], num_entries: int, name: str
-) -> Counts:
-    """Matches of each entry, of the samples of one shard that pass all rules."""
+def _look(recipe: CurateRecipe, inputs: Inputs, thresholds: Sequence[float], plan: Plan, name: str) -> Any:
+    """What balancing notes of the samples of one shard that pass all rules."""
     table = read_values(inputs, name)
-    return count_entries(table["entries"], decide(table, recipe, thresholds).passing, num_entries)
+    return plan.look(table, decide(table, recipe, thresholds).passing)
 
 
 def read_values(inputs: Inputs, name: str) -> pa.Table:
@@ -177,7 +182,8 @@ def read_values(inputs: Inputs, name: str) -> pa.Table:
         for column in names:
             table = table.append_column(f"{signal}.{column}", joined[column])
     if inputs.balance is not None:
-        table = table.append_column("entries", _joined(raw, inputs.balance, name, ["entries"])["entries"])
+        column = inputs.balance_column
+        table = table.append_column(column, _joined(raw, inputs.balance, name, [column])[column])
     return table
 
 
@@ -193,9 +199,9 @@ def _select_shard(
     """Write the decisions of one shard with the values that decided; returns kept samples and counts of reasons."""
     table = read_values(inputs, name)
     verdicts = decide(table, recipe, limits.thresholds)
-    if recipe.balance is not None and limits.counts is not None:
-        probabilities = keep_probabilities(table["entries"], limits.counts, recipe.balance.t)
-        _thin_out(verdicts, table, probabilities, recipe.balance.seed)
+    if limits.thinning is not None:
+        is_drawn, probabilities = limits.thinning.keeps(table)
+        verdicts.drop(DropReason.BALANCED, ~is_drawn)
         table = table.append_column("balance_probability", pa.array(probabilities, pa.float32()))
     reasons = verdicts.reasons()
     columns = {
@@ -213,28 +219,3 @@ def _select_shard(
             selection = selection.append_column(column, table[column])
     write_table(table_url(folder, name), selection)
     return int(pc.sum(columns["kept"]).as_py() or 0), count_reasons(reasons)
-
-
-def _thin_out(verdicts: Verdicts, table: pa.Table, probabilities: npt.NDArray[np.float64], seed: int) -> None:
-    """Drop what balancing draws, of the samples that all rules keep."""
-    drawn = draws(pack_uids(table["uid"].to_pylist()), seed)
-    verdicts.drop(DropReason.BALANCED, drawn >= probabilities)
-
-
-def difference(before_folder: str, after_folder: str) -> dict[str, int | str]:
-    """How many samples two selections of the same raw shards keep: before, after, both. Raises InputError."""
-    before, after = load_manifest(before_folder), load_manifest(after_folder)
-    if before.parents[0] != after.parents[0]:
-        raise InputError(f"{before_folder} and {after_folder} are selections of different raw shards")
-    both = sum(_kept_by_both(before_folder, after_folder, shard) for shard in _common(before, after))
-    return {"before": before_folder, "kept_before": before.num_samples, "kept_after": after.num_samples,
-            "kept_by_both": both}  # fmt: skip
-
-
-def _common(before: Manifest, after: Manifest) -> list[str]:
-    return sorted({shard.name for shard in before.shards} & {shard.name for shard in after.shards})
-
-
-def _kept_by_both(before_folder: str, after_folder: str, name: str) -> int:
-    before, after = (read_table(table_url(folder, name), ["kept"])["kept"] for folder in (before_folder, after_folder))
-    return int(pc.sum(pc.and_(before, after)).as_py() or 0)

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from schemas.balance_recipe import BalanceRecipe, ClusterBalance
+from schemas.dedupe_recipe import DedupeRecipe
 from schemas.recipe_io import StrictModel
-from schemas.signal_recipe import SCORE_COLUMNS, HeadSignals, Name, SignalRecipe
+from schemas.signal_recipe import SCORE_COLUMNS, ClusterSignals, HeadSignals, Name, SignalRecipe
 
 DEFAULT_CAPTION_COLUMN = "caption"
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -114,67 +116,6 @@ class IngestRecipe(StrictModel):
     fetch: FetchRecipe = FetchRecipe()
 
 
-class PerceptualRecipe(StrictModel):
-    """Near-duplicates by 64-bit pHash, each pair confirmed on a colour thumbnail."""
-
-    max_distance: Annotated[int, Field(ge=0, le=11)] = 4  # bits
-    max_colour_difference: Annotated[float, Field(ge=0)] = 12.0  # mean absolute, of 255, on the thumbnail
-
-
-class SemanticRecipe(StrictModel):
-    """Images whose features agree (SemDeDup), compared inside k-means clusters."""
-
-    features: Name  # a clip signal of one model
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.95  # cosine; above it two images are duplicates
-    policy: Literal["greedy", "official", "components"] = "greedy"
-    num_clusters: Annotated[int, Field(gt=0)] | None = None  # null: one for each 1,000 images
-
-
-class PreferRecipe(StrictModel):
-    """Values of a column that are kept before others, such as licences."""
-
-    column: str  # of source.keep_columns
-    order: Annotated[list[str], Field(min_length=1)]  # the best first; all other values come after these
-
-
-class PlaceholderRecipe(StrictModel):
-    """One image under many unlike captions from many domains ("image not found"): all of its samples go."""
-
-    min_captions: Annotated[int, Field(ge=2)] = 10  # different ones, after normalisation
-    min_domains: Annotated[int, Field(ge=1)] = 5
-    max_caption_similarity: Annotated[float, Field(ge=0, le=1)] = 0.3  # mean over pairs, of their 4-grams (Jaccard)
-
-
-class DecontaminateRecipe(StrictModel):
-    """An evaluation set whose images, and what looks like them, leave the training data."""
-
-    path: str  # a raw folder, tars, or a folder of images
-    perceptual: Annotated[int, Field(ge=0, le=11)] = 6  # bits
-    max_colour_difference: Annotated[float, Field(ge=0)] = 12.0  # mean absolute, of 255, on the thumbnail
-
-
-class DedupeRecipe(StrictModel):
-    """Which samples duplicate which, and which one of a group is kept."""
-
-    name: Name = "default"
-    exact: bool = True
-    same_image_captions: Literal["keep_all", "keep_one"] = "keep_all"
-    perceptual: PerceptualRecipe | None = PerceptualRecipe()
-    placeholders: PlaceholderRecipe | None = None
-    semantic: SemanticRecipe | None = None
-    decontaminate: list[DecontaminateRecipe] = []
-    against: list[str] = []  # earlier raw folders: what they hold is kept, and our copies of it are dropped
-    prefer: PreferRecipe | None = None  # comes before `keep`
-    keep: Literal["largest", "highest_score", "smallest_uid"] = "largest"
-    score_signal: Name | None = None  # for keep: highest_score
-
-    @model_validator(mode="after")
-    def _score_needs_signal(self) -> DedupeRecipe:
-        if (self.keep == "highest_score") != (self.score_signal is not None):
-            raise ValueError("keep: highest_score and score_signal go together")
-        return self
-
-
 class ScoreRule(StrictModel):
     """Keep by one column of a signal: from `min` to `max`, or the best `top_fraction` of what is left."""
 
@@ -183,9 +124,12 @@ class ScoreRule(StrictModel):
     min: float | None = None
     max: float | None = None
     top_fraction: Fraction | None = None
+    among: Literal["passing", "all"] = "passing"  # of top_fraction: what the rules before it keep, or all (DataComp)
 
     @model_validator(mode="after")
     def _one_rule(self) -> ScoreRule:
+        if self.among == "all" and self.top_fraction is None:
+            raise ValueError("among belongs to top_fraction")
         if (self.min is None and self.max is None) == (self.top_fraction is None):
             raise ValueError("give min, max or both, or give top_fraction")
         return self
@@ -202,18 +146,6 @@ class SelectRecipe(StrictModel):
     min_side: Annotated[int, Field(ge=0)] = 0  # px, of the image as received
     max_aspect_ratio: Annotated[float, Field(ge=1)] | None = None
     scores: list[ScoreRule] = []
-
-
-class BalanceRecipe(StrictModel):
-    """Thin out what is common, after all other rules: MetaCLIP's balancing over a list of entries."""
-
-    kind: Literal["metaclip"]
-    name: Name = "default"
-    entries: str | None = None  # a text file, one a line; null: words and pairs of words of the captions themselves
-    min_count: Annotated[int, Field(gt=0)] = 20  # of a word or pair, to become an entry; without a file
-    min_information: float = 3.0  # bits of pointwise mutual information, for a pair to become an entry; without a file
-    t: Annotated[int, Field(gt=0)] = 20_000  # matches up to which an entry is kept whole; 20k for 400M pairs
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 class ReshardRecipe(StrictModel):
@@ -248,26 +180,43 @@ class CurateRecipe(StrictModel):
         return signals
 
     @model_validator(mode="after")
+    def _signals_have_features(self) -> CurateRecipe:
+        clip = {signal.name: signal for signal in self.signals if signal.kind == "clip"}
+        for signal in self.signals:
+            if isinstance(signal, HeadSignals | ClusterSignals) and signal.features not in clip:
+                raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal")
+            if isinstance(signal, ClusterSignals) and clip[signal.features].model is None:
+                raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal of one model")
+        clusters = {signal.name for signal in self.signals if signal.kind == "clusters"}
+        if isinstance(self.balance, ClusterBalance) and self.balance.clusters not in clusters:
+            raise ValueError(f"balance.clusters: {self.balance.clusters} is not a clusters signal")
+        return self
+
+    @model_validator(mode="after")
     def _rules_have_signals(self) -> CurateRecipe:
         kinds = {signal.name: signal.kind for signal in self.signals}
         for rule in self.select.scores:
             if rule.signal not in kinds:
                 raise ValueError(f"select.scores: {rule.signal} is not a signal; there are {sorted(kinds)}")
             self.column_of(rule)
-        if self.dedupe.score_signal and kinds.get(self.dedupe.score_signal) != "clip":
-            raise ValueError(f"dedupe.score_signal: {self.dedupe.score_signal} is not a clip signal")
-        for signal in self.signals:
-            if isinstance(signal, HeadSignals) and kinds.get(signal.features) != "clip":
-                raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal")
-        semantic = self.dedupe.semantic
-        whole = {signal.name for signal in self.signals if signal.kind == "clip" and signal.model is not None}
-        if semantic is not None and semantic.features not in whole:
-            raise ValueError(f"dedupe.semantic.features: {semantic.features} is not a clip signal of one model")
-        if self.dedupe.prefer is not None and self.dedupe.prefer.column not in self.source.keep_columns:
-            raise ValueError(f"dedupe.prefer.column: add {self.dedupe.prefer.column} to source.keep_columns")
         needs_captions = self.select.min_words or self.select.min_chars or self.select.languages
         if needs_captions and "captions" not in kinds.values():
             raise ValueError("select: min_words, min_chars and languages need `- kind: captions` in signals")
+        return self
+
+    @model_validator(mode="after")
+    def _dedupe_has_signals(self) -> CurateRecipe:
+        kinds = {signal.name: signal.kind for signal in self.signals}
+        whole = {signal.name for signal in self.signals if signal.kind == "clip" and signal.model is not None}
+        if self.dedupe.score_signal and kinds.get(self.dedupe.score_signal) != "clip":
+            raise ValueError(f"dedupe.score_signal: {self.dedupe.score_signal} is not a clip signal")
+        if self.dedupe.hashes and kinds.get(self.dedupe.hashes) != "phash256":
+            raise ValueError(f"dedupe.hashes: {self.dedupe.hashes} is not a phash256 signal")
+        for where, features in self.dedupe.features_used():
+            if features not in whole:
+                raise ValueError(f"dedupe.{where}.features: {features} is not a clip signal of one model")
+        if self.dedupe.prefer is not None and self.dedupe.prefer.column not in self.source.keep_columns:
+            raise ValueError(f"dedupe.prefer.column: add {self.dedupe.prefer.column} to source.keep_columns")
         return self
 
     def column_of(self, rule: ScoreRule) -> str:

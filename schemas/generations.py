@@ -71,13 +71,14 @@ def stale_lines(folder: str) -> list[str]:
 def run_stale_lines(run_dir: str) -> list[str]:
     """The same for a training run, by the manifest hashes that its newest checkpoint recorded."""
     lines = []
-    for data in _data_of_run(run_dir):
+    for data in data_of_run(run_dir):
         folder = _folder_with(data["path"], data["manifest_hash"])
         lines += [f"{line} ({data['path']})" for line in stale_lines(folder)] if folder else []
     return lines
 
 
-def _data_of_run(run_dir: str) -> list[dict[str, Any]]:
+def data_of_run(run_dir: str) -> list[dict[str, Any]]:
+    """`path` and `manifest_hash` of each data set of a run, by its newest checkpoint or its export."""
     places = [storage.join(url, "state.json") for url in storage.list_files(storage.join(run_dir, "checkpoints"))]
     for url in [*reversed(places), storage.join(run_dir, "export", "provenance.json")]:
         if storage.exists(url):

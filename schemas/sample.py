@@ -21,6 +21,8 @@ FOOTER_BYTES = 1 << 16  # read at once from the end of a remote table; its foote
 PHASH_ALGORITHM = "dct32-8x8-median64"  # ALGORITHMS: grey, 32 x 32, DCT, top-left 8 x 8, > median of all 64
 THUMBNAIL_SIDE = 8  # px; RGB thumbnail that confirms perceptual duplicates
 
+PIXEL_HASH_ALGORITHM = "xxh3-128"
+
 STATUS_SUCCESS = "success"
 STATUS_DROPPED = "dropped"
 
@@ -39,15 +41,19 @@ SAMPLE = pa.schema(
         pa.field("original_height", pa.int32()),
         pa.field("sha256", pa.string()),  # of the bytes as received
         pa.field("image_sha256", pa.string()),  # of the bytes as stored
+        pa.field("pixel_hash", pa.string()),  # 32 hex, of size and pixels as decoded
         pa.field("phash", pa.uint64()),
         pa.field("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),  # RGB, row by row
         pa.field("mime_type", pa.string()),
         pa.field("offset", pa.int64()),  # of the image member's bytes in the tar
         pa.field("num_bytes", pa.int64()),  # of the image member
     ],
-    metadata={"phash_algorithm": PHASH_ALGORITHM},
+    metadata={"phash_algorithm": PHASH_ALGORITHM, "pixel_hash_algorithm": PIXEL_HASH_ALGORITHM},
 )
 """One row per input row, kept or dropped; the source's own columns follow these."""
+
+LATER_COLUMNS = {"pixel_hash": pa.string()}
+"""Columns that tables of earlier releases lack; `read_table` gives them as null there."""
 
 CURATED = pa.schema(
     [
@@ -74,7 +80,9 @@ DEDUPE = pa.schema(
         pa.field("uid", pa.string(), nullable=False),
         pa.field("drop_reason", pa.string()),  # exact_duplicate | perceptual_duplicate | ...
         pa.field("duplicate_of", pa.string()),  # the uid kept instead
-        pa.field("distance", pa.int32()),  # Hamming distance to the kept one, bits
+        pa.field("distance", pa.int32()),  # Hamming distance to the kept one (or the evaluation image), bits
+        pa.field("similarity", pa.float32()),  # cosine of the features of the two, where these decided
+        pa.field("evaluation_image", pa.string()),  # set and name of what a contaminated sample is near
         pa.field("duplicate_group", pa.string()),  # smallest uid of the component; null without an image
     ]
 )
@@ -135,7 +143,13 @@ def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     """Read a table of one shard, all columns or some. Raises InputError where it is missing or not parquet."""
     try:
         source: Any = storage.local_path(url) if storage.is_local(url) else pa.BufferReader(storage.read_bytes(url))
-        return pq.read_table(source, columns=columns, partitioning=None)
+        later = LATER_COLUMNS.keys() & set(columns or ())
+        lacking = later - set(pq.read_schema(source).names) if later else set()
+        there = columns and [name for name in columns if name not in lacking]
+        table = pq.read_table(source, columns=there, partitioning=None)
+        for name in sorted(lacking):
+            table = table.append_column(name, pa.nulls(table.num_rows, LATER_COLUMNS[name]))
+        return table
     except FileNotFoundError as error:
         raise InputError(f"{url}: no such table") from error
     except pa.ArrowInvalid as error:

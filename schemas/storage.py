@@ -11,8 +11,9 @@ import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +83,17 @@ def etag(url: str) -> str:
     """What changes when the content of a file changes: the ETag of an object, size and time of a local file."""
     info = _attempt("look up", url, lambda: filesystem(url).info(url))
     return str(info.get("ETag") or info.get("etag") or f"{info['size']}-{info.get('mtime', '')}")
+
+
+def modified(url: str) -> float:
+    """When a file was written last, in seconds since 1970. Raises FileNotFoundError."""
+    return time_of(_attempt("look up", url, lambda: filesystem(url).info(local_path(url))))
+
+
+def time_of(info: Mapping[str, Any]) -> float:
+    """The same from what the storage knows of a file; 0 where it does not know."""
+    value = info.get("LastModified") or info.get("mtime") or info.get("created") or 0.0
+    return float(value.timestamp() if isinstance(value, datetime) else value)
 
 
 def read_bytes(url: str) -> bytes:

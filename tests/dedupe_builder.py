@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from pipelines.dedupe.kmeans import normalised
 from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import load_manifest, table_url
-from schemas.sample import make_uid, read_table
+from schemas.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url
+from schemas.sample import make_uid, read_table, write_table
 from tests.raw_builder import Pair
 
 SEED = 7
@@ -27,6 +29,20 @@ def decisions_of(folder: str) -> dict[str, dict[str, Any]]:
         row for shard in load_manifest(folder).shards for row in read_table(table_url(folder, shard.name)).to_pylist()
     ]
     return {row["uid"]: row for row in rows}
+
+
+def clip_folder(root: Path, raw: str, feature_of: dict[str, npt.NDArray[np.float32]]) -> str:
+    """A clip signal of given features: the columns and files that `measure_signal` writes."""
+    folder, shards = str(root / "signals/tiny/0"), load_manifest(raw).shards
+    for shard in shards:
+        uids = read_table(table_url(raw, shard.name), ["uid"])["uid"].to_pylist()
+        scores = pa.array([0.3] * len(uids), pa.float32())
+        write_table(table_url(folder, shard.name), pa.table({"uid": uids, "clip_score": scores}))
+        rows = np.stack([feature_of[uid] for uid in uids]).astype(np.float16)
+        np.save(Path(folder) / f"{shard.name}.image_features.npy", rows)
+    entries = [ShardEntry(shard.name, shard.num_rows, shard.num_rows, 0) for shard in shards]
+    save_manifest(folder, Manifest("tiny", "signals", "0", [], entries))
+    return folder
 
 
 def uid_of(pair: Pair) -> str:
@@ -47,3 +63,11 @@ def hashes_with_neighbours(kind: str, num: int = 1500) -> npt.NDArray[np.uint64]
         bits = np.argsort(np.argsort(bits + generator.random(bits.shape) * 0.5, axis=1), axis=1) >= 32
     packed = np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64)
     return np.unique(packed)
+
+
+def chained_features(num: int = 2500, width: int = 16) -> npt.NDArray[np.float32]:
+    """Unit features in tight and loose bunches, with chains."""
+    generator = np.random.default_rng(SEED)
+    centres = generator.standard_normal((num // 6, width))
+    rows = centres[generator.integers(0, len(centres), num)] + 0.15 * generator.standard_normal((num, width))
+    return normalised(rows)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipelines.hashes import hash_pixels
+from pipelines.hashes import exact_hash, hash_pixels
 from schemas.drop_reason import DropReason
 from schemas.image_decode import EXTENSIONS, Pixels, decode_rgb, read_header
 from schemas.manifest import Manifest, ShardEntry, save_manifest, set_latest, table_url
@@ -82,7 +82,8 @@ def _row(writer: ShardWriter, key: str, pair: Pair) -> dict[str, Any]:
     if isinstance(pair.image, DropReason):
         return {**row, "status": STATUS_DROPPED, "drop_reason": pair.image.value}
     header = read_header(pair.image)
-    hashes = hash_pixels(decode_rgb(pair.image, header))
+    pixels = decode_rgb(pair.image, header)
+    hashes = hash_pixels(pixels)
     digest = hashlib.sha256(pair.image).hexdigest()
     extension = EXTENSIONS[header.mime_type]
     members = {extension: pair.image, "txt": pair.caption.encode(), "json": b"{}"}
@@ -97,6 +98,7 @@ def _row(writer: ShardWriter, key: str, pair: Pair) -> dict[str, Any]:
         "original_height": header.height,
         "sha256": digest,
         "image_sha256": digest,
+        "pixel_hash": exact_hash(pixels, pixels.shape[:2]),
         "phash": hashes.phash,
         "thumbnail": hashes.thumbnail,
         "mime_type": header.mime_type,

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from pipelines.signals.captions import measure_caption
+from pipelines.signals.word_list import WordList
 from pipelines.subset import DTYPE, read_subset, write_subset
 from schemas.errors import InputError
+from schemas.signal_recipe import WordListSignals
 from tests.test_select import BASIC, Tables, decisions_of
 
 WORDS = ["a", "dog", "on", "the", "beach", "photo", "12", "red", "Berlin", "ein", "der", "Hund", "", "x"]
@@ -64,6 +66,128 @@ def test_clip_score_fraction_and_its_threshold(tmp_path: Path, fraction: float) 
     tables = Tables(tmp_path, rows, rows_per_shard=300)
     assert kept(tables.select(scores=[{"signal": "clip", "top_fraction": fraction}])) == expected
     assert kept(tables.select(name="again", scores=[{"signal": "clip", "min": float(threshold)}])) == expected
+
+
+# ---- text-based
+
+DICTIONARY = {  # part -> lemma -> offsets of its synsets, the most frequent first
+    "noun": {"dog": [2084071, 10114209], "beach": [9217230], "photo": [3925226], "man": [10287213], "red": [4962784]},
+    "verb": {"dog": [2001858], "run": [1926311], "be": [2604760]},
+    "adj": {"red": [381097], "big": [1382086]},
+    "adv": {"fast": [85811]},
+}
+EXCEPTIONS = {"noun": {"men": ["man"]}, "verb": {"ran": ["run"], "is": ["be"]},
+              "adj": {"bigger": ["big"]}, "adv": {}}  # fmt: skip
+SYNSETS = {2084071, 9217230, 1926311, 1382086}
+TEXTS = ["Two DOGS", "a dog.", "a doggy", "men", "he ran", "is", "bigger", "fast", "beaches!", "on beaches",
+         "photo red", "runs fast", "running", "", "dog\u00a0park", "mans", "the man"]  # fmt: skip
+CONTAINS = [
+    "Two DOGS",
+    "he ran",
+    "bigger",
+    "on beaches",
+    "runs fast",
+    "dog\u00a0park",
+]
+
+
+def write_wordnet(folder: Path) -> None:
+    """The files of Princeton's WordNet: a licence that is indented, then lemma, part, counts, pointers, offsets."""
+    folder.mkdir()
+    for part, lemmas in DICTIONARY.items():
+        lines = ["  1 This software and database is being provided to you\n"]
+        for lemma, offsets in lemmas.items():
+            numbers = " ".join(f"{offset:08d}" for offset in offsets)
+            lines.append(f"{lemma} {part[0]} {len(offsets)} 2 @ ~ {len(offsets)} 1 {numbers}  \n")
+        (folder / f"index.{part}").write_text("".join(lines))
+        irregular = [f"{word} {' '.join(forms)}\n" for word, forms in EXCEPTIONS[part].items()]
+        (folder / f"{part}.exc").write_text("".join(irregular))
+
+
+def word_list(root: Path) -> WordListSignals:
+    write_wordnet(root / "wordnet")
+    (root / "in21k.txt").write_text("".join(f"n{synset:08d}\n" for synset in sorted(SYNSETS)))
+    return WordListSignals(
+        kind="word_list", name="in21k", entries=str(root / "in21k.txt"), wordnet=str(root / "wordnet")
+    )
+
+
+def test_words_mean_what_wordnet_says(tmp_path: Path) -> None:
+    words = WordList(word_list(tmp_path))
+    assert [text for text in TEXTS if words.has_entry(text)] == CONTAINS
+
+
+def test_words_without_wordnet_are_compared_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("Dog\nbeach\n\n")
+    words = WordList(WordListSignals(kind="word_list", name="words", entries=str(tmp_path / "words.txt")))
+    assert [text for text in TEXTS if words.has_entry(text)] == ["dog\u00a0park"]
+
+
+# ---- all baselines on one pool
+
+
+def pool(num_rows: int) -> list[dict[str, Any]]:
+    """Metadata with what the other signals measure of it."""
+    draw = np.random.default_rng(5)
+    rows = metadata(num_rows)
+    for row in rows:
+        row["near_target"] = float(draw.random() < 0.3)
+        row["in_list"] = float(draw.random() < 0.4)
+    return rows
+
+
+def caption_filter(row: dict[str, Any]) -> bool:
+    """`apply_filter.py`: the low bar that the image-based filter sets for captions."""
+    return bool(row["num_words"] > 1 and row["num_chars"] > 5 and row["language"] == "en")
+
+
+def best(rows: list[dict[str, Any]], fraction: float) -> set[str]:
+    """`apply_filter.py`: get_threshold over the whole pool, then `>=`."""
+    scores = np.array([row["clip_score"] for row in rows], np.float32)
+    threshold = -np.sort(-scores)[int(len(scores) * fraction)]
+    return {row["uid"] for row in rows if np.float32(row["clip_score"]) >= threshold}
+
+
+ENGLISH_CAPTIONS = {"min_words": 2, "min_chars": 6, "languages": ["en"]}
+TOP_30 = {"signal": "clip", "top_fraction": 0.3, "among": "all"}
+NEAR = {"signal": "tree", "min": 1}
+
+
+def test_every_baseline_keeps_datacomps_uids(tmp_path: Path) -> None:
+    rows = pool(2000)
+    tables = Tables(tmp_path, rows, rows_per_shard=300)
+    of = {row["uid"]: row for row in rows}
+    expected = {
+        "no_filter": (set(of), {}),
+        "basic_filter": ({uid for uid in of if basic_filter(of[uid])}, BASIC),
+        "text_based": (
+            {uid for uid, row in of.items() if row["language"] == "en" and row["in_list"]},
+            {"languages": ["en"], "scores": [{"signal": "words", "min": 1}]},
+        ),
+        "image_based": (
+            {uid for uid, row in of.items() if caption_filter(row) and row["near_target"]},
+            {**ENGLISH_CAPTIONS, "scores": [NEAR]},
+        ),
+        "image_based_intersect_clip_score": (
+            {uid for uid in best(rows, 0.3) if caption_filter(of[uid]) and of[uid]["near_target"]},
+            {**ENGLISH_CAPTIONS, "scores": [TOP_30, NEAR]},
+        ),
+        "laion2b": (
+            {uid for uid, row in of.items() if row["language"] == "en" and np.float32(row["clip_score"]) >= 0.28},
+            {"languages": ["en"], "scores": [{"signal": "clip", "min": 0.28}]},
+        ),
+    }
+    for name, (uids, rules) in expected.items():
+        assert len(uids) > 20, name
+        folder = tables.select(name=name, **rules)
+        assert kept(folder) == uids, name
+        path = tmp_path / f"{name}.npy"
+        write_subset(folder, str(path))
+        halves = sorted((int(uid[:16], 16), int(uid[16:], 16)) for uid in uids)
+        np.testing.assert_array_equal(np.load(path), np.array(halves, DTYPE))
+
+
+# ---- subset files
 
 
 def test_a_subset_file_is_datacomps_and_intersects(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from schemas.curate_recipe import CurateRecipe
 from schemas.drop_reason import DropReason
 from schemas.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url
 from schemas.sample import write_table
+from tests.dedupe_builder import decisions_of, recipe_for, uid_of
 from tests.raw_builder import Pair, build_raw, encoded, photograph, photographs
 
 SEED = 7
-from tests.dedupe_builder import decisions_of, recipe_for, uid_of
 
 # ---- the step
 

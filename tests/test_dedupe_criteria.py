@@ -1,9 +1,8 @@
-"""Dedupe beyond copies: semantic, preferred values, a new batch, placeholders, evaluation sets."""
+"""Dedupe beyond copies: semantic, preferred values, a new batch, placeholders."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +10,16 @@ import pyarrow as pa
 import pytest
 
 from pipelines.dedupe.components import connect
-from pipelines.dedupe.decontaminate import near_any
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.kmeans import normalised
 from pipelines.dedupe.semantic import decide_cluster
 from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url
+from schemas.manifest import load_manifest, table_url
 from schemas.sample import read_table, write_table
+from tests.dedupe_builder import chained_features, clip_folder, decisions_of, recipe_for, uid_of
 from tests.raw_builder import Pair, build_raw, encoded, photograph, photographs
 
 SEED = 7
-from tests.dedupe_builder import decisions_of, hashes_with_neighbours, recipe_for, uid_of
 
 # ---- semantic
 
@@ -44,14 +42,6 @@ def semantic_by_brute_force(
     return sorted(kept)
 
 
-def chained_features(num: int = 2500, width: int = 16) -> npt.NDArray[np.float32]:
-    """Unit features in tight and loose bunches, with chains."""
-    generator = np.random.default_rng(SEED)
-    centres = generator.standard_normal((num // 6, width))
-    rows = centres[generator.integers(0, len(centres), num)] + 0.15 * generator.standard_normal((num, width))
-    return normalised(rows)
-
-
 @pytest.mark.parametrize("policy", ["official", "greedy", "components"])
 def test_semantic_policies_equal_their_definitions(policy: str) -> None:
     features = chained_features()
@@ -64,20 +54,6 @@ def test_semantic_policies_equal_their_definitions(policy: str) -> None:
     assert (instead[instead[dropped]] < 0).all()  # a kept one is named
     if policy == "greedy":
         assert ((features[dropped] * features[instead[dropped]]).sum(axis=1) > 0.97 - 1e-6).all()
-
-
-def clip_folder(root: Path, raw: str, feature_of: dict[str, npt.NDArray[np.float32]]) -> str:
-    """A clip signal of given features: the columns and files that `measure_signal` writes."""
-    folder, shards = str(root / "signals/tiny/0"), load_manifest(raw).shards
-    for shard in shards:
-        uids = read_table(table_url(raw, shard.name), ["uid"])["uid"].to_pylist()
-        scores = pa.array([0.3] * len(uids), pa.float32())
-        write_table(table_url(folder, shard.name), pa.table({"uid": uids, "clip_score": scores}))
-        rows = np.stack([feature_of[uid] for uid in uids]).astype(np.float16)
-        np.save(Path(folder) / f"{shard.name}.image_features.npy", rows)
-    entries = [ShardEntry(shard.name, shard.num_rows, shard.num_rows, 0) for shard in shards]
-    save_manifest(folder, Manifest("tiny", "signals", "0", [], entries))
-    return folder
 
 
 def test_semantic_duplicates_go_whatever_the_order_of_the_shards(tmp_path: Path, ray_session: None) -> None:
@@ -162,10 +138,15 @@ def test_a_new_batch_gives_way_to_an_earlier_one_whose_images_are_gone(tmp_path:
 
 
 def test_placeholders_go_whole_and_popular_photographs_stay(tmp_path: Path, ray_session: None) -> None:
+    """Every shop has encoded the placeholder itself."""
     things = ["an oak table", "red shoes, size 9", "Paris by night", "buy tickets now", "Dr. Miller", "lemon cake"]
     popular = [f"Acme X{number} camera, black, with lens" for number in range(6)]
     missing, camera, local = encoded(photograph(50)), encoded(photograph(51)), encoded(photograph(52))
-    pairs = [Pair(missing, text, f"http://www.shop{place}.test/1.jpg") for place, text in enumerate(things)]
+    again = [missing, missing, *(encoded(photograph(50), quality=quality) for quality in (60, 70, 80, 90))]
+    pairs = [
+        Pair(image, text, f"http://www.shop{place}.test/1.jpg")
+        for place, (image, text) in enumerate(zip(again, things, strict=True))
+    ]
     pairs += [Pair(camera, text, f"http://shop{place}.test/2.jpg") for place, text in enumerate(popular)]
     pairs += [Pair(local, text, f"http://one.test/{place}.jpg") for place, text in enumerate(things)]
     raw = build_raw(tmp_path, pairs, 7)
@@ -174,45 +155,4 @@ def test_placeholders_go_whole_and_popular_photographs_stay(tmp_path: Path, ray_
     assert [decisions[uid_of(pair)]["drop_reason"] for pair in pairs] == ["placeholder"] * 6 + [None] * 12
     assert {decisions[uid_of(pair)]["duplicate_of"] for pair in pairs} == {None}
     untouched = decisions_of(dedupe(recipe_for(tmp_path, name="off"), raw, {}))
-    assert {row["drop_reason"] for row in untouched.values()} == {None}
-
-
-# ---- decontamination
-
-
-@pytest.mark.parametrize("radius", [0, 1, 3, 6, 11])
-def test_lookup_in_an_evaluation_set_equals_brute_force(radius: int) -> None:
-    hashes = hashes_with_neighbours("random")
-    others, asked = hashes[::7].copy(), hashes[1::2].copy()
-    expected = (np.bitwise_count(asked[:, None] ^ others[None, :]) <= radius).any(axis=1)
-    assert near_any(asked, others, radius).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("kind", ["images", "tars", "raw"])
-def test_images_of_an_evaluation_set_leave(tmp_path: Path, ray_session: None, kind: str) -> None:
-    """Recompressed and resized copies of evaluation images go with all captions; pictures like no other stay."""
-    pairs = photographs(6)
-    pairs += [
-        Pair(encoded(photograph(40), quality=70), f"copy {number}", f"http://e.test/{number}") for number in (1, 2)
-    ]
-    pairs.append(Pair(encoded(photograph(41, 192, 144)), "large copy", "http://e.test/3"))
-    evaluation = [
-        Pair(encoded(photograph(seed)), f"evaluation {seed}", f"http://e.test/{seed}") for seed in (40, 41, 42)
-    ]
-    folder = tmp_path / "evaluation"
-    path = build_raw(folder, evaluation)
-    if kind == "images":
-        path = str(folder / "images")
-        Path(path).mkdir()
-        for number, pair in enumerate(evaluation):
-            assert isinstance(pair.image, bytes)
-            (Path(path) / f"{number}.jpg").write_bytes(pair.image)
-    elif kind == "tars":
-        path = f"{path}/0000/*.tar"
-    result = dedupe(recipe_for(tmp_path, decontaminate=[{"path": path}]), build_raw(tmp_path, pairs), {})
-    reasons = [decisions_of(result)[uid_of(pair)]["drop_reason"] for pair in pairs]
-    assert reasons == [None] * 6 + ["contaminated"] * 3
-    assert decisions_of(result)[uid_of(pairs[-1])]["duplicate_of"] is None
-    report: Any = load_manifest(result).details["contamination"]
-    assert (report[0]["num_evaluation_images"], report[0]["num_evaluation_images_hit"]) == (3, 2)
-    assert (report[0]["num_images_hit"], report[0]["num_samples_hit"]) == (2, 3)
+    assert {row["drop_reason"] for row in untouched.values()} == {None, "perceptual_duplicate"}

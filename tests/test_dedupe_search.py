@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipelines.dedupe.buckets import HOT_BUCKET, pairs_of_table, plan_masks
+from pipelines.dedupe.buckets import HOT_BUCKET, pairs_of_hot, plan_groups
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.exact import first_of_equals
+from pipelines.dedupe.figures import GIANT_GROUP, GroupSizes
 from pipelines.dedupe.greedy import Block, walk
-from pipelines.dedupe.perceptual import Pairs, cut, even_distance, find_pairs, join_pairs, search
+from pipelines.dedupe.linked import SearchPlan, forest, roots_of, search_part, write_hashes
+from pipelines.dedupe.perceptual import Pairs, as_pairs, even_distance, find_pairs
 from pipelines.dedupe.slim import caption_hash
+from pipelines.dedupe.spill import SpillTable
 from tests.dedupe_builder import hashes_with_neighbours
 
 SEED = 7
@@ -43,12 +47,18 @@ def test_every_pair_within_the_radius_is_found_once(kind: str, max_distance: int
 
 
 @pytest.mark.parametrize("num_planned_for", [10, 100_000, 100_000_000])
-def test_plans_for_any_size_find_the_same_pairs(num_planned_for: int) -> None:
+def test_a_search_in_parts_finds_the_same_pairs(tmp_path: Path, num_planned_for: int) -> None:
+    """Hashes come in several files, some of them twice; each group of tables is cut in three."""
     hashes = hashes_with_neighbours("random")
-    masks = plan_masks(num_planned_for, 4)
-    parts = [search(hashes, masks, 4, part) for part in cut(40_000_000, len(masks))]
-    assert len(parts) > 1
-    assert as_set(join_pairs(parts)) == brute_force(hashes, 4)
+    plan = SearchPlan(4, tuple(plan_groups(num_planned_for, 4)), 3)
+    table = SpillTable(str(tmp_path), 2, plan.num_tasks)
+    write_hashes(table, 0, hashes[:2000], plan)
+    write_hashes(table, 1, hashes[1000:], plan)
+    found = [search_part(table, plan, part) for part in range(plan.num_tasks)]
+    left, right = (np.concatenate(side) for side in zip(*found, strict=True))
+    pairs = as_pairs(hashes, left, right)
+    assert len(pairs.left) == len(as_set(pairs))
+    assert as_set(pairs) == brute_force(hashes, 4)
 
 
 def test_odd_radii_shrink_only_where_distances_are_even() -> None:
@@ -57,17 +67,18 @@ def test_odd_radii_shrink_only_where_distances_are_even() -> None:
 
 
 def test_more_hashes_get_wider_keys() -> None:
-    widths = [min(mask.bit_count() for mask in plan_masks(num, 4)) for num in (10**4, 10**7, 10**9)]
+    sizes = (10**4, 10**7, 10**9)
+    widths = [min((group.first | group.others[0]).bit_count() for group in plan_groups(num, 4)) for num in sizes]
     assert widths == sorted(widths)
     assert widths[-1] >= 24
 
 
 @pytest.mark.parametrize("max_distance", [2, 4])
 def test_hot_buckets_are_split_and_lose_nothing(max_distance: int) -> None:
-    """Hashes that differ in 24 of 64 bits only: every key over the other bits is one bucket of them all."""
+    """Hashes that differ in 24 of 64 bits only: a key over the other bits has one bucket of them all."""
     generator = np.random.default_rng(SEED)
     hashes = np.unique(generator.integers(0, 1 << 24, 3 * HOT_BUCKET, dtype=np.uint64) << np.uint64(20))
-    left, right = pairs_of_table(hashes, 0xFFFFF, max_distance)
+    left, right = pairs_of_hot(hashes, max_distance)
     found = set(zip(np.minimum(left, right).tolist(), np.maximum(left, right).tolist(), strict=True))
     distance = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
     expected = np.argwhere(np.triu(distance <= max_distance, 1))
@@ -83,6 +94,26 @@ def test_roots_are_the_smallest_members_for_any_order_of_edges() -> None:
     expected = [0, 1, 2, 1, 4, 1, 6, 7, 2, 1]
     assert connect(10, left, right).tolist() == expected
     assert connect(10, right[::-1].copy(), left[::-1].copy()).tolist() == expected
+
+
+def test_forests_keep_together_what_their_links_do() -> None:
+    generator = np.random.default_rng(SEED)
+    left, right = generator.integers(0, 300, (2, 200), dtype=np.uint64)
+    rows = [forest(left[part::3], right[part::3]) for part in range(3)]
+    joined = forest(*(np.concatenate([part[name] for part in rows]) for name in ("node", "root")))
+    expected = connect(300, left.astype(np.int64), right.astype(np.int64))
+    assert roots_of(np.arange(300, dtype=np.uint64), joined).tolist() == expected.tolist()
+
+
+def test_giant_groups_are_flagged_and_the_largest_named() -> None:
+    uids = np.array([[0, place] for place in range(30)], np.uint64)
+    sizes = np.array([1] * 10 + [2] * 15 + [GIANT_GROUP - 1, GIANT_GROUP, 7, 5000, 0])
+    told = (GroupSizes.of(uids[:20], sizes[:20]) + GroupSizes.of(uids[20:], sizes[20:])).told("largest_groups")
+    assert (told["num_groups_of_several"], told["num_groups_giant"]) == (19, 2)
+    named: Any = told["largest_groups"]
+    assert [(int(group["uid"], 16), group["num_samples"]) for group in named[:4]] == [
+        (28, 5000), (26, GIANT_GROUP), (25, GIANT_GROUP - 1), (27, 7)]  # fmt: skip
+    assert [int(group["uid"], 16) for group in named[4:]] == list(range(10, 16))
 
 
 def test_first_of_equals() -> None:

@@ -16,6 +16,7 @@ from pipelines.curate import curate
 from pipelines.report.report import write_report
 from schemas.curate_recipe import CurateRecipe
 from schemas.errors import InputError
+from tests.tiny_models import write_siglip
 
 PHONE = 390  # px
 
@@ -40,7 +41,12 @@ def curated(tmp_path_factory: pytest.TempPathFactory, shared_data: Callable[[str
         "root": str(out / "data"),
         "source": {"kind": "folder", "path": str(out / "pairs.jsonl"), "caption_column": "caption"},
         "ingest": {"samples_per_shard": 20},
-        "signals": [{"kind": "captions"}, {"kind": "quality"}],
+        "signals": [
+            {"kind": "captions"},
+            {"kind": "quality"},
+            {"kind": "clip", "name": "tiny", "model": str(write_siglip(out / "model"))},
+            {"kind": "clusters", "name": "tree", "features": "tiny", "num_clusters": [4, 2]},
+        ],
         "select": {"min_words": 11, "scores": [{"signal": "quality", "column": "sharpness", "top_fraction": 0.6}]},
     }
     curate(CurateRecipe.model_validate(settings), lambda: None)
@@ -50,7 +56,8 @@ def curated(tmp_path_factory: pytest.TempPathFactory, shared_data: Callable[[str
 def test_the_page_tells_the_whole_story(curated: Path, tmp_path: Path) -> None:
     write_report(str(curated), str(tmp_path / "report.html"))
     page = (tmp_path / "report.html").read_text()
-    for heading in ("Funnel", "Dropped because", "What was measured", "Where from", "Duplicates", "Random samples"):
+    for heading in ("Funnel", "Dropped because", "What was measured", "Where from", "Duplicates", "Clusters",
+                    "Random samples"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in page
     for said in (
         "not_an_image",
@@ -61,6 +68,8 @@ def test_the_page_tells_the_whole_story(curated: Path, tmp_path: Path) -> None:
         "captions.num_words",
     ):
         assert said in page
+    assert "tree.cluster" not in page, "a number of a cluster counts nothing"
+    assert "4 clusters hold samples" in page
     assert page.count('class="mark"') == 2, "the two thresholds are drawn in"
     assert page.count("data:image/jpeg;base64,") >= 20
     assert "<script" not in page, "captions are text, whatever they hold"

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.rules import top_fraction_threshold
-from pipelines.select import difference, inputs_of, select, select_folder
+from pipelines.select import inputs_of, select, select_folder
+from pipelines.what_if import difference
 from schemas.curate_recipe import CurateRecipe
 from schemas.errors import InputError
 from schemas.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url
@@ -40,6 +41,10 @@ class Tables:
         self.dedupe = self._write("dedupe", DEDUPE, renamed)
         self.captions = self._write("captions", pa.schema([uid, *CAPTIONS.items()]), self.rows)
         self.clip = self._write("clip", pa.schema([uid, ("clip_score", pa.float32())]), self.rows)
+        near = pa.schema([uid, ("cluster", pa.int32()), ("near_target", pa.float32())])
+        self.tree = self._write("tree", near, self.rows)
+        listed = [{"uid": row["uid"], "score": row.get("in_list")} for row in self.rows]
+        self.words = self._write("words", pa.schema([uid, ("score", pa.float32())]), listed)
 
     def _write(self, step: str, schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> str:
         folder = str(self.root / step)
@@ -57,13 +62,18 @@ class Tables:
             {
                 "root": str(self.root),
                 "source": {"kind": "folder", "path": "unused"},
-                "signals": [{"kind": "captions"}, {"kind": "clip", "name": "clip", "model": "unused"}],
+                "signals": [
+                    {"kind": "captions"},
+                    {"kind": "clip", "name": "clip", "model": "unused"},
+                    {"kind": "clusters", "name": "tree", "features": "clip", "num_clusters": [2]},
+                    {"kind": "word_list", "name": "words", "entries": "unused"},
+                ],
                 "select": rules,
             }
         )
 
     def signals(self) -> dict[str, str]:
-        return {"captions": self.captions, "clip": self.clip}
+        return {"captions": self.captions, "clip": self.clip, "tree": self.tree, "words": self.words}
 
     def select(self, **rules: Any) -> str:
         recipe = self.recipe(**rules)
@@ -185,7 +195,13 @@ def test_a_change_of_a_threshold_is_another_folder_and_its_difference_is_told(tm
     strict = tables.select(scores=[{"signal": "clip", "min": 0.5}])
     assert loose != strict
     assert difference(loose, strict) == {
-        "before": loose, "kept_before": 8, "kept_after": 5, "kept_by_both": 5}  # fmt: skip
+        "before": loose, "kept_before": 8, "kept_after": 5, "kept_by_both": 5,
+        "newly_dropped": {"low_score": 3}, "newly_kept": {},
+        "rules": {"clip.clip_score min": {"before": 0.2, "after": 0.5}},
+    }  # fmt: skip
+    words = tables.select(name="words", min_words=6)
+    assert difference(strict, words)["newly_dropped"] == {"few_words": 5}
+    assert difference(words, strict)["newly_kept"] == {"few_words": 5}
     assert (tmp_path / "selections/default/LATEST").read_text().strip() == Path(strict).name
     assert tables.select(scores=[{"signal": "clip", "min": 0.2}]) == loose
     assert (tmp_path / "selections/default/LATEST").read_text().strip() == Path(loose).name

@@ -1,59 +1,55 @@
-"""Ingest on a Ray cluster of several nodes, one of which is lost on the way: the same bytes as on one node."""
+"""A cluster spreads every step: the bytes are the same on one node, on several, and where one is lost on the way."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from schemas.manifest import resolve
-from tests.test_exactness import REPOSITORY, digests, environment, table, undisturbed, web, write_recipe
+from tests.raw_builder import encoded, photograph
 
-__all__ = ["table", "undisturbed", "web"]  # fixtures
-
-NODES = """
-import sys, threading, time
-from pathlib import Path
-from ray.cluster_utils import Cluster
-from cluster.ray_session import start_ray
-from pipelines.curate import curate
-from schemas.curate_recipe import CurateRecipe
-from schemas.recipe_io import load_recipe
-
-SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20}
-recipe = load_recipe(sys.argv[1], CurateRecipe, [])
-cluster = Cluster(initialize_head=True, head_node_args={**SMALL, "include_dashboard": False})
-nodes = [cluster.add_node(**SMALL) for _ in range(2)]
-cluster.wait_for_nodes()
-kills = []
+NUM_PICTURES = 160
+STEPS = ("raw", "dedupe", "balance", "selections", "curated")
 
 
-def lose_a_node():
-    while len(list(Path(recipe.root).glob("raw/main/*/0000/*.parquet"))) < 4:
-        time.sleep(0.01)
-    cluster.remove_node(nodes[0], allow_graceful=False)
-    kills.append(len(list(Path(recipe.root).glob("raw/main/*/0000/*.parquet"))))
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures with captions; every fourth has a copy of lower quality."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(NUM_PICTURES):
+        (folder / f"{seed:03d}.jpg").write_bytes(encoded(photograph(seed)))
+        (folder / f"{seed:03d}.txt").write_text(f"a picture of {'red' if seed % 3 else 'blue'} blobs number {seed}")
+        if seed % 4 == 0:
+            (folder / f"{seed:03d}copy.jpg").write_bytes(encoded(photograph(seed), quality=60))
+            (folder / f"{seed:03d}copy.txt").write_text(f"a copy of blobs number {seed}")
+    return folder
 
 
-threading.Thread(target=lose_a_node, daemon=True).start()
-curate(recipe, lambda: start_ray(cluster.address), only="ingest")
-import ray
-alive = [node for node in ray.nodes() if node["Alive"]]
-hosts = len({node["NodeID"] for node in ray.nodes()})
-print(f"lost after {kills[0]} shards, {len(alive)} of {hosts} nodes left")
-ray.shutdown()
-cluster.shutdown()
-"""
+def walk(pictures: Path, root: Path, *options: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Run the walk in a process of its own; what it tells, and the sha256 of every table and tar."""
+    command = [sys.executable, "-m", "tests.several_nodes", str(pictures), str(root), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=dict(os.environ), check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    files = [path for step in STEPS for path in (root / step).rglob("*") if path.suffix in (".tar", ".parquet")]
+    digests = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return json.loads(done.stdout.splitlines()[-1]), digests
 
 
 @pytest.mark.slow
-def test_a_node_that_is_lost_changes_no_byte(table: Path, undisturbed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", NODES, str(write_recipe(tmp_path, table))]
-    ended = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    told = ended.stdout.splitlines()[-1]
-    assert told.endswith("2 of 3 nodes left"), told
-    assert int(told.split()[2]) < len(list(undisturbed.glob("0000/*.parquet"))), "the node was lost too late"
-    assert digests(Path(resolve(str(tmp_path / "out/raw/main")))) == digests(undisturbed)
+def test_any_number_of_nodes_and_a_lost_one_give_the_same_bytes(tmp_path: Path, pictures: Path) -> None:
+    told, expected = walk(pictures, tmp_path / "one")
+    assert told["nodes"] == [0]
+    assert {name.partition("/")[0] for name in expected} == set(STEPS)
+    told, files = walk(pictures, tmp_path / "two", "--nodes", "2", "--cpus", "4")
+    assert told["nodes"] == [0, 1]
+    assert files == expected
+    for step in ("dedupe", "reshard"):
+        told, files = walk(pictures, tmp_path / step, "--nodes", "2", "--kill", step)
+        assert (told["nodes"], told["killed_in"]) == ([0, 1], step)
+        assert files == expected

@@ -250,7 +250,7 @@ def test_each_model_scores_the_fold_it_was_not_trained_on(tmp_path: Path, ray_se
     folded = {"kind": "clip", "name": "folded", "models": [str(model) for model in models]}
     recipe = recipe_for(tmp_path, *singles, folded)
     groups = dedupe(recipe, raw, {})
-    with pytest.raises(InputError, match="need the dedupe step"):
+    with pytest.raises(InputError, match="is measured after dedupe"):
         measure_signal(recipe, recipe.signals[2], raw, None)
     by_model = [rows_of(measure_signal(recipe, signal, raw, None)) for signal in recipe.signals[:2]]
     rows = rows_of(measure_signal(recipe, recipe.signals[2], raw, groups))

@@ -18,7 +18,8 @@ from pipelines.balance.entries import choose_entries, count_words, load_entries,
 from pipelines.run_step import run_shards
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas import storage
-from schemas.curate_recipe import BalanceRecipe, CurateRecipe
+from schemas.balance_recipe import EntryBalance
+from schemas.curate_recipe import CurateRecipe
 from schemas.errors import InputError
 from schemas.manifest import Manifest, ShardEntry, load_manifest, table_url
 from schemas.recipe_io import settings_of, step_hash
@@ -49,9 +50,9 @@ def balance_folder(recipe: CurateRecipe, raw_folder: str) -> StepFolder:
     return StepFolder(recipe.root, STEP, rules.name, result, parents)
 
 
-def _rules(recipe: CurateRecipe) -> BalanceRecipe:
-    if recipe.balance is None:
-        raise ValueError("the recipe does not balance")
+def _rules(recipe: CurateRecipe) -> EntryBalance:
+    if not isinstance(recipe.balance, EntryBalance):
+        raise ValueError("the recipe does not balance by entries")
     return recipe.balance
 
 
@@ -83,7 +84,7 @@ def balance(recipe: CurateRecipe, raw_folder: str, before_work: BeforeWork = not
     return target.url
 
 
-def _entries(rules: BalanceRecipe, raw_folder: str, raw: Manifest) -> list[str]:
+def _entries(rules: EntryBalance, raw_folder: str, raw: Manifest) -> list[str]:
     """The user's entries, or some made from the captions of at most MAX_COUNTED_SHARDS shards."""
     if rules.entries is not None:
         return load_entries(rules.entries)

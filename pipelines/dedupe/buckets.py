@@ -1,16 +1,20 @@
 """Pairs of near hashes inside one table: hashes whose key bits are equal lie in one bucket, and buckets are compared.
 
-A hash is moved so that its key bits come first; sorting the moved values puts each bucket together, and neither an
-index nor a second array travels along: a hash is its own name. Popcounts do not mind the order of the bits.
+Two hashes within r bits agree in at least m - r of m blocks of their bits, so they share a bucket in one of the C(m, r)
+tables whose key is a choice of m - r blocks. Tables whose keys begin with the same blocks make a *group*: the hashes
+are dealt into buckets by these first blocks once, in one pass over memory; a bucket fits into a processor's cache, and
+there each table of the group links hashes of one key in chains.
 
-A hot bucket (photographs are skewed, flat images more so) is split by tables over the bits that its key leaves free,
-as often as that saves comparisons, so that no bucket is ever worth the square of its size unless its hashes are
-really near each other.
+A hot bucket (photographs are skewed, flat images more so) is searched by groups over the bits that its key leaves free
+and in which its hashes differ, so that no bucket is worth the square of its size unless its hashes are really near each
+other.
 """
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, groupby, pairwise
 from math import comb
 
 import numpy as np
@@ -25,82 +29,104 @@ Moves = npt.NDArray[np.uint64]  # [blocks, 3]: bits of a block, how far down the
 NUM_BITS = 64
 ALL_BITS = 2**NUM_BITS - 1
 ENTROPY_PER_BIT = 0.85  # hashes of photographs fill buckets less evenly than random bits
-SORT_COST, VERIFY_COST = 60.0, 0.35  # ns a hash a table, ns a pair (measured)
-HOT_BUCKET = 4096  # hashes; more than 2^11, so that a bucket of any radius has bits left to be split by
+DEAL_COST, CHAIN_COST, VERIFY_COST = 20.0, 6.0, 1.5  # ns: a hash a group, a hash a table, a pair (measured)
+BUCKET_COST = 30.0  # ns a bucket a group
+HOT_BUCKET = 16_384  # hashes; what a bucket may hold and still be searched in the cache
+COMPARED_AT_ONCE = 1 << 16  # hashes that are worth comparing each with each where tables split them badly
+MAX_DEAL_BITS = 24  # of a group's key: buckets are counted in an array of 128 MB
+CHAIN_BITS = 14  # heads of chains: they stay in the innermost cache
 
 
-def plan_masks(num_hashes: int, max_distance: int, free: int = ALL_BITS) -> list[int]:
-    """Key masks of the tables that find every pair within `max_distance` of hashes that differ in `free` bits only.
+@dataclass(frozen=True)
+class Group:
+    """Tables whose keys begin with the same blocks, as masks of bits."""
 
-    The free bits are split in m blocks. Two hashes within r bits agree in at least m - r of them, so they share a
-    bucket in one of the C(m, r) tables whose key is a choice of m - r blocks. Wider keys mean smaller buckets and
-    more tables: the cheapest m for this many hashes is taken.
+    first: int  # the blocks that they share
+    others: tuple[int, ...]  # what the key of each table has beside them
+    earlier: tuple[int, ...]  # blocks: pairs that agree in one of them are found by another group
+
+
+def plan_groups(num_hashes: int, max_distance: int, free: int = ALL_BITS) -> list[Group]:
+    """The cheapest groups that find every pair within `max_distance` of hashes that differ in `free` bits only.
+
+    Wider keys mean smaller buckets and more tables. Empty where there are too few bits to split by.
     """
     positions = [bit for bit in range(NUM_BITS) if free >> bit & 1]
-    choices = range(max_distance + 1, min(len(positions), max_distance + 8) + 1)
+    choices = [
+        (num_blocks, num_first)
+        for num_blocks in range(max_distance + 1, min(len(positions), max_distance + 8) + 1)
+        for num_first in range(1, num_blocks - max_distance + 1)
+    ]
     if not choices:
-        return [0]  # no bits to split by: one bucket
-    num_blocks = min(choices, key=lambda blocks: _cost(num_hashes, max_distance, blocks, len(positions)))
+        return []
+    num_blocks, num_first = min(choices, key=lambda choice: _cost(num_hashes, max_distance, choice, len(positions)))
     edges = [len(positions) * block // num_blocks for block in range(num_blocks + 1)]
     blocks = [sum(1 << bit for bit in positions[start:stop]) for start, stop in pairwise(edges)]
-    return [sum(chosen) for chosen in combinations(blocks, num_blocks - max_distance)]
+    keys = combinations(range(num_blocks), num_blocks - max_distance)
+    groups = []
+    for first, of_group in groupby(keys, key=lambda key: key[:num_first]):
+        others = tuple(sum(blocks[block] for block in key[num_first:]) for key in of_group)
+        earlier = tuple(blocks[block] for block in range(first[-1]) if block not in first)
+        groups.append(Group(sum(blocks[block] for block in first), others, earlier))
+    return groups
 
 
-def _cost(num_hashes: int, max_distance: int, num_blocks: int, num_free: int) -> float:
-    key_bits = num_free * (num_blocks - max_distance) / num_blocks * ENTROPY_PER_BIT
-    pairs = num_hashes**2 / 2 / 2**key_bits
-    return comb(num_blocks, max_distance) * (SORT_COST * num_hashes + VERIFY_COST * pairs)
+def _cost(num_hashes: int, max_distance: int, choice: tuple[int, int], num_free: int) -> tuple[bool, float]:
+    """Nanoseconds, and before them whether usual buckets would be hot or too many to count."""
+    num_blocks, num_first = choice
+    block_bits = num_free / num_blocks
+    in_bucket = num_hashes / 2 ** (num_first * block_bits * ENTROPY_PER_BIT)
+    key_bits = (num_blocks - max_distance) * block_bits * ENTROPY_PER_BIT
+    tables, groups = comb(num_blocks, max_distance), comb(max_distance + num_first, num_first)
+    linear = num_hashes * (groups * DEAL_COST + tables * CHAIN_COST) + groups * BUCKET_COST * 2.0 ** (
+        num_first * block_bits
+    )
+    is_bad = in_bucket > 0.75 * HOT_BUCKET or num_first * block_bits > MAX_DEAL_BITS
+    return is_bad, linear + tables * VERIFY_COST * num_hashes**2 / 2 / 2**key_bits
 
 
-def pairs_of_table(values: Hashes, mask: int, max_distance: int, free: int = ALL_BITS) -> tuple[Hashes, Hashes]:
-    """Pairs within `max_distance` that agree in all bits of `mask`, each once; `values` are distinct."""
-    moved = sorted_by_key(values, mask)
-    return _pairs_of_sorted(moved, mask, max_distance, free)
-
-
-def sorted_by_key(values: Hashes, mask: int) -> Hashes:
-    """Hashes with the bits of `mask` moved to the front, sorted: buckets lie together."""
-    moved = move_bits(values, moves_of(mask))
-    moved.sort()
-    return moved
-
-
-def _pairs_of_sorted(moved: Hashes, mask: int, max_distance: int, free: int) -> tuple[Hashes, Hashes]:
-    left, right, hot = _compare(moved, np.uint64(key_shift(mask)), max_distance, HOT_BUCKET)
-    back = moves_back(mask)
-    lefts, rights = [move_bits(left, back)], [move_bits(right, back)]
+def pairs_of_group(values: Hashes, group: Group, max_distance: int) -> tuple[Hashes, Hashes]:
+    """Pairs within `max_distance` that this group of all is to find, each once. Repeated values count once."""
+    shift = np.uint64(key_shift(group.first))
+    keys = move_bits(values, moves_of(group.first)) >> shift
+    dealt, edges = _deal(values, keys, group.first.bit_count())
+    masks, earlier = np.array(group.others, np.uint64), np.array(group.earlier, np.uint64)
+    left, right, hot = _search_buckets(dealt, edges, masks, earlier, max_distance)
+    lefts, rights = [left], [right]
     for start, stop in hot.tolist():
-        more = _pairs_of_hot(move_bits(moved[start:stop], back), max_distance, free & ~mask)
-        lefts.append(more[0])
-        rights.append(more[1])
+        one, other = pairs_of_hot(np.unique(dealt[start:stop]), max_distance)
+        new = _differ_in_all(one ^ other, group.earlier)
+        lefts.append(one[new])
+        rights.append(other[new])
     return np.concatenate(lefts), np.concatenate(rights)
 
 
-def _pairs_of_hot(values: Hashes, max_distance: int, free: int) -> tuple[Hashes, Hashes]:
-    """Pairs of one hot bucket: by tables over its free bits where that saves comparisons, else each with each."""
-    masks = plan_masks(len(values), max_distance, free)
-    tables = [sorted_by_key(values, mask) for mask in masks]
-    num_pairs = [
-        num_pairs_in_buckets(moved, np.uint64(key_shift(mask))) for moved, mask in zip(tables, masks, strict=True)
-    ]
-    if 0 in masks or 2 * sum(num_pairs) > len(values) ** 2 // 2:
-        left, right, _ = _compare(values, np.uint64(NUM_BITS), max_distance, len(values))
-        return left, right
-    lefts, rights = [], []
-    for place, (mask, moved) in enumerate(zip(masks, tables, strict=True)):
-        left, right = _pairs_of_sorted(moved, mask, max_distance, free)
-        new = is_first_table(left ^ right, masks[:place])
-        lefts.append(left[new])
-        rights.append(right[new])
-    return np.concatenate(lefts), np.concatenate(rights)
+def pairs_of_hot(values: Hashes, max_distance: int) -> tuple[Hashes, Hashes]:
+    """Pairs of one hot bucket (distinct values): by groups over the bits that vary, or each with each."""
+    varying = int(np.bitwise_or.reduce(values) ^ np.bitwise_and.reduce(values)) if len(values) else 0
+    groups = plan_groups(len(values), max_distance, varying)
+    if not groups or (len(values) <= COMPARED_AT_ONCE and not _is_split(values, groups)):
+        return _compare(values, max_distance)
+    found = [pairs_of_group(values, group, max_distance) for group in groups]
+    left, right = (np.concatenate(side) for side in zip(*found, strict=True))
+    return left, right
 
 
-def is_first_table(differences: Hashes, earlier: list[int]) -> npt.NDArray[np.bool_]:
-    """True for pairs that no earlier table has in one bucket: each pair is told once."""
-    is_first = np.ones(len(differences), bool)
-    for mask in earlier:
-        is_first &= (differences & np.uint64(mask)) != 0
-    return is_first
+def _is_split(values: Hashes, groups: Sequence[Group]) -> bool:
+    """Whether the groups' buckets have less than half of the pairs."""
+    num_pairs = 0.0
+    for group in groups:
+        _, sizes = np.unique(values & np.uint64(group.first), return_counts=True)
+        num_pairs += float((sizes * (sizes - 1.0)).sum())
+    return num_pairs < len(values) ** 2 / 2
+
+
+def _differ_in_all(differences: Hashes, blocks: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """True for pairs that agree in none of the blocks."""
+    differ = np.ones(len(differences), bool)
+    for block in blocks:
+        differ &= (differences & np.uint64(block)) != 0
+    return differ
 
 
 def key_shift(mask: int) -> int:
@@ -115,12 +141,6 @@ def moves_of(mask: int) -> Moves:
     for start, stop in runs:
         top -= stop - start
         moves.append(((1 << stop) - (1 << start), start, top))
-    return np.array(moves, np.uint64)
-
-
-def moves_back(mask: int) -> Moves:
-    """The inverse of `moves_of`."""
-    moves = [(bits >> down << up, up, down) for bits, down, up in moves_of(mask).tolist()]
     return np.array(moves, np.uint64)
 
 
@@ -154,60 +174,122 @@ def popcount(bits: np.uint64) -> np.int64:
 
 
 @compiled
-def count_near(values: Hashes, start: int, stop: int, value: np.uint64, max_distance: int) -> np.int64:
-    """How many of values[start:stop] lie within `max_distance`; a loop without branches, for wide registers."""
+def _deal(values: Hashes, keys: Hashes, num_bits: int) -> tuple[Hashes, Indices]:
+    """Values by their keys, in their order, and where each key begins."""
+    edges = np.zeros((1 << num_bits) + 1, np.int64)
+    for key in keys:
+        edges[np.int64(key) + 1] += 1
+    for key in range(1 << num_bits):
+        edges[key + 1] += edges[key]
+    places = edges[:-1].copy()
+    dealt = np.empty(len(values), np.uint64)
+    for place in range(len(values)):
+        key = np.int64(keys[place])
+        dealt[places[key]] = values[place]
+        places[key] += 1
+    return dealt, edges
+
+
+@compiled
+def _chain_of(value: np.uint64) -> np.int64:
+    """Which chain a key belongs to."""
+    return np.int64((value * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(NUM_BITS - CHAIN_BITS))
+
+
+@compiled
+def _distinct(bucket: Hashes, heads: npt.NDArray[np.int16], nexts: npt.NDArray[np.int16]) -> int:
+    """Move the distinct values of a bucket to its front; returns how many there are."""
+    num = 0
+    for place in range(len(bucket)):
+        value = bucket[place]
+        chain = _chain_of(value)
+        other = heads[chain]
+        while other >= 0 and bucket[other] != value:
+            other = nexts[other]
+        if other < 0:
+            bucket[num], nexts[num], heads[chain] = value, heads[chain], num
+            num += 1
+    for place in range(num):
+        heads[_chain_of(bucket[place])] = -1
+    return num
+
+
+@compiled
+def _search_buckets(
+    dealt: Hashes, edges: Indices, masks: Hashes, earlier: Hashes, max_distance: int
+) -> tuple[Hashes, Hashes, Indices]:
+    """Near pairs inside the buckets, told by the first table that links them; hot buckets are named, not searched."""
+    left, right = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
+    hot = np.empty((len(dealt) // HOT_BUCKET + 1, 2), np.int64)
+    heads, nexts = np.full(1 << CHAIN_BITS, -1, np.int16), np.empty(HOT_BUCKET, np.int16)
+    num_found, num_hot = 0, 0
+    for key in range(len(edges) - 1):
+        if edges[key + 1] - edges[key] < 2:
+            continue
+        if edges[key + 1] - edges[key] > HOT_BUCKET:
+            hot[num_hot, 0], hot[num_hot, 1] = edges[key], edges[key + 1]
+            num_hot += 1
+            continue
+        bucket = dealt[edges[key] : edges[key + 1]]
+        bucket = bucket[: _distinct(bucket, heads, nexts)]
+        for table in range(len(masks)):
+            mask = masks[table]
+            for place in range(len(bucket)):
+                value = bucket[place]
+                chain = _chain_of(value & mask)
+                other = heads[chain]
+                nexts[place], heads[chain] = other, place
+                while other >= 0:
+                    difference = bucket[other] ^ value
+                    other_value = bucket[other]
+                    other = nexts[other]
+                    if popcount(difference) > max_distance or not _is_new(difference, table, masks, earlier):
+                        continue
+                    if num_found == len(left):
+                        left, right = np.concatenate((left, left)), np.concatenate((right, right))
+                    left[num_found], right[num_found] = other_value, value
+                    num_found += 1
+            for place in range(len(bucket)):
+                heads[_chain_of(bucket[place] & mask)] = -1
+    return left[:num_found].copy(), right[:num_found].copy(), hot[:num_hot].copy()
+
+
+@compiled
+def _is_new(difference: np.uint64, table: int, masks: Hashes, earlier: Hashes) -> bool:
+    """True where this table is the first of all to have the pair in one bucket: each pair is told once."""
+    if difference & masks[table] != 0:
+        return False  # another key in the same chain
+    for place in range(table):
+        if difference & masks[place] == 0:
+            return False
+    for block in earlier:  # noqa: SIM110 - numba has no all()
+        if difference & block == 0:
+            return False
+    return True
+
+
+@compiled
+def _compare(values: Hashes, max_distance: int) -> tuple[Hashes, Hashes]:
+    """Near pairs of distinct values, each compared with each."""
+    left, right = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
+    num_found = 0
+    for here in range(1, len(values)):
+        num_near = count_near(values, here, values[here], max_distance)
+        if num_near == 0:
+            continue
+        while num_found + num_near > len(left):
+            left, right = np.concatenate((left, left)), np.concatenate((right, right))
+        for there in range(here):
+            if popcount(values[there] ^ values[here]) <= max_distance:
+                left[num_found], right[num_found] = values[there], values[here]
+                num_found += 1
+    return left[:num_found].copy(), right[:num_found].copy()
+
+
+@compiled
+def count_near(values: Hashes, num: int, value: np.uint64, max_distance: int) -> np.int64:
+    """How many of the first `num` values lie within `max_distance`; a loop without branches, for wide registers."""
     num_near = np.int64(0)
-    for place in range(start, stop):
+    for place in range(num):
         num_near += popcount(values[place] ^ value) <= max_distance
     return num_near
-
-
-@compiled
-def bucket_end(moved: Hashes, start: int, shift: np.uint64) -> int:
-    """Where the bucket that begins at `start` ends."""
-    stop = start + 1
-    if shift == np.uint64(64):
-        return len(moved)
-    key = moved[start] >> shift
-    while stop < len(moved) and moved[stop] >> shift == key:
-        stop += 1
-    return stop
-
-
-@compiled
-def num_pairs_in_buckets(moved: Hashes, shift: np.uint64) -> int:
-    """Comparisons that the buckets of sorted, moved hashes cost."""
-    num_pairs = 0
-    start = 0
-    while start < len(moved):
-        stop = bucket_end(moved, start, shift)
-        num_pairs += (stop - start) * (stop - start - 1) // 2
-        start = stop
-    return num_pairs
-
-
-@compiled
-def _compare(moved: Hashes, shift: np.uint64, max_distance: int, hot: int) -> tuple[Hashes, Hashes, Indices]:
-    """Near pairs inside the buckets of sorted, moved hashes; buckets of more than `hot` are named, not compared."""
-    left, right = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
-    ranges = np.empty((len(moved) // hot + 1, 2), np.int64)
-    num_found, num_hot = 0, 0
-    start = 0
-    while start < len(moved):
-        stop = bucket_end(moved, start, shift)
-        if stop - start > hot:
-            ranges[num_hot, 0], ranges[num_hot, 1] = start, stop
-            num_hot += 1
-            start = stop
-        for here in range(start + 1, stop):
-            num_near = count_near(moved, start, here, moved[here], max_distance)
-            if num_near == 0:
-                continue
-            while num_found + num_near > len(left):
-                left, right = np.concatenate((left, left)), np.concatenate((right, right))
-            for there in range(start, here):
-                if popcount(moved[there] ^ moved[here]) <= max_distance:
-                    left[num_found], right[num_found] = moved[there], moved[here]
-                    num_found += 1
-        start = stop
-    return left[:num_found].copy(), right[:num_found].copy(), ranges[:num_hot].copy()

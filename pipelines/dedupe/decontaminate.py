@@ -1,30 +1,26 @@
 """Which images are near an image of an evaluation set: they leave the training data with all their captions.
 
 The hashes of a set are few: they are laid in tables in memory (one block of the bits is the key of each; hashes within
-r bits agree in one of r + 1 blocks), and the data set's hashes are looked up there, part by part. What is found is
-confirmed on the colour thumbnails. One evaluation image is named for each image dropped: the nearest.
+r bits agree in one of r + 1 blocks), and the data set's hashes are looked up there. What is found is confirmed on the
+colour thumbnails, and on 256-bit hashes where that is asked for. By features: `alike`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ray
 
 from pipelines.dedupe.buckets import NUM_BITS, Hashes, popcount
 from pipelines.dedupe.compiled import compiled
 from pipelines.dedupe.components import Indices
 from pipelines.dedupe.evaluation_set import EvaluationImages
-from pipelines.run_step import run_shards
-from schemas.curate_recipe import DecontaminateRecipe
+from pipelines.dedupe.slim import Slim
+from pipelines.dedupe.wide import wide_distance
+from schemas.dedupe_recipe import DecontaminateRecipe
 
-HASHES_PER_TASK = 10_000_000
 MAX_KEY_BITS = 16
 
 Thumbnails = npt.NDArray[np.uint8]
@@ -32,36 +28,36 @@ Thumbnails = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Hits:
-    """Images that are near an evaluation image."""
+    """Pairs of an image and an evaluation image that are near each other; all pairs of an image are together."""
 
     image: Indices  # place among the images that were asked about
     evaluation: Indices  # place in the set
     distance: npt.NDArray[np.int32]  # bits
 
+    def nearest(self) -> Hits:
+        """One pair an image: the nearest evaluation image, of several the first."""
+        order = np.lexsort((self.evaluation, self.distance, self.image))
+        _, first = np.unique(self.image[order], return_index=True)
+        chosen = order[first]
+        return Hits(self.image[chosen], self.evaluation[chosen], self.distance[chosen])
 
-def find_hits(
-    hashes: Hashes,
-    read_thumbnails: Callable[[Indices], Thumbnails],
-    images: EvaluationImages,
-    rule: DecontaminateRecipe,
-) -> Hits:
-    """The images near an image of the set; thumbnails are asked for of those whose hashes are near."""
-    starts = list(range(0, len(hashes), HASHES_PER_TASK))
-    parts = [hashes[start : start + HASHES_PER_TASK] for start in starts]
-    shared = [ray.put(np.unique(images.phash))]  # in a list, so that a task takes the reference and not a copy
-    found = run_shards("dedupe: decontaminate", partial(_near_shared, shared, rule.perceptual), parts)
-    near = np.flatnonzero(np.concatenate([np.empty(0, bool), *found]))
-    max_sum = int(rule.max_colour_difference * images.thumbnail.shape[1])
-    thumbnails = read_thumbnails(near)
-    evaluation, distance = _confirm(
-        hashes[near], thumbnails, images.phash, images.thumbnail.copy(), rule.perceptual, max_sum
+
+def find_hits(slim: Slim, images: Indices, evaluation: EvaluationImages, rule: DecontaminateRecipe) -> Hits:
+    """All pairs of `images` (samples) and images of the set that are near by their hashes and colours."""
+    if rule.perceptual is None:
+        none = np.empty(0, np.int64)
+        return Hits(none, none, np.empty(0, np.int32))
+    near = np.flatnonzero(near_any(slim.phash[images], np.unique(evaluation.phash), rule.perceptual))
+    chosen = images[near]
+    max_sum = int(rule.max_colour_difference * evaluation.thumbnail.shape[1])
+    image, place, distance = _confirm(
+        slim.phash[chosen], slim.thumbnail[chosen], evaluation.phash, evaluation.thumbnail, rule.perceptual, max_sum
     )
-    hit = evaluation >= 0
-    return Hits(near[hit], evaluation[hit], distance[hit])
-
-
-def _near_shared(shared: list[Any], radius: int, hashes: Hashes) -> npt.NDArray[np.bool_]:
-    return near_any(hashes, ray.get(shared[0]), radius)
+    if rule.max_distance_256 is not None and evaluation.phash256 is not None:
+        wide = wide_distance(slim.phash256[chosen[image]], evaluation.phash256[place])
+        kept = slim.has_phash256[chosen[image]] & (wide <= rule.max_distance_256)
+        image, place, distance = image[kept], place[kept], distance[kept]
+    return Hits(near[image], place, distance)
 
 
 def near_any(hashes: Hashes, others: Hashes, radius: int) -> npt.NDArray[np.bool_]:
@@ -96,18 +92,21 @@ def _look_up(
 @compiled
 def _confirm(
     hashes: Hashes, thumbnails: Thumbnails, others: Hashes, other_thumbnails: Thumbnails, radius: int, max_sum: int
-) -> tuple[Indices, npt.NDArray[np.int32]]:
-    """For each hash the nearest of `others` within `radius` and of nearly the same colours; -1 where there is none."""
-    best = np.full(len(hashes), -1)
-    distances = np.zeros(len(hashes), np.int32)
+) -> tuple[Indices, Indices, npt.NDArray[np.int32]]:
+    """Pairs of a hash and one of `others` within `radius` and of nearly the same colours, with their distance."""
+    found, num_found = np.empty((1024, 3), np.int64), 0
     for place in range(len(hashes)):
-        nearest = np.int64(radius + 1)
         for other in range(len(others)):
             distance = popcount(hashes[place] ^ others[other])
-            if distance < nearest:
-                total = np.int64(0)
-                for channel in range(thumbnails.shape[1]):
-                    total += abs(np.int64(thumbnails[place, channel]) - np.int64(other_thumbnails[other, channel]))
-                if total <= max_sum:
-                    nearest, best[place], distances[place] = distance, other, distance
-    return best, distances
+            if distance > radius:
+                continue
+            total = np.int64(0)
+            for channel in range(thumbnails.shape[1]):
+                total += abs(np.int64(thumbnails[place, channel]) - np.int64(other_thumbnails[other, channel]))
+            if total <= max_sum:
+                if num_found == len(found):
+                    found = np.concatenate((found, found))
+                found[num_found, 0], found[num_found, 1], found[num_found, 2] = place, other, distance
+                num_found += 1
+    pairs = found[:num_found]
+    return pairs[:, 0].copy(), pairs[:, 1].copy(), pairs[:, 2].astype(np.int32)

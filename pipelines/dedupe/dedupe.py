@@ -1,65 +1,75 @@
 """Dedupe: which samples duplicate which, over the whole data set; the only global step.
 
-An *image* is all samples with the same bytes, as received or as stored.
+An *image* is all samples with the same bytes, as received or as stored, or the same pixels.
 
 - Samples of one image with the same caption (NFKC, case and spaces aside) are exact duplicates; one stays.
 - Samples of one image with different captions all stay, unless `same_image_captions: keep_one`. With `exact: false`
   samples of one image are left alone.
-- Placeholders (`placeholders`: one image under many unlike captions from many domains) go whole.
-- Images near one of an evaluation set (`decontaminate`) go with all their samples, and nothing is kept instead;
-  `distance` is that to the evaluation image, and the manifest names what was hit.
+- Images near one of an evaluation set (`decontaminate`), by hash or by features, go with all their samples, and nothing
+  is kept instead; `distance` and `similarity` are those to `evaluation_image`, and the manifest tells what was hit.
 - Images that look alike (pHash within `max_distance`, confirmed on the colour thumbnail) are perceptual duplicates,
   whatever their captions: copies are resized, encoded again and captioned anew as they spread. All samples of an image
   stay or go together.
+- Placeholders (`placeholders`: one image and what is near it under many unlike captions from many domains) go whole.
 - Images whose features agree are semantic duplicates (`semantic`), looked for among those that are left by then.
 - Which one stays: the best of the preferred values (`prefer`), the largest as received (or the best scored), then the
   smallest uid. `duplicate_of` names a sample that is kept after all, or one that became a semantic duplicate itself:
-  follow it. `distance` is 0 for exact duplicates and null for semantic ones.
+  follow it. `distance` is 0 for exact duplicates and null for semantic ones, which have a `similarity`.
 - `duplicate_group` joins everything that is linked, chains included: folds are cut by it.
 - `against` names earlier raw folders. Their tables are read (never their images), what they hold comes before all of
   ours in the keep order, and nothing is decided about it: the new batch is deduplicated as if appended to them.
 
-The result depends neither on the order of the shards nor on the number of workers.
+The result depends neither on the order of the shards nor on the number of workers. How the work is cut: `parts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import ray
 
-from pipelines.dedupe.decide import REASONS, Decisions, decide
-from pipelines.dedupe.evaluation_set import fingerprint_of
-from pipelines.dedupe.near import RawShards
-from pipelines.dedupe.semantic import FeatureShards
-from pipelines.dedupe.slim import Slim, gather, read_slim, uid_texts
+from pipelines.dedupe.decide import REASONS, Known
+from pipelines.dedupe.evaluation_set import EvaluationImages, fingerprint_of, read_evaluation_set
+from pipelines.dedupe.figures import Contamination, Figures
+from pipelines.dedupe.parts import (
+    ROWS_PER_PART,
+    Batch,
+    Job,
+    Tables,
+    cut_batches,
+    decide_part,
+    join_links,
+    link_part,
+    make_plan,
+    move_part,
+    read_batch,
+)
+from pipelines.dedupe.semantic_rounds import decide_semantic
+from pipelines.dedupe.slim import Folders, uid_texts
+from pipelines.dedupe.spill import Rows
 from pipelines.run_step import run_shards
-from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from pipelines.signals.target_set import features_of_images
+from pipelines.step_folder import BeforeWork, StepFolder, latest_folder, missing_tables, nothing
+from schemas import storage
 from schemas.curate_recipe import CurateRecipe
+from schemas.dedupe_recipe import DecontaminateRecipe
 from schemas.drop_reason import DropReason
+from schemas.errors import InputError
 from schemas.manifest import Manifest, ShardEntry, load_manifest, resolve, table_url
 from schemas.recipe_io import settings_of, step_hash
-from schemas.sample import DEDUPE, read_table, write_table
+from schemas.sample import DEDUPE, read_table, table_bytes, write_table
+from schemas.signal_recipe import ClipSignals
 
+logger = logging.getLogger("pairloom")
 STEP = "dedupe"
-VERSION = 2
-
-
-@dataclass(frozen=True)
-class ShardDecisions:
-    """The decisions of one raw shard, on their way to its table."""
-
-    name: str
-    rows: npt.NDArray[np.int32]
-    reason: npt.NDArray[np.int8]
-    kept_instead: npt.NDArray[np.uint64]  # uid halves
-    distance: npt.NDArray[np.int32]
-    group: npt.NDArray[np.uint64]  # uid halves
+VERSION = 4
 
 
 def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping[str, str]) -> StepFolder:
@@ -67,10 +77,12 @@ def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping
     parents = [load_manifest(raw_folder).hash()]
     if recipe.dedupe.score_signal is not None:
         parents.append(load_manifest(signal_folders[recipe.dedupe.score_signal]).hash())
-    if recipe.dedupe.semantic is not None:
-        parents.append(load_manifest(signal_folders[recipe.dedupe.semantic.features]).hash())
+    if recipe.dedupe.hashes is not None:
+        parents.append(load_manifest(signal_folders[recipe.dedupe.hashes]).hash())
+    for _, features in recipe.dedupe.features_used():
+        parents.append(load_manifest(signal_folders[features]).hash())
     parents += [load_manifest(resolve(path)).hash() for path in recipe.dedupe.against]
-    settings = settings_of(recipe.dedupe, exclude={"name", "score_signal", "against"})
+    settings = settings_of(recipe.dedupe, exclude={"name", "score_signal", "hashes", "against"})
     inputs = {
         f"evaluation set {index}": fingerprint_of(rule.path) for index, rule in enumerate(recipe.dedupe.decontaminate)
     }
@@ -87,77 +99,129 @@ def dedupe(
         target.point_latest()
         return target.url
     before_work()
-    raw = load_manifest(raw_folder)
-    num_own = len(raw.shards)
-    slim, tables = _read(recipe, raw_folder, raw, signal_folders)
-    semantic = recipe.dedupe.semantic
-    names = tuple(shard.name for shard in raw.shards)
-    features = FeatureShards(signal_folders[semantic.features], names) if semantic is not None else None
-    decisions, figures = decide(slim, recipe.dedupe, RawShards(tables), features, num_own)
-    _write(target, raw_folder, raw, slim, decisions)
-    kept = np.bincount(slim.shard[decisions.reason == 0], minlength=num_own)[:num_own].tolist()
-    entries = [
-        ShardEntry(shard.name, shard.num_rows, num_kept, num_bytes=0)
-        for shard, num_kept in zip(raw.shards, kept, strict=True)
-    ]
-    target.finish(entries, +decisions.counts(slim.shard < num_own), figures)
+    settings, raw = recipe.dedupe, load_manifest(raw_folder)
+    scores, hashes = ((name and signal_folders[name]) or None for name in (settings.score_signal, settings.hashes))
+    folders = [(Folders(raw_folder, scores, hashes), raw)]
+    folders += [_earlier(resolve(path), settings.hashes) for path in settings.against]
+    batches = cut_batches(folders)
+    own = [batch for batch in batches if batch.shards[0][0] < len(raw.shards)]
+    plan = make_plan(sum(manifest.num_samples for _, manifest in folders), batches, len(own), settings)
+    sets = [_read_set(recipe, rule) for rule in settings.decontaminate]
+    compared = [signal_folders.get(settings.features_of(rule) or "") for rule in settings.decontaminate]
+    urls = [table_url(folder.raw, shard.name) for folder, manifest in folders for shard in manifest.shards]
+    job = Job(settings, plan, Tables(target.url, plan), [ray.put(Known(sets, compared, urls, len(raw.shards)))])
+    figures, num_left = _decide(job, batches)
+    if settings.semantic is not None:
+        figures.groups = decide_semantic(job, own, signal_folders[settings.semantic.features], num_left)
+    shards, counts = _write(job, own, target.url, raw)
+    if sets:
+        table = figures.contamination_table(settings, sets)
+        storage.put_bytes(storage.join(target.url, "contamination.parquet"), table_bytes(table))
+    target.finish(shards, counts, figures.told(settings, sets))
+    storage.remove(job.tables.folder)
     return target.url
 
 
-def _read(
-    recipe: CurateRecipe, raw_folder: str, raw: Manifest, signal_folders: Mapping[str, str]
-) -> tuple[Slim, tuple[str, ...]]:
-    """The samples of our own shards and, numbered after them, of the earlier data sets; and the table of each shard."""
-    settings = recipe.dedupe
-    score_folder = signal_folders[settings.score_signal] if settings.score_signal else None
-    names = [shard.name for shard in raw.shards]
-    tables = [table_url(raw_folder, name) for name in names]
-    read_own = partial(read_slim, raw_folder, score_folder, settings.prefer)
-    parts = run_shards("dedupe: read", read_own, list(enumerate(names)))
-    for path in settings.against:
-        folder = resolve(path)
-        names = [shard.name for shard in load_manifest(folder).shards]
-        items = list(enumerate(names, start=len(tables)))
-        parts += run_shards("dedupe: read earlier", partial(read_slim, folder, None, None), items)
-        tables += [table_url(folder, name) for name in names]
-    return gather(parts), tuple(tables)
+def _earlier(raw_folder: str, hashes: str | None) -> tuple[Folders, Manifest]:
+    """An earlier data set, with its signal of the same name where 256-bit hashes are compared."""
+    manifest = load_manifest(raw_folder)
+    if hashes is None:
+        return Folders(raw_folder), manifest
+    root = raw_folder.rstrip("/").rsplit("/", 3)[0]
+    folder = latest_folder(root, "signals", hashes)
+    if folder is None or load_manifest(folder).parents[0] != manifest.hash():
+        raise InputError(f"dedupe.against: {raw_folder} has no signal {hashes} of its images; measure it there first")
+    return Folders(raw_folder, hashes=folder), manifest
 
 
-def _write(target: StepFolder, raw_folder: str, raw: Manifest, slim: Slim, decisions: Decisions) -> None:
-    """Write the table of every shard that has none yet, one Ray task a shard."""
-    todo = set(missing_tables(target.url, [shard.name for shard in raw.shards]))
-    order = np.lexsort((slim.row, slim.shard))
-    edges = np.searchsorted(slim.shard[order], np.arange(len(raw.shards) + 1))
-    items = []
-    for place, shard in enumerate(raw.shards):
-        if shard.name in todo:
-            mine = order[edges[place] : edges[place + 1]]
-            items.append(
-                ShardDecisions(
-                    shard.name,
-                    slim.row[mine],
-                    decisions.reason[mine],
-                    slim.uid[decisions.kept_instead[mine]],
-                    decisions.distance[mine],
-                    slim.uid[decisions.group[mine]],
-                )
-            )
-    run_shards("dedupe: write", partial(write_shard, raw_folder, target.url), items, len(raw.shards) - len(items))
+def _read_set(recipe: CurateRecipe, rule: DecontaminateRecipe) -> EvaluationImages:
+    """An evaluation set with what its rule compares."""
+    images = read_evaluation_set(rule.path, rule.max_distance_256 is not None)
+    name = recipe.dedupe.features_of(rule)
+    if name is None:
+        return images
+    model = next(signal.model for signal in recipe.signals if isinstance(signal, ClipSignals) and signal.name == name)
+    features = features_of_images(rule.path, str(model))
+    if len(features) != len(images.name):
+        raise InputError(f"dedupe.decontaminate: {rule.path}: some of its images cannot be decoded any more")
+    return replace(images, features=features)
 
 
-def write_shard(raw_folder: str, folder: str, shard: ShardDecisions) -> None:
+def _decide(job: Job, batches: Sequence[Batch]) -> tuple[Figures, int]:
+    """All decisions but the semantic ones; returns what the manifest tells, and how many images are left."""
+    num_parts, num_searches = job.plan.num_parts, job.plan.search.num_tasks
+    figures, num_left = Figures([Contamination() for _ in job.settings.decontaminate]), 0
+    for alike in run_shards("dedupe: read", partial(read_batch, job), batches):
+        figures += Figures([Contamination(by_features=counts) for counts in alike])
+    if num_parts > 1:
+        run_shards("dedupe: link", partial(link_part, job), range(num_searches + num_parts))
+        (largest,) = run_shards("dedupe: join", partial(join_links, job), [0])
+        if largest > ROWS_PER_PART:
+            logger.warning("dedupe: one task decides about %d hashes that are linked; give it more memory", largest)
+        run_shards("dedupe: move", partial(move_part, job), range(num_parts))
+    for of_part, left in run_shards("dedupe: decide", partial(decide_part, job), range(num_parts)):
+        figures, num_left = figures + of_part, num_left + left
+    return figures, num_left
+
+
+def _write(job: Job, batches: Sequence[Batch], folder: str, raw: Manifest) -> tuple[list[ShardEntry], Counter[str]]:
+    """Write the table of every shard that has none yet; returns the manifest's entries and counts of drop reasons."""
+    counts = np.zeros(len(REASONS), np.int64)
+    kept: list[int] = []
+    for of_batch in run_shards("dedupe: write", partial(write_batch, job, folder), batches):
+        counts += of_batch.sum(axis=0)
+        kept += of_batch[:, 0].tolist()
+    shards = [
+        ShardEntry(shard.name, shard.num_rows, num_kept, num_bytes=0)
+        for shard, num_kept in zip(raw.shards, kept, strict=True)
+    ]
+    named = {reason.value: int(counts[code]) for code, reason in enumerate(REASONS) if reason and counts[code]}
+    return shards, Counter(named)
+
+
+def write_batch(job: Job, folder: str, batch: Batch) -> np.typing.NDArray[np.int64]:
+    """Write the shards of one batch; returns how often each reason was given: [shards, reasons]."""
+    decisions = job.tables.decisions.read(batch.index)
+    decisions = decisions[np.lexsort((decisions["row"], decisions["shard"]))]
+    missing = set(missing_tables(folder, [name for _, name in batch.shards]))
+    edges = np.searchsorted(decisions["shard"], [place for place, _ in batch.shards] + [batch.shards[-1][0] + 1])
+    counts = np.zeros((len(batch.shards), len(REASONS)), np.int64)
+    evaluations = _evaluation_names(job)
+    for number, (_, name) in enumerate(batch.shards):
+        mine = decisions[edges[number] : edges[number + 1]]
+        counts[number] = np.bincount(mine["reason"], minlength=len(REASONS))
+        if name in missing:
+            write_shard(batch.folders.raw, folder, name, mine, evaluations)
+    return counts
+
+
+def _evaluation_names(job: Job) -> list[list[str]]:
+    """What each evaluation image is called in the tables, set by set."""
+    known: Known = ray.get(job.known[0])
+    rules = zip(job.settings.decontaminate, known.sets, strict=True)
+    return [[f"{rule.path}: {name}" for name in images.name] for rule, images in rules]
+
+
+def write_shard(raw_folder: str, folder: str, name: str, decisions: Rows, evaluations: list[list[str]]) -> None:
     """Write the decisions of one raw shard; rows without an image are null."""
-    uids = read_table(table_url(raw_folder, shard.name), ["uid"])["uid"]
-    columns: dict[str, list[Any]] = {name: [None] * len(uids) for name in DEDUPE.names}
+    uids = read_table(table_url(raw_folder, name), ["uid"])["uid"]
+    columns: dict[str, list[Any]] = {column: [None] * len(uids) for column in DEDUPE.names}
     columns["uid"] = uids.to_pylist()
-    kept_instead, groups = uid_texts(shard.kept_instead), uid_texts(shard.group)
-    for place, row in enumerate(shard.rows.tolist()):
+    kept_instead, groups = uid_texts(decisions["kept_instead"]), uid_texts(decisions["group"])
+    reasons, distances = decisions["reason"].tolist(), decisions["distance"].tolist()
+    similarities = decisions["similarity"].tolist()
+    for place, row in enumerate(decisions["row"].tolist()):
         columns["duplicate_group"][row] = groups[place]
-        reason = REASONS[shard.reason[place]]
+        reason = REASONS[reasons[place]]
         if reason is not None:
             columns["drop_reason"][row] = reason.value
             if reason not in (DropReason.CONTAMINATED, DropReason.PLACEHOLDER):  # nothing is kept instead
                 columns["duplicate_of"][row] = kept_instead[place]
-            if reason is not DropReason.SEMANTIC_DUPLICATE:  # which has a cosine, no bits
-                columns["distance"][row] = int(shard.distance[place])
-    write_table(table_url(folder, shard.name), pa.table(columns, schema=DEDUPE))
+            if distances[place] >= 0:
+                columns["distance"][row] = distances[place]
+            if not np.isnan(similarities[place]):
+                columns["similarity"][row] = similarities[place]
+            if reason is DropReason.CONTAMINATED:
+                number, image = decisions["evaluation"][place].tolist()
+                columns["evaluation_image"][row] = evaluations[number][image]
+    write_table(table_url(folder, name), pa.table(columns, schema=DEDUPE))

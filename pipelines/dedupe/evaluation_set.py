@@ -1,23 +1,25 @@
-"""Hashes of the images of an evaluation set: a raw folder (from its tables), tars, or a folder of images."""
+"""Hashes of the images of an evaluation set: a raw folder, tars, or a folder of images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.dedupe.buckets import Hashes
 from pipelines.dedupe.slim import THUMBNAIL_BYTES
-from pipelines.hashes import hash_pixels
+from pipelines.dedupe.wide import WideHashes, unpack_hashes
+from pipelines.hashes import hash_pixels, phash256
 from pipelines.run_step import run_shards
 from schemas import storage
 from schemas.errors import InputError, SampleError
 from schemas.image_decode import decode_rgb
-from schemas.manifest import is_complete, load_manifest, resolve, table_url
-from schemas.sample import read_table
+from schemas.manifest import ShardEntry, entry_of_table, is_complete, load_manifest, resolve, table_url, tar_url
+from schemas.sample import STATUS_SUCCESS, read_table
 from schemas.shard import IMAGE_EXTENSIONS, ShardReader, index_tar
 
 FILES_PER_TASK = 500
@@ -30,6 +32,20 @@ class EvaluationImages:
     name: list[str]  # file, tar and member, or uid
     phash: Hashes
     thumbnail: npt.NDArray[np.uint8]  # [images, 192]
+    phash256: WideHashes | None = None  # where a rule asks for it
+    features: npt.NDArray[np.float32] | None = None  # [images, D], of length one; where a rule asks for them
+
+
+@dataclass(frozen=True)
+class RawTar:
+    """The images of one shard of a raw folder."""
+
+    folder: str
+    shard: ShardEntry
+
+
+Listed: TypeAlias = str | RawTar
+"""What images come from: a file, a tar, or a shard of a raw folder."""
 
 
 def is_raw(path: str) -> bool:
@@ -42,50 +58,85 @@ def fingerprint_of(path: str) -> str:
     return load_manifest(resolve(path)).hash() if is_raw(path) else storage.fingerprint(path)
 
 
-def read_evaluation_set(path: str) -> EvaluationImages:
+def read_evaluation_set(path: str, wants_256: bool = False) -> EvaluationImages:
     """Hashes of all images of a set, in the order of their names. Raises InputError where it has none."""
-    if is_raw(path):
-        folder = resolve(path)
-        names = [shard.name for shard in load_manifest(folder).shards]
-        parts = run_shards("dedupe: evaluation set", partial(_of_table, folder), names)
-    else:
-        files = [url for url in storage.expand(path) if _extension(url) in (*IMAGE_EXTENSIONS, "tar")]
-        tasks = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
-        parts = run_shards("dedupe: evaluation set", partial(_of_files, path), tasks)
+    parts = run_shards("dedupe: evaluation set", partial(_read_part, path, wants_256), cut_tasks(listed_images(path)))
     images = EvaluationImages(
         [name for part in parts for name in part.name],
         np.concatenate([np.empty(0, np.uint64), *(part.phash for part in parts)]),
         np.concatenate([np.empty((0, THUMBNAIL_BYTES), np.uint8), *(part.thumbnail for part in parts)]),
+        np.concatenate([part.phash256 for part in parts if part.phash256 is not None]) if wants_256 and parts else None,
     )
     if not images.name:
         raise InputError(f"dedupe.decontaminate: {path} holds no images (a raw folder, tars or image files)")
     return images
 
 
+def cut_tasks(listed: Sequence[Listed]) -> list[list[Listed]]:
+    """Tars each for itself, image files by the hundreds."""
+    files = [one for one in listed if isinstance(one, str) and _extension(one) != "tar"]
+    tasks: list[list[Listed]] = [[one] for one in listed if isinstance(one, RawTar) or _extension(one) == "tar"]
+    return tasks + [list(files[start : start + FILES_PER_TASK]) for start in range(0, len(files), FILES_PER_TASK)]
+
+
+def listed_images(path: str) -> list[Listed]:
+    """Shards of a raw folder, or the tars and image files that a path, folder or glob names."""
+    if is_raw(path):
+        folder = resolve(path)
+        return [RawTar(folder, shard) for shard in load_manifest(folder).shards if shard.num_samples]
+    return [url for url in storage.expand(path) if _extension(url) in (*IMAGE_EXTENSIONS, "tar")]
+
+
 def _extension(url: str) -> str:
     return url.rpartition(".")[2].lower()
 
 
-def _of_table(folder: str, name: str) -> EvaluationImages:
-    table = read_table(table_url(folder, name), ["uid", "phash", "thumbnail"])
-    rows = [row for row in table.to_pylist() if row["phash"] is not None and row["thumbnail"] is not None]
-    return _pack([(row["uid"], row["phash"], row["thumbnail"]) for row in rows])
+def _read_part(base: str, wants_256: bool, files: list[Listed]) -> EvaluationImages:
+    if isinstance(files[0], RawTar):
+        return _of_raw(files[0], wants_256)
+    return _of_files(base, wants_256, files)
 
 
-def _of_files(base: str, files: list[str]) -> EvaluationImages:
+def _of_raw(part: RawTar, wants_256: bool) -> EvaluationImages:
+    """From the table; only 256-bit hashes take the images, too."""
+    table = read_table(table_url(part.folder, part.shard.name), ["uid", "status", "phash", "thumbnail"])
+    rows = [row for row in table.to_pylist() if row["status"] == STATUS_SUCCESS]
+    if any(row["phash"] is None or row["thumbnail"] is None for row in rows):
+        raise InputError(f"{part.folder}: {part.shard.name} has images without a phash or a thumbnail")
+    return EvaluationImages(
+        [row["uid"] for row in rows],
+        np.array([row["phash"] for row in rows], np.uint64),
+        np.frombuffer(b"".join(row["thumbnail"] for row in rows), np.uint8).reshape(-1, THUMBNAIL_BYTES),
+        unpack_hashes(b"".join(phash256(decode_rgb(data)) for _, data in _images_of_raw(part))) if wants_256 else None,
+    )
+
+
+def _of_files(base: str, wants_256: bool, files: list[Listed]) -> EvaluationImages:
     """Images that cannot be decoded are left out: no training image can equal their pixels."""
-    found = []
-    for name, data in _images_in(files):
+    names, hashes, wide = [], [], []
+    for name, data in images_in(files):
         try:
-            hashes = hash_pixels(decode_rgb(data))
+            pixels = decode_rgb(data)
         except SampleError:
             continue
-        found.append((name.removeprefix(base).lstrip("/"), hashes.phash, hashes.thumbnail))
-    return _pack(found)
+        names.append(name.removeprefix(base).lstrip("/"))
+        hashes.append(hash_pixels(pixels))
+        if wants_256:
+            wide.append(phash256(pixels))
+    return EvaluationImages(
+        names,
+        np.array([one.phash for one in hashes], np.uint64),
+        np.frombuffer(b"".join(one.thumbnail for one in hashes), np.uint8).reshape(-1, THUMBNAIL_BYTES),
+        unpack_hashes(b"".join(wide)) if wants_256 else None,
+    )
 
 
-def _images_in(files: list[str]) -> Iterator[tuple[str, bytes]]:
+def images_in(files: Sequence[Listed]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each image of some files and tars; the uid names an image of a raw folder."""
     for url in files:
+        if isinstance(url, RawTar):
+            yield from _images_of_raw(url)
+            continue
         if _extension(url) != "tar":
             yield url, storage.read_bytes(url)
             continue
@@ -96,9 +147,11 @@ def _images_in(files: list[str]) -> Iterator[tuple[str, bytes]]:
         reader.close()
 
 
-def _pack(rows: list[tuple[str, int, bytes]]) -> EvaluationImages:
-    return EvaluationImages(
-        [name for name, _, _ in rows],
-        np.array([phash for _, phash, _ in rows], np.uint64),
-        np.frombuffer(b"".join(thumbnail for _, _, thumbnail in rows), np.uint8).reshape(-1, THUMBNAIL_BYTES),
-    )
+def _images_of_raw(part: RawTar) -> Iterator[tuple[str, bytes]]:
+    """Images that a table lists: what was recalled since, or dropped, is none of them."""
+    table = read_table(table_url(part.folder, part.shard.name), ["uid", "status", "offset", "num_bytes"])
+    reader = ShardReader(tar_url(part.folder, entry_of_table(table, part.shard)))
+    for row in table.to_pylist():
+        if row["status"] == STATUS_SUCCESS:
+            yield row["uid"], reader.read(row["offset"], row["num_bytes"])
+    reader.close()

@@ -1,4 +1,4 @@
-"""Equal images by sha256, and the samples that repeat both image and caption.
+"""Equal images by their bytes or their pixels, and the samples that repeat both image and caption.
 
 Rows are in the order of their uids, so "the first" always means "the smallest uid".
 """
@@ -31,10 +31,9 @@ def _first_in_run(order: Indices, *columns: npt.NDArray[np.generic]) -> Indices:
 
 
 def equal_images(slim: Slim) -> Indices:
-    """For each row the first row of its image: equal bytes as received, or equal bytes as stored."""
-    rows = np.arange(slim.num_rows)
-    left, right = first_of_equals(slim.received), first_of_equals(slim.stored)
-    return connect(slim.num_rows, np.concatenate([rows, rows]), np.concatenate([left, right]))
+    """For each row the first row of its image: equal bytes as received or as stored, or equal pixels."""
+    firsts = [first_of_equals(hashes) for hashes in (slim.received, slim.stored, slim.pixels)]
+    return connect(slim.num_rows, np.tile(np.arange(slim.num_rows), len(firsts)), np.concatenate(firsts))
 
 
 def best_of(groups: Indices, ranks: Indices) -> Indices:

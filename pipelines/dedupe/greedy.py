@@ -1,8 +1,8 @@
 """Which near-duplicate stays: images are walked in keep order, and one is dropped when it is near a *kept* one.
 
-Near means: hashes within the radius, and thumbnails of nearly the same colours. A chain A - B - C of near pairs keeps
-A and C: C is near the dropped B only. Components (all near pairs, kept or not) are found on the same walk; they name
-the duplicate groups that folds are cut by.
+Near means: hashes within the radius (256-bit ones too, where that is asked for), and thumbnails of nearly the same
+colours. A chain A - B - C of near pairs keeps A and C: C is near the dropped B only. Components (all near pairs, kept
+or not) are found on the same walk; they name the duplicate groups that folds are cut by.
 
 Images fall into blocks that share no candidate pair; each block is walked by itself. Memory grows with the images,
 not with the pairs: a bucket of many flat images (one colour, logos) has pairs without number.
@@ -16,15 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.dedupe.buckets import Hashes
+from pipelines.dedupe.buckets import Hashes, popcount
 from pipelines.dedupe.compiled import compiled
 from pipelines.dedupe.components import Indices, connect, find, unite
 from pipelines.dedupe.perceptual import Pairs
+from pipelines.dedupe.wide import WideHashes
 
 Thumbnails = npt.NDArray[np.uint8]  # [images, 192]
 
 FLAT_RANGE = 8  # of 255; a thumbnail that varies less in every channel shows one colour
-IMAGES_PER_BLOCK = 100_000  # what one task walks, unless one component is larger
+IMAGES_PER_BLOCK = 100_000  # walked at once, unless one component is larger
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Block:
-    """What one task walks: images in keep order, and which of their hashes are near each other."""
+    """What is walked at once: images in keep order, and which of their hashes are near each other."""
 
     hash_of: Indices
     pairs: Pairs
     thumbnails: Thumbnails
+    wide: WideHashes | None = None  # 256-bit hashes; None: nothing is asked of them
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,19 @@ def blocks_of(candidates: Candidates) -> Iterator[tuple[Indices, Indices, Pairs]
         yield places, hash_of.astype(np.int64), Pairs(left, right, candidates.pairs.distance[mine])
 
 
-def walk(max_colour_difference: float, block: Block) -> Walked:
-    """Walk one block. Images equal in hash and thumbnail are walked as one, by the best of them."""
-    first, node_of = _collapse(block)
+def walk(max_colour_difference: float, block: Block, max_distance_256: int | None = None) -> Walked:
+    """Walk one block. Images equal in hashes and thumbnail are walked as one, by the best of them."""
+    if block.wide is None or max_distance_256 is None:
+        max_distance_256, wide = 0, np.empty((len(block.hash_of), 0), np.uint64)
+    else:
+        wide = block.wide
+    first, node_of = _collapse(block, wide)
     hash_of = block.hash_of[first]
     starts, neighbours, distances = _adjacency(int(block.hash_of.max()) + 1, block.pairs)
     thumbnails = block.thumbnails[first].astype(np.int16)
     max_sum = int(max_colour_difference * thumbnails.shape[1])
-    kept_node, distance, root = _walk(hash_of, starts, neighbours, distances, thumbnails, max_sum)
+    edges = (starts, neighbours, distances)
+    kept_node, distance, root = _walk(hash_of, edges, thumbnails, wide[first], max_sum, max_distance_256)
     images = np.arange(len(node_of))
     kept_instead = np.where(kept_node[node_of] >= 0, first[kept_node[node_of]], first[node_of])
     kept_instead = np.where(kept_instead == images, -1, kept_instead)
@@ -103,10 +110,11 @@ def is_flat(thumbnails: Thumbnails) -> npt.NDArray[np.bool_]:
     return flat
 
 
-def _collapse(block: Block) -> tuple[Indices, Indices]:
-    """Nodes of images equal in hash and thumbnail, in keep order: the first image of each, and each image's node."""
+def _collapse(block: Block, wide: WideHashes) -> tuple[Indices, Indices]:
+    """Nodes of images equal in hashes and thumbnail, in keep order: the first image of each, and each image's node."""
     hashes: Hashes = block.hash_of.astype(">u8")
-    rows = np.concatenate([hashes.view(np.uint8).reshape(-1, 8), block.thumbnails], axis=1)
+    parts = [hashes.view(np.uint8).reshape(-1, 8), wide.astype(">u8").view(np.uint8), block.thumbnails]
+    rows = np.concatenate(parts, axis=1)
     keys = np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").ravel()
     _, first, node_of = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first)
@@ -139,15 +147,25 @@ def _same_colours(left: npt.NDArray[np.int16], right: npt.NDArray[np.int16], max
 
 
 @compiled
+def _same_bits(left: Hashes, right: Hashes, max_distance: int) -> np.bool_:
+    """True when at most `max_distance` bits differ; without words none do."""
+    distance = np.int64(0)
+    for word in range(len(left)):
+        distance += popcount(left[word] ^ right[word])
+    return distance <= max_distance
+
+
+@compiled
 def _walk(
     hash_of: Indices,
-    starts: Indices,
-    neighbours: Indices,
-    distances: npt.NDArray[np.int32],
+    edges: tuple[Indices, Indices, npt.NDArray[np.int32]],
     thumbnails: npt.NDArray[np.int16],
+    wide: WideHashes,
     max_sum: int,
+    max_distance_256: int,
 ) -> tuple[Indices, npt.NDArray[np.int32], Indices]:
     """For nodes in keep order: the kept node instead (-1: kept), the distance to it, the root of the component."""
+    starts, neighbours, distances = edges
     num_nodes = len(hash_of)
     newest = np.full(len(starts) - 1, -1)  # of the nodes walked so far, by hash; the older ones by `older`
     older = np.full(num_nodes, -1)
@@ -165,6 +183,7 @@ def _walk(
                 if (
                     (decides or find(roots, node) != find(roots, other))
                     and abs(brightness[node] - brightness[other]) <= max_sum
+                    and _same_bits(wide[node], wide[other], max_distance_256)
                     and _same_colours(thumbnails[node], thumbnails[other], max_sum)
                 ):
                     unite(roots, node, other)

@@ -6,26 +6,28 @@ the captions' 4-grams tells the two apart. A group is dropped whole: none of its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 
 from pipelines.dedupe.components import Indices
-from pipelines.dedupe.near import RawShards
 from pipelines.dedupe.slim import Slim, normalise_caption, read_captions
-from pipelines.run_step import run_shards
-from schemas.curate_recipe import PlaceholderRecipe
+from schemas.dedupe_recipe import PlaceholderRecipe
 
 NUM_COMPARED = 50  # captions of a group, those of the smallest uids: a random choice, the same in any order
 GRAM = 4  # characters
 
 
-def placeholder_images(slim: Slim, image_of: Indices, rule: PlaceholderRecipe, raw: RawShards) -> Indices:
-    """The images (named by their first sample) that are placeholders."""
+def placeholder_images(slim: Slim, image_of: Indices, rule: PlaceholderRecipe, tables: Sequence[str]) -> Indices:
+    """The images that are placeholders. `image_of`: one sample of the image that each sample shows.
+
+    `tables`: the URL of each shard's raw table.
+    """
     num_captions = _num_distinct(image_of, slim.caption)
     num_domains = _num_distinct(image_of[slim.domain > 0], slim.domain[slim.domain > 0], len(image_of))
     chosen = np.flatnonzero((num_captions >= rule.min_captions) & (num_domains >= rule.min_domains))
-    captions = _captions(slim, image_of, chosen, raw)
+    captions = _captions(slim, image_of, chosen, tables)
     similar = np.array([mean_similarity(texts) for texts in captions], np.float64)
     return chosen[similar <= rule.max_caption_similarity]
 
@@ -39,7 +41,7 @@ def _num_distinct(groups: Indices, values: np.typing.NDArray[np.generic], num_gr
     return np.bincount(groups[is_new], minlength=num_groups or len(order))
 
 
-def _captions(slim: Slim, image_of: Indices, images: Indices, raw: RawShards) -> list[list[str]]:
+def _captions(slim: Slim, image_of: Indices, images: Indices, tables: Sequence[str]) -> list[list[str]]:
     """Different captions of some images, at most NUM_COMPARED of each; each shard is read once."""
     order = np.argsort(image_of, kind="stable")
     first, last = np.searchsorted(image_of[order], images), np.searchsorted(image_of[order], images + 1)
@@ -54,8 +56,7 @@ def _captions(slim: Slim, image_of: Indices, images: Indices, raw: RawShards) ->
     by_shard = np.lexsort((slim.row[samples], slim.shard[samples]))
     shards, starts = np.unique(slim.shard[samples][by_shard], return_index=True)
     rows = np.split(slim.row[samples][by_shard], starts[1:])
-    items = [(raw.tables[shard], part) for shard, part in zip(shards, rows, strict=True)]
-    read = run_shards("dedupe: captions", read_captions, items)
+    read = [read_captions(tables[shard], part) for shard, part in zip(shards.tolist(), rows, strict=True)]
     text_of = dict(zip(samples[by_shard].tolist(), (text for part in read for text in part), strict=True))
     return [[text_of[sample] for sample in part.tolist()] for part in samples_of]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
@@ -13,56 +15,95 @@ COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed")
 NUM_BINS = 40
 
 
-def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str, marks: Sequence[float] = ()) -> str:
-    """Curves over a common axis, with a dashed line at each mark."""
-    xs = [x for points in curves.values() for x, _ in points]
-    ys = [y for points in curves.values() for _, y in points]
-    low_x, high_x, high_y = min(xs), max(xs), max(ys) or 1.0
-    low_y = min(0.0, min(ys))
+@dataclass(frozen=True)
+class Frame:
+    """The axes of a chart: numbers -> pixels."""
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - low_x) / ((high_x - low_x) or 1)
-        up = (y - low_y) / ((high_y - low_y) or 1)
+    low_x: float
+    high_x: float
+    low_y: float
+    high_y: float
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point lies, px."""
+        across = (x - self.low_x) / ((self.high_x - self.low_x) or 1)
+        up = (y - self.low_y) / ((self.high_y - self.low_y) or 1)
         return MARGIN + across * (WIDTH - MARGIN - 8), HEIGHT - MARGIN - up * (HEIGHT - MARGIN - 12)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT + 14 * len(curves)}" role="img">']
-    left, bottom = place(low_x, low_y)
-    right, top = place(high_x, high_y)
-    parts.append(f'<path class="axis" d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}"/>')
-    parts.append(f'<text x="{left - 4:.0f}" y="{top + 8:.0f}" text-anchor="end">{_short(high_y)}</text>')
-    parts.append(f'<text x="{left - 4:.0f}" y="{bottom:.0f}" text-anchor="end">{_short(low_y)}</text>')
-    parts.append(f'<text x="{left:.0f}" y="{bottom + 13:.0f}">{_short(low_x)}</text>')
-    parts.append(f'<text x="{right:.0f}" y="{bottom + 13:.0f}" text-anchor="end">{_short(high_x)}</text>')
-    parts.append(
-        f'<text x="{(left + right) / 2:.0f}" y="{bottom + 13:.0f}" text-anchor="middle">{escape(x_label)}</text>'
-    )
-    for index, (name, points) in enumerate(curves.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
+    def drawn(self, x_label: str) -> list[str]:
+        """Axes and their ends."""
+        left, bottom = self.place(self.low_x, self.low_y)
+        right, top = self.place(self.high_x, self.high_y)
+        y = f"{bottom + 13:.0f}"
+        return [
+            f'<path class="axis" d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}"/>',
+            f'<text x="{left - 4:.0f}" y="{top + 8:.0f}" text-anchor="end">{_short(self.high_y)}</text>',
+            f'<text x="{left - 4:.0f}" y="{bottom:.0f}" text-anchor="end">{_short(self.low_y)}</text>',
+            f'<text x="{left:.0f}" y="{y}">{_short(self.low_x)}</text>',
+            f'<text x="{right:.0f}" y="{y}" text-anchor="end">{_short(self.high_x)}</text>',
+            f'<text x="{(left + right) / 2:.0f}" y="{y}" text-anchor="middle">{escape(x_label)}</text>',
+        ]
+
+
+def line_chart(curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str) -> str:
+    """Curves over a common axis."""
+    xs = [x for points in curves.values() for x, _ in points]
+    ys = [y for points in curves.values() for _, y in points]
+    frame = Frame(min(xs), max(xs), min(0.0, min(ys)), max(ys) or 1.0)
+    parts = frame.drawn(x_label)
+    for colour, points in zip(_colours(), curves.values(), strict=False):
+        path = " ".join("{:.1f},{:.1f}".format(*frame.place(x, y)) for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        y = HEIGHT + 14 * index
-        parts.append(f'<rect x="{left:.0f}" y="{y - 8}" width="10" height="10" fill="{colour}"/>')
-        parts.append(f'<text x="{left + 15:.0f}" y="{y + 1}">{escape(name)}</text>')
-    for mark in marks:
-        at = place(mark, low_y)[0]
-        parts.append(f'<path class="mark" d="M{at:.1f} {top:.1f}V{bottom:.1f}"/>')
-    return "".join([*parts, "</svg>"])
+    return _picture(parts, list(curves))
 
 
 def histogram_chart(
     groups: Mapping[str, npt.NDArray[np.float64]], x_label: str, marks: Sequence[float] = (), as_share: bool = False
 ) -> str:
-    """Histograms of finite numbers over common bins, as counts or each as a share of itself."""
-    values = np.concatenate(list(groups.values()))
+    """Histograms of finite numbers over common bins, as counts or each as a share of itself; dashed lines at marks."""
+    edges = _edges(np.concatenate(list(groups.values())))
+    heights = [np.histogram(group, edges)[0] / (max(1, len(group)) if as_share else 1) for group in groups.values()]
+    frame = Frame(edges[0], edges[-1], 0.0, max(float(bars.max()) for bars in heights) or 1.0)
+    parts = frame.drawn(x_label)
+    for colour, bars in zip(_colours(), heights, strict=False):
+        ends = [
+            frame.place(edge, bar) for bar, *of_bar in zip(bars, edges[:-1], edges[1:], strict=True) for edge in of_bar
+        ]
+        steps = "L".join(f"{x:.1f} {y:.1f}" for x, y in ends)
+        (left, bottom), (right, _) = frame.place(edges[0], 0), frame.place(edges[-1], 0)
+        parts.append(
+            f'<path d="M{left:.1f} {bottom:.1f}L{steps}L{right:.1f} {bottom:.1f}" '
+            f'fill="{colour}" fill-opacity="0.15" stroke="{colour}" stroke-width="1.3"/>'
+        )
+    for mark in marks:
+        if edges[0] <= mark <= edges[-1]:
+            (x, bottom), (_, top) = frame.place(mark, 0), frame.place(mark, frame.high_y)
+            parts.append(f'<path class="mark" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>')
+    return _picture(parts, [f"{name} ({len(group):,})" for name, group in groups.items()])
+
+
+def _edges(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Ends of the bins: each of whole numbers has the same number of them, or there would be gaps."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    edges = np.linspace(low, high if high > low else low + 1, NUM_BINS + 1)
-    middles = (edges[:-1] + edges[1:]) / 2
-    curves = {}
-    for name, group in groups.items():
-        heights = np.histogram(group, edges)[0] / (max(1, len(group)) if as_share else 1)
-        curves[f"{name} ({len(group):,})"] = list(zip(middles.tolist(), heights.tolist(), strict=True))
-    shown = [mark for mark in marks if edges[0] <= mark <= edges[-1]]
-    return line_chart(curves, x_label, shown)
+    if len(values) and np.all(values == np.round(values)):
+        width = max(1.0, np.ceil((high - low + 1) / NUM_BINS))
+        return np.arange(low, high + width + 0.5, width)
+    return np.linspace(low, high if high > low else low + 1, NUM_BINS + 1)
+
+
+def _colours() -> Iterator[str]:
+    return cycle(COLOURS)
+
+
+def _picture(parts: Sequence[str], names: Sequence[str]) -> str:
+    """The chart with its legend below."""
+    legend = []
+    for index, (colour, name) in enumerate(zip(_colours(), names, strict=False)):
+        y = HEIGHT + 14 * index
+        legend.append(f'<rect x="{MARGIN}" y="{y - 8}" width="10" height="10" fill="{colour}"/>')
+        legend.append(f'<text x="{MARGIN + 15}" y="{y + 1}">{escape(name)}</text>')
+    view = f'viewBox="0 0 {WIDTH} {HEIGHT + 14 * len(names)}"'
+    return "".join([f'<svg {view} role="img">', *parts, *legend, "</svg>"])
 
 
 def _short(value: float) -> str:

@@ -22,7 +22,7 @@ from schemas.sample import STATUS_SUCCESS, check_joined, read_table
 
 MAX_SHARDS = 200  # that histograms and tables look at; funnel and drop reasons count everything
 TOP = 15  # rows of a table
-_NO_MEASURE = {"uid", "fold"}
+_NO_MEASURE = {"uid", "fold", "cluster"}  # numbers that count nothing
 
 Numbers = npt.NDArray[np.float64]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -13,13 +14,14 @@ import pyarrow.compute as pc
 from pipelines.report.numbers import Selected
 from schemas.errors import SampleError
 from schemas.image_decode import decode_rgb
-from schemas.manifest import ShardEntry, entry_of_table, table_url, tar_url
+from schemas.manifest import ShardEntry, entry_of_table, load_manifest, table_url, tar_url
 from schemas.sample import STATUS_SUCCESS, read_table
 from schemas.shard import ShardReader
 
 SIDE = 160  # px, of a thumbnail's longer side
 PER_REASON = 8  # samples
 NUM_GROUPS = 12
+NUM_CLUSTERS = 15
 PER_GROUP = 8  # members shown
 GIANT = 1000  # members: such a component is more likely a chain or a placeholder than copies of one picture
 MAX_CAPTION_CHARS = 160
@@ -59,11 +61,61 @@ def duplicate_groups(selected: Selected) -> list[tuple[int, list[Row]]]:
     largest = [group for group in sorted(sizes, key=lambda group: (-sizes[group], group)) if sizes[group] > 1]
     wanted = set(largest[:NUM_GROUPS])
     for shard in selected.shards:
-        groups = read_table(table_url(selected.dedupe_folder, shard.name), ["duplicate_group"])["duplicate_group"]
-        for row, group in enumerate(groups.to_pylist()):
-            if group in wanted and len(members[group]) < PER_GROUP:
-                members[group].append({"shard": shard, "row": row})
-    return [(sizes[group], members[group]) for group in largest[:NUM_GROUPS]]
+        table = read_table(table_url(selected.dedupe_folder, shard.name), ["duplicate_group", "drop_reason"])
+        for row, (group, reason) in enumerate(
+            zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+        ):
+            if group in wanted:
+                members[group].append({"shard": shard, "row": row, "is_dropped": reason is not None})
+                if len(members[group]) > 2 * PER_GROUP:
+                    members[group] = _kept_first(members[group])
+    return [(sizes[group], _kept_first(members[group])) for group in largest[:NUM_GROUPS]]
+
+
+def _kept_first(rows: list[Row]) -> list[Row]:
+    """The members of a group that a report shows: what dedupe keeps, then some of what it drops."""
+    return sorted(rows, key=lambda row: row["is_dropped"])[:PER_GROUP]
+
+
+@dataclass
+class Cluster:
+    """What a report tells of one cluster."""
+
+    number: int
+    num_samples: int
+    num_kept: int
+    rows: list[Row]  # random kept samples
+
+
+def largest_clusters(selected: Selected) -> tuple[int, list[Cluster]]:
+    """The number of clusters that hold samples, and the largest of them; (0, []) without a clusters signal."""
+    folders = [folder for folder in selected.signals.values() if "num_clusters" in load_manifest(folder).details]
+    if not folders:
+        return 0, []
+    seen: Counter[int] = Counter()
+    kept: Counter[int] = Counter()
+    drawn: dict[int, list[tuple[bytes, str, Row]]] = defaultdict(list)
+    for shard in selected.shards:
+        clusters = read_table(table_url(folders[0], shard.name), ["cluster"])["cluster"].to_pylist()
+        table = read_table(table_url(selected.folder, shard.name), ["uid", "kept"])
+        seen.update(cluster for cluster in clusters if cluster is not None)
+        for row in pc.indices_nonzero(table["kept"]).to_pylist():
+            if (cluster := clusters[row]) is not None:
+                kept[cluster] += 1
+                uid = table["uid"][row].as_py()
+                drawn[cluster].append((_draw(uid, row), uid, {"shard": shard, "row": row}))
+                if len(drawn[cluster]) > 4 * PER_REASON:
+                    drawn[cluster] = sorted(drawn[cluster], key=lambda one: one[:2])[:PER_REASON]
+    order = sorted(seen, key=lambda cluster: (-seen[cluster], cluster))[:NUM_CLUSTERS]
+    return len(seen), [
+        Cluster(
+            cluster,
+            seen[cluster],
+            kept[cluster],
+            [row for *_, row in sorted(drawn[cluster], key=lambda one: one[:2])[:PER_REASON]],
+        )
+        for cluster in order
+    ]
 
 
 class Album:

@@ -20,7 +20,7 @@ from pipelines.report.numbers import (
     languages,
     marks_of,
 )
-from pipelines.report.pictures import GIANT, Album, duplicate_groups, sample_rows
+from pipelines.report.pictures import GIANT, Album, duplicate_groups, largest_clusters, sample_rows
 from pipelines.step_folder import latest_folder
 from schemas import storage
 from schemas.errors import InputError
@@ -35,6 +35,7 @@ def write_report(path: str, out: str) -> None:
     selected = find_selected(root, folder)
     table = pa.concat_tables([joined_table(selected, shard) for shard in selected.shards], promote_options="permissive")
     album = Album(selected)
+    num_clusters, clusters = largest_clusters(selected)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text()).render(
         title=f"{storage.name_of(root)}: selection {selected.manifest.name}",
@@ -46,6 +47,8 @@ def write_report(path: str, out: str) -> None:
         charts=_charts(selected, table),
         languages=languages(table),
         domains=domains(table),
+        num_clusters=num_clusters,
+        clusters=[(cluster, [album.card(row) for row in cluster.rows]) for cluster in clusters],
         groups=[
             {"size": size, "is_giant": size >= GIANT, "cards": [album.card(row) for row in rows]}
             for size, rows in duplicate_groups(selected)

@@ -1,0 +1,194 @@
+"""What billions of pairs cost: unit costs measured on this machine, and from them hours, nodes and storage.
+
+    python benchmarks/scaling.py measure --data FOLDER       # the walk over photographs: CPU and bytes of each step
+    python benchmarks/scaling.py table                       # docs/scaling.md's table from unit_costs.json
+    python benchmarks/scaling.py table --costs MINE.json --hours 48 --cores-per-node 96
+
+`FOLDER` holds photographs (`*.jpg`). The other unit costs come from `benchmarks/dedupe.py`, `benchmarks/curate.py` and
+`benchmarks/ingest.py`; write them into a copy of unit_costs.json, which names the command of each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from process_watch import TreeWatch
+
+from cluster.ray_session import start_ray
+from pipelines.curate import curate
+from schemas.curate_recipe import CurateRecipe
+from schemas.manifest import load_manifest
+
+PAIRS = (1_000_000_000, 5_000_000_000, 12_800_000_000)
+STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
+FOLDER_OF = {"ingest": "raw", "select": "selections", "reshard": "curated"}
+SUFFIXES = {".parquet": "tables", ".tar": "tars", ".npy": "uids and features"}
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What a table is made for."""
+
+    hours: float  # each step may take so long
+    cores_per_node: int
+    gpus_per_node: int
+    success: float  # of the URLs that still give an image
+    kept: float  # of the images
+
+
+def recipe_for(pictures: Path, root: Path) -> CurateRecipe:
+    """All steps that need no model."""
+    return CurateRecipe.model_validate(
+        {
+            "root": str(root),
+            "source": {"kind": "folder", "path": str(pictures)},
+            "ingest": {"samples_per_shard": 1000},
+            "signals": [{"kind": "captions"}],
+            "balance": {"kind": "metaclip", "t": 200},
+            "select": {"min_words": 3, "min_side": 100},
+            "reshard": {"samples_per_shard": 1000},
+        }
+    )
+
+
+def bytes_of(folder: Path) -> dict[str, int]:
+    """Bytes below a folder, by what they are."""
+    found: dict[str, int] = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            kind = SUFFIXES.get(path.suffix, "manifests and statistics")
+            found[kind] = found.get(kind, 0) + path.stat().st_size
+    return found
+
+
+def measure_walk(pictures: Path, root: Path) -> list[dict[str, Any]]:
+    """CPU time and bytes of each step over a folder of pictures with captions."""
+    recipe, measured = recipe_for(pictures, root), []
+    for step in STEPS:
+        watch = TreeWatch(os.getpid())
+        watch.start()
+        start = time.perf_counter()
+        summary = curate(recipe, start_ray, only=step)
+        seconds, cpu_s = time.perf_counter() - start, watch.stop()
+        folder = next(row["folder"] for row in reversed(summary["steps"]) if row["name"].startswith(step))
+        num_rows = load_manifest(folder).num_rows
+        sizes = bytes_of(Path(folder))
+        measured.append(
+            {
+                "step": step,
+                "rows": num_rows,
+                "s": round(seconds, 2),
+                "cpu_ms_a_row": round(1000 * cpu_s / num_rows, 3),
+                "bytes_a_row": {kind: round(size / num_rows, 1) for kind, size in sorted(sizes.items())},
+                "tar_mb_a_cpu_s": round(sizes.get("tars", 0) / 1e6 / cpu_s, 1),
+            }
+        )
+    return measured
+
+
+def core_hours(costs: dict[str, Any], rows: int, assumed: Assumed) -> dict[str, float]:
+    """Core hours (GPU hours of the clip step) of each step over `rows` input rows."""
+    images = rows * assumed.success
+    gigabytes = images * assumed.kept * costs["bytes"]["image"] / 1e9
+    return {
+        "ingest": images * costs["ingest"]["cpu_ms_per_image"] / 3.6e6,
+        "clip (GPU hours)": images * costs["clip"]["gpu_ms_per_image"] / 3.6e6,
+        "captions": rows * costs["captions"]["cpu_ms_per_row"] / 3.6e6,
+        "dedupe": images / 1e6 * costs["dedupe"]["cpu_s_per_million"] / 3600,
+        "semantic": semantic_hours(costs, images),
+        "balance": rows / costs["balance"]["captions_per_s_core"] / 3600,
+        "select": rows / 1e6 * costs["select"]["cpu_s_per_million"] / 3600,
+        "reshard": gigabytes * 1000 / costs["reshard"]["mb_per_s_core"] / 3600,
+    }
+
+
+def semantic_hours(costs: dict[str, Any], images: float) -> float:
+    """Clusters and their sizes both grow with the square root of the images: the work grows with the power 1.5."""
+    millions = images / 1e6
+    return float(costs["semantic"]["cpu_s_per_million"] * millions**1.5 / 3600)
+
+
+def terabytes(costs: dict[str, Any], rows: int, assumed: Assumed) -> dict[str, float]:
+    """Storage of each step; dedupe's spill files are gone when it is done."""
+    images, size = rows * assumed.success, costs["bytes"]
+    return {
+        "raw tars": images * size["image"] / 1e12,
+        "raw tables": rows * size["raw_table"] / 1e12,
+        "features (512, fp16)": images * 2 * 512 * 2 / 1e12,
+        "ledger (signals, dedupe, balance, selection)": rows * size["ledger"] / 1e12,
+        "dedupe's spill files, for a time": images * size["dedupe_spill"] / 1e12,
+        "curated tars": images * assumed.kept * size["image"] / 1e12,
+    }
+
+
+def nodes_for(hours: float, per_node: int, allowed: float) -> int:
+    """Nodes that do `hours` of one core (or GPU) in the hours allowed."""
+    return max(1, -int(-hours // (per_node * allowed)))
+
+
+def print_table(costs: dict[str, Any], assumed: Assumed) -> None:
+    """Markdown: one column for each number of pairs."""
+    print("| | " + " | ".join(f"{rows / 1e9:g} billion pairs" for rows in PAIRS) + " |")
+    print("| --- |" + " --- |" * len(PAIRS))
+    hours = [core_hours(costs, rows, assumed) for rows in PAIRS]
+    for step in hours[0]:
+        per_node = assumed.gpus_per_node if "GPU" in step else assumed.cores_per_node
+        cells = []
+        for column in hours:
+            nodes = nodes_for(column[step], per_node, assumed.hours)
+            wall = column[step] / (per_node * nodes)
+            cells.append(f"{column[step]:,.0f} core h: {nodes} nodes, {wall:.1f} h".replace("core h", _unit(step)))
+        print(f"| {step.partition(' ')[0]} | " + " | ".join(cells) + " |")
+    sizes = [terabytes(costs, rows, assumed) for rows in PAIRS]
+    for kind in sizes[0]:
+        print(f"| {kind} | " + " | ".join(f"{column[kind]:,.1f} TB" for column in sizes) + " |")
+    print("| shards of 10,000 rows | " + " | ".join(f"{rows // 10_000:,}" for rows in PAIRS) + " |")
+
+
+def _unit(step: str) -> str:
+    return "GPU h" if "GPU" in step else "core h"
+
+
+@click.group(context_settings={"show_default": True})
+def main() -> None:
+    """Unit costs, and what they make of billions of pairs."""
+
+
+@main.command()
+@click.option("--data", type=Path, required=True, help="A folder of photographs.")
+@click.option("--images", default=8000)
+def measure(data: Path, images: int) -> None:
+    """Run the walk over photographs; one JSON line a step."""
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures = Path(scratch) / "pictures"
+        pictures.mkdir()
+        for place, path in enumerate(sorted(data.rglob("*.jpg"))[:images]):
+            (pictures / f"{place:06d}.jpg").symlink_to(path.resolve())
+            (pictures / f"{place:06d}.txt").write_text(f"a photograph of people and dogs outside, number {place}")
+        start_ray()
+        for row in measure_walk(pictures, Path(scratch) / "out"):
+            print(json.dumps(row), flush=True)
+
+
+@main.command()
+@click.option("--costs", type=Path, default=Path(__file__).parent / "unit_costs.json", help="Unit costs.")
+@click.option("--hours", default=24.0, help="What each step may take.")
+@click.option("--cores-per-node", default=64)
+@click.option("--gpus-per-node", default=8)
+@click.option("--success", default=0.8, help="Share of the URLs that still give an image.")
+@click.option("--kept", default=0.3, help="Share of the images that the selection keeps.")
+def table(costs: Path, hours: float, cores_per_node: int, gpus_per_node: int, success: float, kept: float) -> None:
+    """Hours, nodes and storage for billions of pairs."""
+    assumed = Assumed(hours, cores_per_node, gpus_per_node, success, kept)
+    print_table(json.loads(costs.read_text()), assumed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Which samples may depend on each other: they are decided together, by one task.
+
+Samples are linked by equal bytes or pixels and by hashes within the radius, confirmed or not. Each sample stands for a
+*node*: its pHash, or where it has none its bytes. Tasks find pairs of nodes, part by part, and hand on a spanning
+forest of what they found; one task joins the forests. A link too many costs time and changes no result, one too few
+would.
+
+Every sample belongs to the part that its node's root falls into. A node without a link is its own root.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.dedupe.buckets import Group, Hashes, pairs_of_group, plan_groups
+from pipelines.dedupe.components import connect
+from pipelines.dedupe.perceptual import HASHES_PER_PARTITION, partition_of
+from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
+
+EQUAL_KEYS = ("received", "stored", "pixels")  # columns of `Slim` (halves of a hash): equal values make one image
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How the hashes are cut: each group of tables into partitions of its keys; one task searches one of them."""
+
+    radius: int  # 0: nothing to search for
+    groups: tuple[Group, ...]
+    partitions_per_group: int
+
+    @property
+    def num_tasks(self) -> int:
+        """One for each group and partition."""
+        return len(self.groups) * self.partitions_per_group
+
+    def hand_out(self, table: SpillTable, file: int, samples: Rows) -> None:
+        """Hand the hashes of some samples to the tasks that search them."""
+        write_hashes(table, file, np.unique(samples["phash"][samples["has_phash"]]), self)
+
+    def links(self, table: SpillTable, part: int) -> tuple[Hashes, Hashes]:
+        """Pairs of nodes of near hashes."""
+        return search_part(table, self, part)
+
+
+def plan_search(num_hashes: int, radius: int) -> SearchPlan:
+    """`num_hashes` may be an upper bound."""
+    groups = tuple(plan_groups(num_hashes, radius)) if radius else ()
+    return SearchPlan(radius, groups, max(1, -(-num_hashes // HASHES_PER_PARTITION)))
+
+
+def nodes_of(samples: Rows) -> Hashes:
+    """The node that each sample (record of `Slim`) stands for. Bytes that look like a pHash make one link too many."""
+    return np.where(samples["has_phash"], samples["phash"], samples["received"][:, 0])
+
+
+def write_hashes(table: SpillTable, file: int, hashes: Hashes, plan: SearchPlan) -> None:
+    """Hand distinct hashes to the tasks that search them: one of each group."""
+    parts = [
+        partition_of(hashes, np.uint64(group.first), plan.partitions_per_group) + place * plan.partitions_per_group
+        for place, group in enumerate(plan.groups)
+    ]
+    table.write(file, np.tile(hashes, len(parts)), np.concatenate([np.empty(0, np.int64), *parts]))
+
+
+def search_part(table: SpillTable, plan: SearchPlan, part: int) -> tuple[Hashes, Hashes]:
+    """Near pairs that this part of the search is to find."""
+    return pairs_of_group(table.read(part), plan.groups[part // plan.partitions_per_group], plan.radius)
+
+
+def key_rows(samples: Rows) -> Rows:
+    """The hashes of the samples' bytes, each with the node of its sample."""
+    nodes = nodes_of(samples)
+    keys = np.concatenate([samples[name][:, 0] for name in EQUAL_KEYS])
+    return np.unique(pack({"key": keys, "node": np.tile(nodes, len(EQUAL_KEYS))}))
+
+
+def equal_part(table: SpillTable, part: int) -> tuple[Hashes, Hashes]:
+    """Pairs of different nodes whose samples have equal bytes. There are few: equal images look alike."""
+    rows = np.sort(table.read(part))
+    linked = (rows["key"][1:] == rows["key"][:-1]) & (rows["node"][1:] != rows["node"][:-1])
+    return rows["node"][:-1][linked], rows["node"][1:][linked]
+
+
+def forest(left: Hashes, right: Hashes) -> Rows:
+    """As few links as keep the same nodes together: each node that is not a root, with its root."""
+    nodes, places = np.unique(np.concatenate([left, right]), return_inverse=True)
+    roots = connect(len(nodes), places[: len(left)], places[len(left) :])
+    inner = np.flatnonzero(roots != np.arange(len(nodes)))
+    return pack({"node": nodes[inner], "root": nodes[roots[inner]]})
+
+
+def roots_of(nodes: Hashes, links: Rows) -> Hashes:
+    """The root of each node under the final links: itself where it has none."""
+    links = links[np.argsort(links["node"])]
+    places = np.minimum(np.searchsorted(links["node"], nodes), max(0, len(links) - 1))
+    if not len(links):
+        return nodes
+    return np.where(links["node"][places] == nodes, links["root"][places], nodes)
+
+
+def join_forests(forests: SpillTable, roots: SpillTable) -> int:
+    """Join the forests of all tasks; returns how many nodes the largest component has."""
+    rows = forests.read(0)
+    links = forest(rows["node"], rows["root"])
+    roots.write(0, links, spread(links["node"], roots.num_parts))
+    _, sizes = np.unique(links["root"], return_counts=True)
+    return int(sizes.max()) + 1 if len(sizes) else 1
+
+
+def part_of(nodes: npt.NDArray[np.uint64], links: Rows, num_parts: int) -> npt.NDArray[np.int64]:
+    """The part that decides about the samples of each node."""
+    return spread(roots_of(nodes, links), num_parts)

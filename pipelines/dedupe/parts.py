@@ -1,0 +1,241 @@
+"""The rounds of tasks of a dedupe: batches of shards are read, parts of the samples are decided, batches are written.
+
+    read    batch of shards -> samples by part of their node, hashes by part of the search, keys of equal bytes
+    link    part of the search, or of the keys -> links of nodes; then one task joins them
+    move    part of the nodes -> samples whose root lies in another part
+    decide  part -> decisions, by batch of shards
+    write   batch -> the tables of its shards
+
+With few samples there is one part, which needs no links. Between the rounds lie files (`spill`): the driver holds a
+few bytes a shard, a task its batch or its part. The parts follow from the number of samples alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from pipelines.dedupe import linked
+from pipelines.dedupe.alike import nearest_in_set
+from pipelines.dedupe.decide import Decisions, Known, decide
+from pipelines.dedupe.feature_files import read_features
+from pipelines.dedupe.figures import Figures
+from pipelines.dedupe.linked_wide import WideSearchPlan, plan_wide_search
+from pipelines.dedupe.slim import Folders, Slim, read_slim
+from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
+from schemas import storage
+from schemas.dedupe_recipe import DedupeRecipe
+from schemas.manifest import Manifest
+
+ROWS_PER_PART = 1_000_000  # what one task decides about: about 1 GB
+ROWS_PER_BATCH = 250_000  # read by one task
+LEAST_BATCHES = 32  # as far as there are so many shards of LEAST_ROWS rows
+LEAST_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Shards that one task reads, or writes the decisions of."""
+
+    index: int
+    folders: Folders
+    shards: tuple[tuple[int, str], ...]  # place among all shards, own ones first, and name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the work is cut."""
+
+    num_batches: int
+    first_shards: tuple[int, ...]  # of each batch of our own
+    num_parts: int
+    search: linked.SearchPlan | WideSearchPlan
+
+    def batch_of(self, shards: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """The batch that each shard of our own belongs to."""
+        return np.searchsorted(np.array(self.first_shards), shards, side="right") - 1
+
+
+class Tables:
+    """What lies between the rounds."""
+
+    def __init__(self, folder: str, plan: Plan) -> None:
+        batches, parts, searches = plan.num_batches, plan.num_parts, plan.search.num_tasks
+        self.folder = storage.join(folder, "spill")
+
+        def table(name: str, num_files: int, num_parts: int) -> SpillTable:
+            return SpillTable(storage.join(self.folder, name), num_files, num_parts)
+
+        self.samples = table("samples", batches, parts)
+        self.hashes = table("hashes", batches, searches)
+        self.keys = table("keys", batches, parts)
+        self.forests = table("forests", searches + parts, 1)
+        self.roots = table("roots", 1, parts)
+        self.moved = table("moved", parts, parts)
+        self.drafts = table("drafts", parts, 1)
+        self.left = table("left", parts, len(plan.first_shards))
+        self.decisions = table("decisions", parts, len(plan.first_shards))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task needs to know."""
+
+    settings: DedupeRecipe
+    plan: Plan
+    tables: Tables
+    known: Sequence[Any]  # a reference to `Known`; in a list, so that a task takes the reference and not a copy
+
+
+def cut_batches(folders: Sequence[tuple[Folders, Manifest]]) -> list[Batch]:
+    """Shards of one folder, in order, about as many rows in each batch; the first folder is our own."""
+    num_rows = sum(manifest.num_rows for _, manifest in folders)
+    size = min(ROWS_PER_BATCH, max(LEAST_ROWS, num_rows // LEAST_BATCHES))
+    batches: list[Batch] = []
+    place = 0
+    for folder, manifest in folders:
+        shards: list[tuple[int, str]] = []
+        rows = 0
+        for shard in manifest.shards:
+            shards.append((place, shard.name))
+            place, rows = place + 1, rows + shard.num_rows
+            if rows >= size or shard is manifest.shards[-1]:
+                batches.append(Batch(len(batches), folder, tuple(shards)))
+                shards, rows = [], 0
+    return batches
+
+
+def make_plan(num_rows: int, batches: Sequence[Batch], num_own: int, settings: DedupeRecipe) -> Plan:
+    """`num_own`: batches of our own; they come first."""
+    first_shards = tuple(batch.shards[0][0] for batch in batches[:num_own])
+    search: linked.SearchPlan | WideSearchPlan = linked.plan_search(num_rows, 0)
+    if settings.perceptual is not None:
+        plan_search = plan_wide_search if settings.perceptual.bits == 256 else linked.plan_search
+        search = plan_search(num_rows, settings.perceptual.max_distance)
+    num_parts = max(1, -(-num_rows // ROWS_PER_PART))
+    return Plan(len(batches), first_shards, num_parts, search)
+
+
+def read_batch(job: Job, batch: Batch) -> list[Counter[int]]:
+    """Read the samples of some shards and hand them to the parts.
+
+    Returns how many samples each evaluation image is alike by its features, set by set.
+    """
+    num_sets = len(job.settings.decontaminate)
+    parts = [read_slim(batch.folders, job.settings.prefer, num_sets, shard) for shard in batch.shards]
+    samples = np.concatenate([part.rows() for part in parts])
+    tables, plan = job.tables, job.plan
+    alike = _compare_features(job, batch, samples)
+    if plan.num_parts > 1:
+        keys = linked.key_rows(samples)
+        tables.keys.write(batch.index, keys, spread(keys["key"], plan.num_parts))
+        plan.search.hand_out(tables.hashes, batch.index, samples)
+    tables.samples.write(batch.index, samples, spread(linked.nodes_of(samples), plan.num_parts))
+    return alike
+
+
+def _compare_features(job: Job, batch: Batch, samples: Rows) -> list[Counter[int]]:
+    """Note in our own samples which evaluation image is nearest by its features; returns the counts, set by set."""
+    known: Known = ray.get(job.known[0])
+    counts: list[Counter[int]] = [Counter() for _ in known.sets]
+    if batch.shards[0][0] >= known.num_own:
+        return counts
+    for number, (rule, evaluation) in enumerate(zip(job.settings.decontaminate, known.sets, strict=True)):
+        folder = known.feature_folders[number]
+        if folder is not None and rule.semantic is not None and evaluation.features is not None:
+            features = read_features(folder, batch.shards, samples)
+            place, cosine, counts[number] = nearest_in_set(features, evaluation.features, rule.semantic)
+            samples["alike"][:, number], samples["similarity"][:, number] = place, cosine
+    return counts
+
+
+def link_part(job: Job, task: int) -> None:
+    """Find links: by one part of the search, or of the keys."""
+    tables, search = job.tables, job.plan.search
+    if task < search.num_tasks:
+        pairs = search.links(tables.hashes, task)
+    else:
+        pairs = linked.equal_part(tables.keys, task - search.num_tasks)
+    links = linked.forest(*pairs)
+    tables.forests.write(task, links, np.zeros(len(links), np.int64))
+
+
+def join_links(job: Job, _: int) -> int:
+    """The root of every linked node; returns how many nodes the largest component has."""
+    return linked.join_forests(job.tables.forests, job.tables.roots)
+
+
+def move_part(job: Job, part: int) -> None:
+    """Hand on the samples whose root lies in another part."""
+    samples, home = _with_homes(job, part)
+    away = home != part
+    job.tables.moved.write(part, samples[away], home[away])
+
+
+def decide_part(job: Job, part: int) -> tuple[Figures, int]:
+    """Decide about one part; returns what the manifest tells, and how many images of our own are left."""
+    samples, home = _with_homes(job, part)
+    if job.plan.num_parts > 1:
+        samples = np.concatenate([samples[home == part], job.tables.moved.read(part)])
+    known: Known = ray.get(job.known[0])
+    slim = Slim.of_rows(samples)
+    decisions, figures = decide(slim, job.settings, known)
+    rows = _decision_rows(slim, decisions)
+    if job.settings.semantic is None:
+        hand_out(job, part, rows, known.num_own)
+        return figures, 0
+    job.tables.drafts.write(part, rows, np.zeros(len(rows), np.int64))
+    left = _left_rows(slim, decisions, part, known.num_own)
+    job.tables.left.write(part, left, job.plan.batch_of(left["shard"]))
+    return figures, len(left)
+
+
+def hand_out(job: Job, part: int, rows: Rows, num_own: int) -> None:
+    """Hand the decisions about our own samples to the tasks that write them."""
+    own = rows[rows["shard"] < num_own]
+    job.tables.decisions.write(part, own, job.plan.batch_of(own["shard"]))
+
+
+def _with_homes(job: Job, part: int) -> tuple[Rows, npt.NDArray[np.int64]]:
+    """The samples whose nodes fall into a part, and the part that decides about each."""
+    samples = job.tables.samples.read(part)
+    if job.plan.num_parts == 1:
+        return samples, np.zeros(len(samples), np.int64)
+    links = job.tables.roots.read(part)
+    return samples, linked.part_of(linked.nodes_of(samples), links, job.plan.num_parts)
+
+
+def _decision_rows(slim: Slim, decisions: Decisions) -> Rows:
+    """One record a sample; samples of one image carry the uid of its best one."""
+    return pack(
+        {
+            "shard": slim.shard,
+            "row": slim.row,
+            "reason": decisions.reason,
+            "distance": decisions.distance,
+            "similarity": decisions.similarity,
+            "evaluation": decisions.evaluation,
+            "kept_instead": slim.uid[decisions.kept_instead],
+            "group": slim.uid[decisions.group],
+            "image": slim.uid[decisions.best_sample],
+        }
+    )
+
+
+def _left_rows(slim: Slim, decisions: Decisions, part: int, num_own: int) -> Rows:
+    """The images of our own that are kept so far, by their best sample."""
+    is_left = (decisions.best_sample == np.arange(slim.num_rows)) & (decisions.reason == 0) & (slim.shard < num_own)
+    left = np.flatnonzero(is_left)
+    sizes = np.bincount(decisions.group, minlength=slim.num_rows)
+    names = ("uid", "shard", "row", "area", "score", "preference")
+    columns = {name: getattr(slim, name)[left] for name in names}
+    groups = decisions.group[left]
+    return pack(
+        {**columns, "part": np.full(len(left), part, np.int32), "group": slim.uid[groups], "group_size": sizes[groups]}
+    )

@@ -1,0 +1,199 @@
+"""The rounds of tasks that drop semantic duplicates among the images that are left.
+
+    sample   batch of shards -> features of some images, from which the driver trains the centroids
+    assign   batch -> images with their features, by part of the clusters
+    clusters part of the clusters -> which image goes, and which groups of samples that joins
+    groups   one task: the smallest uid of all groups that are joined
+    finish   part of the samples -> decisions, by batch
+
+The features of an image are read once from the signal's files, shard by shard, and once from the files between the
+rounds, cluster by cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import isqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from pipelines.balance.draw import mixed
+from pipelines.dedupe.components import connect
+from pipelines.dedupe.decide import SEMANTIC, Known, keep_order
+from pipelines.dedupe.feature_files import read_features
+from pipelines.dedupe.figures import GroupSizes
+from pipelines.dedupe.kmeans import POINTS_PER_CENTROID, Features, nearest, normalised, train
+from pipelines.dedupe.parts import Batch, Job, hand_out
+from pipelines.dedupe.semantic import decide_cluster
+from pipelines.dedupe.spill import SpillTable, pack
+from pipelines.run_step import run_shards
+from schemas import storage
+from schemas.dedupe_recipe import SemanticRecipe
+
+IMAGES_PER_CLUSTER = 1000  # up to a million images; then both clusters and their sizes grow with the square root
+IMAGES_PER_PART = 250_000
+SAMPLE_SEED = 0
+
+Uids = npt.NDArray[np.uint64]  # [rows, 2]: halves
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """How the images are cut."""
+
+    feature_folder: str  # of a clip signal
+    num_clusters: int
+    sample_share: float  # of the images; their features train the centroids
+    images: SpillTable  # with features, by part of the clusters
+    dropped: SpillTable  # by part of the samples
+    joins: SpillTable
+    groups: SpillTable  # by part of the samples
+
+
+def plan_clusters(job: Job, feature_folder: str, num_images: int) -> Clusters:
+    """Follows from the number of images alone."""
+    settings = _settings(job)
+    automatic = min(num_images // IMAGES_PER_CLUSTER, isqrt(num_images))
+    num_clusters = max(1, min(settings.num_clusters or automatic, num_images))
+    share = min(1.0, num_clusters * POINTS_PER_CENTROID / max(1, num_images))
+    num_parts = min(num_clusters, max(1, -(-num_images // IMAGES_PER_PART)))
+
+    def table(name: str, num_files: int, num_parts: int) -> SpillTable:
+        return SpillTable(storage.join(job.tables.folder, name), num_files, num_parts)
+
+    return Clusters(
+        feature_folder,
+        num_clusters,
+        share,
+        table("clusters", len(job.plan.first_shards), num_parts),
+        table("dropped", num_parts, job.plan.num_parts),
+        table("joins", num_parts, 1),
+        table("groups", 1, job.plan.num_parts),
+    )
+
+
+def decide_semantic(job: Job, batches: Sequence[Batch], feature_folder: str, num_images: int) -> GroupSizes:
+    """Drop semantic duplicates among the images left (`num_images`); returns the sizes of all groups."""
+    clusters = plan_clusters(job, feature_folder, num_images)
+    if num_images:
+        sampled = run_shards("dedupe: sample", partial(sample_batch, job, clusters), batches)
+        centroids = [ray.put(train_on(sampled, clusters.num_clusters))]
+        run_shards("dedupe: assign", partial(assign_batch, job, clusters, centroids), batches)
+        parts = range(clusters.images.num_parts)
+        run_shards("dedupe: clusters", partial(decide_clusters, job, clusters, centroids), parts)
+    (sizes,) = run_shards("dedupe: groups", partial(join_groups, clusters, num_images), [0])
+    finish = partial(finish_part, job, clusters, num_images)
+    return sum(run_shards("dedupe: finish", finish, range(job.plan.num_parts)), sizes)
+
+
+def _settings(job: Job) -> SemanticRecipe:
+    settings = job.settings.semantic
+    assert settings is not None  # else no round begins
+    return settings
+
+
+def sample_batch(job: Job, clusters: Clusters, batch: Batch) -> tuple[Uids, Features]:
+    """Uids and features of a random share of the images of one batch; random by their uids."""
+    images = job.tables.left.read(batch.index)
+    draws = (mixed(np.ascontiguousarray(images["uid"]), SAMPLE_SEED) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    chosen = images[draws < clusters.sample_share]
+    return np.ascontiguousarray(chosen["uid"]), normalised(read_features(clusters.feature_folder, batch.shards, chosen))
+
+
+def train_on(sampled: Sequence[tuple[Uids, Features]], num_clusters: int) -> Features:
+    """Centroids of the sample, whatever order the batches have."""
+    uids = np.concatenate([part for part, _ in sampled])
+    features = np.concatenate([part for _, part in sampled if len(part)])
+    order = np.argsort(mixed(uids, SAMPLE_SEED), kind="stable")
+    return train(features[order], min(num_clusters, len(order)))
+
+
+def assign_batch(job: Job, clusters: Clusters, centroids: Sequence[Any], batch: Batch) -> None:
+    """Hand the images of one batch, with their features, to the tasks of their clusters."""
+    images = job.tables.left.read(batch.index)
+    features = read_features(clusters.feature_folder, batch.shards, images)
+    cluster = nearest(normalised(features), ray.get(centroids[0])) if len(images) else np.empty(0, np.int32)
+    columns = {name: images[name] for name in images.dtype.names or ()}
+    rows = pack({**columns, "cluster": cluster, "features": features})
+    num_parts = clusters.images.num_parts
+    clusters.images.write(batch.index, rows, cluster.astype(np.int64) * num_parts // clusters.num_clusters)
+
+
+def decide_clusters(job: Job, clusters: Clusters, centroids: Sequence[Any], part: int) -> None:
+    """The policy over some whole clusters: which images go, and which groups that joins."""
+    settings, trained = _settings(job), ray.get(centroids[0])
+    images = clusters.images.read(part)
+    images = images[np.lexsort((images["uid"][:, 1], images["uid"][:, 0]))]
+    is_own = np.ones(len(images), bool)
+    order = keep_order(job.settings.keep, images["preference"], images["score"], images["area"], is_own)
+    order = order[np.argsort(images["cluster"][order], kind="stable")]
+    lost, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    cosines = [np.empty(0, np.float32)]
+    for inside in np.split(order, np.flatnonzero(np.diff(images["cluster"][order])) + 1):
+        if not len(inside):
+            continue
+        centroid = trained[images["cluster"][inside[0]]]
+        features = normalised(images["features"][inside])
+        instead = decide_cluster(features, centroid, settings.threshold, settings.policy)
+        gone = np.flatnonzero(instead >= 0)
+        lost.append(inside[gone])
+        kept.append(inside[instead[gone]])
+        cosines.append(np.einsum("bd,bd->b", features[gone], features[instead[gone]]))
+    one, other = images[np.concatenate(lost)], images[np.concatenate(kept)]
+    dropped = pack({"image": one["uid"], "kept_instead": other["uid"], "similarity": np.concatenate(cosines)})
+    clusters.dropped.write(part, dropped, one["part"])
+    names = ("group", "group_size", "part")
+    ends = {f"{name}_{side}": rows[name] for side, rows in (("a", one), ("b", other)) for name in names}
+    clusters.joins.write(part, pack(ends), np.zeros(len(one), np.int64))
+
+
+def join_groups(clusters: Clusters, num_images: int, _: int) -> GroupSizes:
+    """Join the groups of dropped and kept images: the smallest uid names them all. Returns the joined groups' sizes."""
+    if not num_images:
+        return GroupSizes()
+    joins = clusters.joins.read(0)
+    names = np.concatenate([joins["group_a"], joins["group_b"]])
+    uids, first, places = np.unique(_sortable(names), return_index=True, return_inverse=True)
+    groups = names[first]
+    roots = connect(len(uids), places[: len(joins)], places[len(joins) :])
+    sizes = np.concatenate([joins["group_size_a"], joins["group_size_b"]])[first]
+    parts = np.concatenate([joins["part_a"], joins["part_b"]])[first]
+    clusters.groups.write(0, pack({"group": groups, "root": groups[roots]}), parts)
+    return GroupSizes.of(groups, np.bincount(roots, sizes, minlength=len(roots)).astype(np.int64))
+
+
+def finish_part(job: Job, clusters: Clusters, num_images: int, part: int) -> GroupSizes:
+    """Add the semantic decisions to those of one part; returns the sizes of the groups that nothing was joined to."""
+    rows = job.tables.drafts.read(0, only=part).copy()
+    groups = np.empty(0, [("group", np.uint64, 2), ("root", np.uint64, 2)])
+    if num_images:
+        dropped, groups = clusters.dropped.read(part), clusters.groups.read(part)
+        place = _places(rows["image"], dropped["image"])
+        gone = (place >= 0) & (rows["reason"] == 0)
+        rows["reason"][gone], rows["kept_instead"][gone] = SEMANTIC, dropped["kept_instead"][place[gone]]
+        rows["distance"][gone], rows["similarity"][gone] = -1, dropped["similarity"][place[gone]]
+    place = _places(rows["group"], groups["group"])
+    _, first, sizes = np.unique(_sortable(rows["group"][place < 0]), return_index=True, return_counts=True)
+    untouched = GroupSizes.of(rows["group"][place < 0][first], sizes)
+    rows["group"][place >= 0] = groups["root"][place[place >= 0]]
+    known: Known = ray.get(job.known[0])
+    hand_out(job, part, rows, known.num_own)
+    return untouched
+
+
+def _sortable(uids: Uids) -> npt.NDArray[np.void]:
+    """Uids as values that sort as they do."""
+    return np.ascontiguousarray(uids).astype(">u8").view("V16").ravel()
+
+
+def _places(uids: Uids, among: Uids) -> npt.NDArray[np.int64]:
+    """The place of each uid among distinct others, -1 where it is none of them."""
+    _, inverse = np.unique(np.concatenate([_sortable(among), _sortable(uids)]), return_inverse=True)
+    place = np.full(int(inverse.max(initial=-1)) + 1, -1)
+    place[inverse[: len(among)]] = np.arange(len(among))
+    return place[inverse[len(among) :]]

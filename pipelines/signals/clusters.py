@@ -1,0 +1,196 @@
+"""clusters: hierarchical k-means over the image features of a clip signal; which images are near a target set.
+
+The finest level clusters images that dedupe keeps; each level above clusters the centroids of the one below (Vo et al.,
+arXiv 2405.15613, the curation of DINOv2's successors; without its resampling rounds). `near_target` is DataComp's
+image-based filter (arXiv 2304.14108): the nearest centroid is also the nearest one of an image of the target set.
+
+Which images k-means looks at, and with which it starts, is a function of their uids: shards and workers change
+nothing. The driver holds POINTS_PER_CENTROID features a cluster of the finest level.
+
+Legend: K clusters of a level, D embedding, S images that k-means looks at.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.balance.draw import mixed
+from pipelines.dedupe.feature_files import features_of_rows
+from pipelines.dedupe.kmeans import POINTS_PER_CENTROID, Features, nearest, normalised, train
+from pipelines.duplicate_rows import pack_uids
+from pipelines.run_step import run_shards
+from pipelines.signals.target_set import target_features
+from schemas import storage
+from schemas.errors import InputError
+from schemas.manifest import ShardEntry, load_manifest, table_url
+from schemas.sample import check_joined, read_table, write_table
+from schemas.signal_recipe import ClusterSignals
+
+VERSION = 1
+SEED = 0  # of the draw of images that k-means looks at
+CLUSTER_SIGNALS = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),
+        pa.field("cluster", pa.int32()),  # of the finest level; null without features
+        pa.field("near_target", pa.float32()),  # 1 or 0; null without features or without a target
+    ]
+)
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class ClusterJob:
+    """What the tasks need to know."""
+
+    name: str
+    raw_folder: str
+    dedupe_folder: str
+    features_folder: str
+    folder: str
+    model: str  # of the features; scores the images of a target set
+
+
+def centroids_url(folder: str, level: int) -> str:
+    """Centroids [K, D] of a level; 0 is the finest."""
+    return storage.join(folder, f"centroids-{level}.npy")
+
+
+def parents_url(folder: str, level: int) -> str:
+    """For each cluster of a level its cluster of the level above: [K]."""
+    return storage.join(folder, f"parents-{level}.npy")
+
+
+def target_url(folder: str) -> str:
+    """Clusters of the finest level that are the nearest of an image of the target set."""
+    return storage.join(folder, "target-clusters.npy")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Which clusters lie in which."""
+
+    num_clusters: int  # of the finest level
+    parents: tuple[Ids, ...]  # from the finest level up, but for the last: for each cluster its cluster above
+
+
+def load_tree(folder: str) -> Tree:
+    """The tree of a complete folder."""
+    levels: Any = load_manifest(folder).details["num_clusters"]
+    return Tree(levels[0], tuple(load_array(parents_url(folder, level)) for level in range(len(levels) - 1)))
+
+
+@lru_cache(maxsize=4)
+def load_array(url: str) -> Any:
+    """An array that never changes; read once a process."""
+    return np.load(io.BytesIO(storage.read_bytes(url)))
+
+
+def _save(url: str, array: npt.NDArray[Any]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    storage.put_bytes(url, buffer.getvalue())
+
+
+def cluster_shards(job: ClusterJob, rules: ClusterSignals, shards: Sequence[ShardEntry], num_done: int) -> list[int]:
+    """Write the clusters of raw shards; returns the number of clusters of each level."""
+    if not storage.exists(target_url(job.folder)):  # which is put last
+        _make_tree(job, rules)
+    run_shards(f"signals {job.name}", partial(_assign_shard, job, rules.target is not None), shards, num_done)
+    num_levels = len(rules.num_clusters or [1])
+    return [len(load_array(centroids_url(job.folder, level))) for level in range(num_levels)]
+
+
+def _make_tree(job: ClusterJob, rules: ClusterSignals) -> None:
+    """Centroids of all levels, parents, and the clusters of the target set."""
+    if rules.centroids is not None:
+        centroids_KD = read_centroids(rules.centroids)
+    else:
+        centroids_KD = _train_finest(job, (rules.num_clusters or [1])[0])
+    _save(centroids_url(job.folder, 0), centroids_KD)
+    finest_KD = centroids_KD
+    for level, num_clusters in enumerate((rules.num_clusters or [1])[1:]):
+        above_KD = train(centroids_KD, min(num_clusters, len(centroids_KD)))
+        _save(parents_url(job.folder, level), nearest(centroids_KD, above_KD))
+        _save(centroids_url(job.folder, level + 1), above_KD)
+        centroids_KD = above_KD
+    near = np.zeros(0, np.int32)
+    if rules.target is not None:
+        features = target_features(rules.target, job.model)
+        if features.shape[1] != finest_KD.shape[1]:
+            raise InputError(
+                f"signals.{job.name}.target: {rules.target} has {features.shape[1]} features an image, "
+                f"the centroids have {finest_KD.shape[1]}"
+            )
+        near = np.unique(nearest(features, finest_KD))
+    _save(target_url(job.folder), near)
+
+
+def read_centroids(url: str) -> Features:
+    """Centroids that somebody else has made; they keep their lengths, as DataComp's have. Raises InputError."""
+    try:
+        centroids = np.load(io.BytesIO(storage.read_bytes(url)))
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        raise InputError(f"{url}: not a .npy file of centroids: {error}") from error
+    if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or not len(centroids):
+        raise InputError(f"{url}: centroids are one array [clusters, features]")
+    return centroids.astype(np.float32)
+
+
+def _train_finest(job: ClusterJob, num_clusters: int) -> Features:
+    """k-means over a random part of the images that dedupe keeps, in a random order."""
+    dedupe = load_manifest(job.dedupe_folder)
+    names = [shard.name for shard in dedupe.shards]
+    share = num_clusters * POINTS_PER_CENTROID / max(1, dedupe.num_samples)
+    parts = run_shards(f"{job.name}: sample", partial(_sample_shard, job, share), names)
+    draws = np.concatenate([draws for draws, _ in parts])
+    order = np.argsort(draws, kind="stable")
+    if not len(order):
+        raise InputError(f"signals.{job.name}: no image of {job.features_folder} has features")
+    features_SD = np.concatenate([features for _, features in parts])[order]
+    return train(normalised(features_SD), min(num_clusters, len(features_SD)))
+
+
+def _sample_shard(job: ClusterJob, share: float, name: str) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float16]]:
+    """Draws and features of the images of one shard that k-means looks at."""
+    dedupe = read_table(table_url(job.dedupe_folder, name), ["uid", "drop_reason"])
+    has_features = _has_features(job, dedupe, name)
+    rows = np.flatnonzero(has_features & np.asarray(pc.is_null(dedupe["drop_reason"])))
+    draws = mixed(pack_uids(dedupe["uid"].take(pa.array(rows)).to_pylist()), SEED)
+    if share < 1:
+        is_drawn = draws < np.uint64(share * 2.0**64)
+        rows, draws = rows[is_drawn], draws[is_drawn]
+    return draws, features_of_rows(job.features_folder, name, rows)
+
+
+def _has_features(job: ClusterJob, table: pa.Table, name: str) -> npt.NDArray[np.bool_]:
+    """Rows whose image the model could see; `table` is one of the same raw shard."""
+    signal = read_table(table_url(job.features_folder, name), ["uid", "clip_score"])
+    check_joined(table, signal, f"{job.features_folder}: {name}")
+    return np.asarray(pc.is_valid(signal["clip_score"]))
+
+
+def _assign_shard(job: ClusterJob, has_target: bool, shard: ShardEntry) -> None:
+    """Write the clusters of one raw shard."""
+    uids = read_table(table_url(job.raw_folder, shard.name), ["uid"])
+    has_features = _has_features(job, uids, shard.name)
+    rows = np.flatnonzero(has_features).astype(np.int32)
+    clusters = np.zeros(uids.num_rows, np.int32)
+    features = normalised(features_of_rows(job.features_folder, shard.name, rows))
+    clusters[rows] = nearest(features, load_array(centroids_url(job.folder, 0)))
+    near = np.isin(clusters, load_array(target_url(job.folder))).astype(np.float32)
+    columns = [
+        uids["uid"],
+        pa.array(clusters, pa.int32(), mask=~has_features),
+        pa.array(near, pa.float32(), mask=~(has_features & has_target)),
+    ]
+    write_table(table_url(job.folder, shard.name), pa.table(columns, schema=CLUSTER_SIGNALS))

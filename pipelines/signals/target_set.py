@@ -1,0 +1,82 @@
+"""Image features of a target set: a .npy or .npz file of them, or images that a model scores now."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+
+from pipelines.dedupe.evaluation_set import Listed, cut_tasks, images_in, listed_images
+from pipelines.dedupe.kmeans import Features, normalised
+from pipelines.run_step import run_actors
+from pipelines.signals.scorer import prepare_device
+from schemas import storage
+from schemas.errors import InputError, SampleError
+from schemas.image_decode import Pixels, decode_rgb
+
+BATCH = 64
+IMAGE_FEATURES = "image_features"  # of a .npz with several arrays
+
+
+def target_features(path: str, model: str) -> Features:
+    """Unit features [images, D] of a target set. Raises InputError where there are none."""
+    if path.endswith((".npy", ".npz")):
+        return normalised(_read(path))
+    features = features_of_images(path, model)
+    if not len(features):
+        raise InputError(f"{path}: holds no images (.npy or .npz of features, a raw folder, tars or image files)")
+    return features
+
+
+def features_of_images(path: str, model: str) -> Features:
+    """Unit features [images, D] of all images of a set that can be decoded, in the order of `read_evaluation_set`."""
+    tasks = cut_tasks(listed_images(path))
+    num_gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    parts = run_actors("features of images", partial(TargetScorer, model), tasks, num_gpus=num_gpus)
+    return normalised(np.concatenate(parts if parts else [np.empty((0, 1), np.float32)]))
+
+
+def _read(url: str) -> Any:
+    try:
+        loaded: Any = np.load(io.BytesIO(storage.read_bytes(url)))
+    except (FileNotFoundError, ValueError, EOFError) as error:
+        raise InputError(f"{url}: not a .npy or .npz file: {error}") from error
+    if not isinstance(loaded, np.ndarray):
+        names = list(loaded)
+        if len(names) != 1 and IMAGE_FEATURES not in names:
+            raise InputError(f"{url}: its arrays are {', '.join(names)}; name one of them {IMAGE_FEATURES}")
+        loaded = loaded[IMAGE_FEATURES if IMAGE_FEATURES in names else names[0]]
+    if loaded.ndim != 2 or not len(loaded):
+        raise InputError(f"{url}: is {loaded.shape}; features are one array [images, features]")
+    return loaded
+
+
+class TargetScorer:
+    """Image features of some files; holds the model."""
+
+    def __init__(self, model: str) -> None:
+        from pipelines.signals.clip_model import ClipModel
+
+        self._model = ClipModel(model, prepare_device(1))
+
+    def __call__(self, files: list[Listed]) -> Features:
+        """Features [images, D]; images that cannot be decoded are left out."""
+        parts = [self._model.image_features(pixels) for pixels in self._batches(files)]
+        return np.concatenate(parts) if parts else np.zeros((0, self._model.embedding_dim()), np.float32)
+
+    def _batches(self, files: list[Listed]) -> Iterator[list[Pixels]]:
+        batch: list[Pixels] = []
+        for _, data in images_in(files):
+            try:
+                batch.append(self._model.preprocess.resize(decode_rgb(data)))
+            except SampleError:
+                continue
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
