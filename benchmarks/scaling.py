@@ -93,38 +93,45 @@ def measure_walk(pictures: Path, root: Path) -> list[dict[str, Any]]:
     return measured
 
 
-def core_hours(costs: dict[str, Any], rows: int, assumed: Assumed) -> dict[str, float]:
-    """Core hours (GPU hours of the clip step) of each step over `rows` input rows."""
+def core_hours(costs: dict[str, Any], rows: int, assumed: Assumed) -> dict[str, float | None]:
+    """Core hours (GPU hours of the clip step) of each step over `rows` input rows; None where not measured."""
     images = rows * assumed.success
-    gigabytes = images * assumed.kept * costs["bytes"]["image"] / 1e9
-    return {
-        "ingest": images * costs["ingest"]["cpu_ms_per_image"] / 3.6e6,
-        "clip (GPU hours)": images * costs["clip"]["gpu_ms_per_image"] / 3.6e6,
-        "captions": rows * costs["captions"]["cpu_ms_per_row"] / 3.6e6,
-        "dedupe": images / 1e6 * costs["dedupe"]["cpu_s_per_million"] / 3600,
-        "semantic": semantic_hours(costs, images),
-        "balance": rows / costs["balance"]["captions_per_s_core"] / 3600,
-        "select": rows / 1e6 * costs["select"]["cpu_s_per_million"] / 3600,
-        "reshard": gigabytes * 1000 / costs["reshard"]["mb_per_s_core"] / 3600,
+    megabytes = times(images * assumed.kept / 1e6, costs["bytes"]["image"])
+    seconds = {
+        "ingest": times(images / 1e3, costs["ingest"]["cpu_ms_per_image"]),
+        "clip (GPU hours)": times(images / 1e3, costs["clip"]["gpu_ms_per_image"]),
+        "captions": times(rows / 1e3, costs["captions"]["cpu_ms_per_row"]),
+        "dedupe": times(images / 1e6, costs["dedupe"]["cpu_s_per_million"]),
+        # Clusters and their sizes both grow with the square root of the images: the work with the power 1.5.
+        "semantic": times((images / 1e6) ** 1.5, costs["semantic"]["cpu_s_per_million"]),
+        "balance": over(rows, costs["balance"]["captions_per_s_core"]),
+        "select": times(rows / 1e6, costs["select"]["cpu_s_per_million"]),
+        "reshard": over(megabytes, costs["reshard"]["mb_per_s_core"]),
     }
+    return {step: None if value is None else value / 3600 for step, value in seconds.items()}
 
 
-def semantic_hours(costs: dict[str, Any], images: float) -> float:
-    """Clusters and their sizes both grow with the square root of the images: the work grows with the power 1.5."""
-    millions = images / 1e6
-    return float(costs["semantic"]["cpu_s_per_million"] * millions**1.5 / 3600)
+def times(number: float, cost: float | None) -> float | None:
+    """A product, None where the cost is not measured."""
+    return None if cost is None else number * cost
 
 
-def terabytes(costs: dict[str, Any], rows: int, assumed: Assumed) -> dict[str, float]:
+def over(number: float | None, rate: float | None) -> float | None:
+    """A quotient, None where the rate is not measured."""
+    return None if number is None or rate is None else number / rate
+
+
+def terabytes(costs: dict[str, Any], rows: int, assumed: Assumed) -> dict[str, float | None]:
     """Storage of each step; dedupe's spill files are gone when it is done."""
     images, size = rows * assumed.success, costs["bytes"]
     return {
-        "raw tars": images * size["image"] / 1e12,
-        "raw tables": rows * size["raw_table"] / 1e12,
-        "features (512, fp16)": images * 2 * 512 * 2 / 1e12,
-        "ledger (signals, dedupe, balance, selection)": rows * size["ledger"] / 1e12,
-        "dedupe's spill files, for a time": images * size["dedupe_spill"] / 1e12,
-        "curated tars": images * assumed.kept * size["image"] / 1e12,
+        "raw tars": times(images / 1e12, size["image"]),
+        "raw tables": times(rows / 1e12, size["raw_table"]),
+        "features (image and text, 512, fp16)": images * 2 * 512 * 2 / 1e12,
+        "ledger (signals, dedupe, balance, selection)": times(rows / 1e12, size["ledger"]),
+        "dedupe's table alone": times(rows / 1e12, size["dedupe_table"]),
+        "dedupe's spill files, for a time": times(images / 1e12, size["dedupe_spill"]),
+        "curated tars": times(images * assumed.kept / 1e12, size["image"]),
     }
 
 
@@ -139,21 +146,22 @@ def print_table(costs: dict[str, Any], assumed: Assumed) -> None:
     print("| --- |" + " --- |" * len(PAIRS))
     hours = [core_hours(costs, rows, assumed) for rows in PAIRS]
     for step in hours[0]:
-        per_node = assumed.gpus_per_node if "GPU" in step else assumed.cores_per_node
-        cells = []
-        for column in hours:
-            nodes = nodes_for(column[step], per_node, assumed.hours)
-            wall = column[step] / (per_node * nodes)
-            cells.append(f"{column[step]:,.0f} core h: {nodes} nodes, {wall:.1f} h".replace("core h", _unit(step)))
-        print(f"| {step.partition(' ')[0]} | " + " | ".join(cells) + " |")
+        print(f"| {step} | " + " | ".join(told_hours(step, column[step], assumed) for column in hours) + " |")
     sizes = [terabytes(costs, rows, assumed) for rows in PAIRS]
     for kind in sizes[0]:
-        print(f"| {kind} | " + " | ".join(f"{column[kind]:,.1f} TB" for column in sizes) + " |")
+        cells = ["not measured" if column[kind] is None else f"{column[kind]:,.1f} TB" for column in sizes]
+        print(f"| {kind} | " + " | ".join(cells) + " |")
     print("| shards of 10,000 rows | " + " | ".join(f"{rows // 10_000:,}" for rows in PAIRS) + " |")
 
 
-def _unit(step: str) -> str:
-    return "GPU h" if "GPU" in step else "core h"
+def told_hours(step: str, hours: float | None, assumed: Assumed) -> str:
+    """A cell of the table."""
+    if hours is None:
+        return "not measured"
+    per_node = assumed.gpus_per_node if "GPU" in step else assumed.cores_per_node
+    nodes = nodes_for(hours, per_node, assumed.hours)
+    unit = "GPU h" if "GPU" in step else "core h"
+    return f"{hours:,.0f} {unit}: {nodes} nodes, {hours / (per_node * nodes):.1f} h"
 
 
 @click.group(context_settings={"show_default": True})
