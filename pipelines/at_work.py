@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -35,26 +35,46 @@ def at_work(root: str, command: str) -> Iterator[None]:
 
     Writers run beside writers as they always could; the collector runs alone.
     """
+    with work_later(root, command) as begin:
+        begin()
+        yield
+
+
+@contextmanager
+def work_later(root: str, command: str) -> Iterator[Callable[[], None]]:
+    """The same for a command that may find nothing to do: it is noted when it calls what this yields, once or more."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.json"
     url = storage.join(root, FOLDER, name)
     stop = threading.Event()
-    _renew(url, command)
+    has_begun = False
+
+    def begin() -> None:
+        nonlocal has_begun
+        if not has_begun:
+            has_begun = True
+            _renew(url, command)
+            _check_others(root, command, name)
+            threading.Thread(target=_keep, args=(url, command, stop), daemon=True).start()
+
+    _check_others(root, command, name)
     try:
-        for other in running(root):
-            if other["name"] != name and COLLECTOR in (command, other["command"]):
-                raise InputError(
-                    f"{root}: {other['command']} is at work here (process {other['pid']} on {other['host']}); "
-                    "run this when it is done"
-                )
-        keeper = threading.Thread(target=_keep, args=(url, command, stop), daemon=True)
-        keeper.start()
-        yield
+        yield begin
     finally:
         stop.set()
-        storage.remove(url)
-        if storage.is_local(root):
-            with suppress(OSError):  # others are at work still
-                os.rmdir(storage.local_path(storage.join(root, FOLDER)))
+        if has_begun:
+            storage.remove(url)
+            if storage.is_local(root):
+                with suppress(OSError):  # others are at work still
+                    os.rmdir(storage.local_path(storage.join(root, FOLDER)))
+
+
+def _check_others(root: str, command: str, name: str) -> None:
+    for other in running(root):
+        if other["name"] != name and COLLECTOR in (command, other["command"]):
+            raise InputError(
+                f"{root}: {other['command']} is at work here (process {other['pid']} on {other['host']}); "
+                "run this when it is done"
+            )
 
 
 def running(root: str) -> list[dict[str, Any]]:

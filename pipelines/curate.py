@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.at_work import at_work
+from pipelines.at_work import work_later
 from pipelines.balance.balance import balance
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.honour import honour_tombstones
@@ -14,7 +14,7 @@ from pipelines.reshard import reshard
 from pipelines.retry import retry_transient
 from pipelines.select import inputs_of, select
 from pipelines.signals.signal import comes_after_dedupe, is_out_of_fold, measure_signal
-from pipelines.step_folder import BeforeWork, latest_folder, nothing, only_command
+from pipelines.step_folder import BeforeWork, latest_folder, only_command
 from pipelines.what_if import difference
 from schemas.balance_recipe import ClusterBalance
 from schemas.curate_recipe import CurateRecipe
@@ -33,8 +33,8 @@ def curate(
     that needs it. Returns a summary: each step's folder, rows, kept samples and counts of drop reasons, the difference
     to the last selection, and what a retry asked for and got. Raises UserError.
     """
-    walk = Walk(recipe, start_ray, only)
-    with at_work(recipe.root, "curate"):
+    with work_later(recipe.root, "curate") as begin:
+        walk = Walk(recipe, start_ray, begin, only)
         walk.ingest(retry)
         walk.signals(after_dedupe=False)
         walk.dedupe()
@@ -42,15 +42,23 @@ def curate(
         walk.balance()
         walk.select()
         walk.reshard()
-    return walk.summary()
+        return walk.summary()
 
 
 class Walk:
     """The steps of one curation and the folders that they have given so far."""
 
-    def __init__(self, recipe: CurateRecipe, start_ray: Callable[[], None], only: str | None) -> None:
+    def __init__(
+        self, recipe: CurateRecipe, start_ray: Callable[[], None], begin: BeforeWork, only: str | None
+    ) -> None:
         _check(recipe, only)
-        self._recipe, self._start_ray, self._only = recipe, start_ray, only
+        self._recipe, self._only, self._begin = recipe, only, begin
+
+        def begin_with_ray() -> None:
+            begin()
+            start_ray()
+
+        self._start_ray = begin_with_ray
         self._raw = self._dedupe = self._selection = ""
         self._balance: str | None = None
         self._signals: dict[str, str] = {}
@@ -106,7 +114,7 @@ class Walk:
             return
         name = self._recipe.select.name
         last = latest_folder(self._recipe.root, "selections", name)
-        before_work = self._before("select", name, nothing)
+        before_work = self._before("select", name, self._begin)
         inputs = inputs_of(self._recipe, self._raw, self._signals, self._dedupe, self._balance)
         self._selection = select(self._recipe, inputs, before_work)
         if last is not None and load_manifest(last).parents[0] == load_manifest(self._raw).hash():
