@@ -21,7 +21,7 @@ from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
 from schemas.preprocess import Preprocess, load_preprocess
 from schemas.train_recipe import ContrastiveTask, ModelRecipe
 from trainers.models.folder import model_type_of
-from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, to_naflex
+from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
 from trainers.models.positions import resize_pictures
 from trainers.models.presets import preset_config
 from trainers.task import Batch
@@ -56,6 +56,8 @@ class ContrastiveModel(nn.Module):
         self.hf = hf
         self._locked: list[nn.Module] = []
         self._kept_patches: torch.Tensor | None = None
+        if isinstance(hf, Siglip2Model):
+            share_positions(hf)
         if task.patch_dropout:
             if hf.config.model_type not in ("clip", "siglip"):
                 raise RecipeError(f"task.patch_dropout: not for the towers of a {hf.config.model_type}")
