@@ -73,6 +73,6 @@ def load_siglip2_tokenizer(folder: str) -> Any:
         if all(own(text)["input_ids"] == found(text)["input_ids"] for text in PROBES):
             return found
     raise RecipeError(
-        f"tokenizer {folder}: transformers reads the tokenizer of a NaFlex model as Siglip2Tokenizer (Gemma's kind); "
+        f"tokenizer {folder}: transformers reads the tokenizer of a SigLIP 2 as Siglip2Tokenizer (Gemma's kind); "
         "this is another kind; train one (tokenizer.train), or begin with a siglip2-* run or a SigLIP 2 checkpoint"
     )

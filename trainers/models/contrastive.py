@@ -18,12 +18,12 @@ from transformers import AutoModel, CLIPModel, Siglip2Model, SiglipModel, Vision
 
 from schemas.errors import InputError, RecipeError
 from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
-from schemas.preprocess import Preprocess, load_preprocess
+from schemas.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess, load_preprocess
 from schemas.train_recipe import ContrastiveTask, ModelRecipe
 from trainers.models.folder import model_type_of
 from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
 from trainers.models.positions import resize_pictures
-from trainers.models.presets import preset_config
+from trainers.models.presets import is_siglip2, preset_config
 from trainers.task import Batch
 
 MAX_LOG_SCALE = math.log(100)
@@ -168,7 +168,7 @@ def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -
         return Siglip2Model(naflex_config(config)), preprocess
     if config.model_type == "clip":
         return CLIPModel(config), Preprocess(size, "center_crop", CLIP_MEAN, CLIP_STD)
-    return SiglipModel(config), Preprocess(size)
+    return SiglipModel(config), Preprocess(size, resample=RESAMPLE_BILINEAR if is_siglip2(recipe) else RESAMPLE_BICUBIC)
 
 
 def load_model(folder: str, recipe: ModelRecipe) -> tuple[Any, AnyPreprocess]:
