@@ -45,7 +45,7 @@ class Share:
         """The samples, in order."""
         images, grids = iter(self.pixels.numpy()), iter(self.grids)
         return [
-            TrainSample(uid, next(images) if has_image else None, caption, conversation, next(grids, None))
+            TrainSample(uid, next(images) if has_image else None, caption, conversation, grid=next(grids, None))
             for uid, caption, conversation, has_image in zip(
                 self.uids, self.captions, self.conversations, self.has_image, strict=True
             )
