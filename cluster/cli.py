@@ -94,12 +94,13 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
     show_default=True,
     help="vqa: show the image, none, or another one, to see what images are worth.",
 )
+@click.option("--num-patches", type=click.IntRange(min=1), help="NaFlex: at most so many patches of an image.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(model: str, kind: str, data: str, image_mode: ImageMode, as_json: bool) -> None:
+def evaluate(model: str, kind: str, data: str, image_mode: ImageMode, num_patches: int | None, as_json: bool) -> None:
     """Measure an exported model."""
     from trainers.evaluate.run import evaluate as run
 
-    _show(run(model, kind, data, image_mode), as_json, render.plain_table)
+    _show(run(model, kind, data, image_mode, num_patches), as_json, render.plain_table)
 
 
 @cli.command()

@@ -13,13 +13,20 @@ from trainers.evaluate.zero_shot import zero_shot
 KINDS = ("zero-shot", "retrieval", "vqa")
 
 
-def evaluate(model_folder: str, kind: str, data: str, image_mode: ImageMode = "real") -> dict[str, Any]:
-    """Figures of one evaluation, flat and ready for JSON; `image_mode` is for vqa. Raises InputError."""
-    head = {"model": model_folder, "kind": kind, "data": data}
+def evaluate(
+    model_folder: str, kind: str, data: str, image_mode: ImageMode = "real", num_patches: int | None = None
+) -> dict[str, Any]:
+    """Figures of one evaluation, flat and ready for JSON; `image_mode` is for vqa, `num_patches` for NaFlex.
+
+    Raises InputError.
+    """
+    head: dict[str, Any] = {"model": model_folder, "kind": kind, "data": data}
+    if num_patches is not None:
+        head["num_patches"] = num_patches
     if kind == "zero-shot":
-        return {**head, **zero_shot(DualEncoder(model_folder), data)}
+        return {**head, **zero_shot(DualEncoder(model_folder, num_patches), data)}
     if kind == "retrieval":
-        return {**head, **retrieval(DualEncoder(model_folder), data)}
+        return {**head, **retrieval(DualEncoder(model_folder, num_patches), data)}
     if kind == "vqa":
         return {**head, **vqa(LlavaReader(model_folder), data, image_mode)}
     raise InputError(f"kind of evaluation {kind}: there are {', '.join(KINDS)}")

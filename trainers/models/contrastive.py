@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, CLIPModel, SiglipModel, VisionTextDualEncoderModel
+from transformers import AutoModel, CLIPModel, Siglip2Model, SiglipModel, VisionTextDualEncoderModel
 
 from schemas.errors import InputError, RecipeError
-from schemas.preprocess import Preprocess, load_preprocess
+from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
+from schemas.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess, load_preprocess
 from schemas.train_recipe import ContrastiveTask, ModelRecipe
 from trainers.models.folder import model_type_of
-from trainers.models.presets import preset_config
+from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
+from trainers.models.positions import resize_pictures
+from trainers.models.presets import is_siglip2, preset_config
 from trainers.task import Batch
 
 MAX_LOG_SCALE = math.log(100)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-FAMILIES = {"clip": CLIPModel, "siglip": SiglipModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
+FAMILIES = {
+    "clip": CLIPModel,
+    "siglip": SiglipModel,
+    "siglip2": Siglip2Model,
+    "vision-text-dual-encoder": VisionTextDualEncoderModel,
+}
 
 
 class Features(NamedTuple):
@@ -47,6 +56,8 @@ class ContrastiveModel(nn.Module):
         self.hf = hf
         self._locked: list[nn.Module] = []
         self._kept_patches: torch.Tensor | None = None
+        if isinstance(hf, Siglip2Model):
+            share_positions(hf)
         if task.patch_dropout:
             if hf.config.model_type not in ("clip", "siglip"):
                 raise RecipeError(f"task.patch_dropout: not for the towers of a {hf.config.model_type}")
@@ -65,13 +76,10 @@ class ContrastiveModel(nn.Module):
         self.logit_bias = nn.Parameter(bias, requires_grad=task.loss == "siglip")
 
     def forward(self, batch: Batch) -> Features:
-        """Features of a batch: `pixel_values` [B, 3, S, S] or what the locked vision tower gave (`pooled_image`
-        [B, P]); `input_ids` and, where the class takes one, `attention_mask` [B, L], or `pooled_text`.
+        """Features of a batch: `pixel_values` [B, 3, S, S], or NaFlex's inputs, or what the locked vision tower gave
+        (`pooled_image` [B, P]); `input_ids` and, where the class takes one, `attention_mask` [B, L], or `pooled_text`.
         """
-        if "pooled_image" in batch:
-            pooled_image = batch["pooled_image"]
-        else:
-            pooled_image = self.pool_images(batch["pixel_values"], batch.get("kept_patches"))
+        pooled_image = batch["pooled_image"] if "pooled_image" in batch else self.pool_images(batch)
         pooled_text = batch["pooled_text"] if "pooled_text" in batch else self.pool_texts(batch)
         image = self._project("visual_projection", pooled_image)
         text = self._project("text_projection", pooled_text)
@@ -80,10 +88,11 @@ class ContrastiveModel(nn.Module):
             F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), scale, self.logit_bias.float()
         )
 
-    def pool_images(self, pixel_values: torch.Tensor, kept_patches: torch.Tensor | None = None) -> torch.Tensor:
-        """What the vision tower gives for pictures: [B, P]; it sees only the patches [B, K], if they are given."""
-        self._kept_patches = kept_patches
-        pooled: torch.Tensor = self.hf.vision_model(pixel_values=pixel_values).pooler_output
+    def pool_images(self, batch: Batch) -> torch.Tensor:
+        """What the vision tower gives for pictures: [B, P]; it sees only `kept_patches` [B, K], if they are given."""
+        self._kept_patches = batch.get("kept_patches")
+        inputs = {name: batch[name] for name in IMAGE_INPUTS if name in batch}
+        pooled: torch.Tensor = self.hf.vision_model(**inputs).pooler_output
         self._kept_patches = None
         return pooled.flatten(1)
 
@@ -138,7 +147,7 @@ class ContrastiveModel(nn.Module):
         """The state dict of the exported class from one of this module."""
         exported = {name.removeprefix("hf."): value for name, value in state.items() if name.startswith("hf.")}
         exported["logit_scale"] = state["logit_scale"].reshape(self._scale_shape)
-        if isinstance(self.hf, SiglipModel):
+        if isinstance(self.hf, SiglipModel | Siglip2Model):
             exported["logit_bias"] = state["logit_bias"].reshape(1)
         return exported
 
@@ -149,21 +158,43 @@ def _initial_scale(task: ContrastiveTask) -> float:
     return math.log(1 / 0.07) if task.loss == "clip" else math.log(10)
 
 
-def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -> tuple[Any, Preprocess]:
-    """A model of a preset with random weights, and how its pictures are prepared."""
+def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -> tuple[Any, AnyPreprocess]:
+    """A model of a preset with random weights, and how its pictures are prepared. Raises RecipeError."""
     config = preset_config(str(recipe.preset), recipe.overrides, vocab_size, tokens)
     size = int(config.vision_config.image_size)
+    if recipe.num_patches:
+        _check_siglip(config.model_type)
+        preprocess = naflex_preprocess(recipe.num_patches, int(config.vision_config.patch_size))
+        return Siglip2Model(naflex_config(config)), preprocess
     if config.model_type == "clip":
         return CLIPModel(config), Preprocess(size, "center_crop", CLIP_MEAN, CLIP_STD)
-    return SiglipModel(config), Preprocess(size)
+    return SiglipModel(config), Preprocess(size, resample=RESAMPLE_BILINEAR if is_siglip2(recipe) else RESAMPLE_BICUBIC)
 
 
-def load_model(folder: str) -> tuple[Any, Preprocess]:
-    """A contrastive model from a Hugging Face folder, in fp32. Raises InputError."""
+def load_model(folder: str, recipe: ModelRecipe) -> tuple[Any, AnyPreprocess]:
+    """A contrastive model from a Hugging Face folder, in fp32, for the pictures of the recipe.
+
+    Raises InputError, RecipeError.
+    """
     model_type = model_type_of(folder)
     if model_type not in FAMILIES:
         raise InputError(f"{folder}: holds a {model_type} model; contrastive tasks take {', '.join(FAMILIES)}")
-    return FAMILIES[model_type].from_pretrained(folder, dtype=torch.float32), load_preprocess(folder)
+    hf = FAMILIES[model_type].from_pretrained(folder, dtype=torch.float32)
+    preprocess = load_any_preprocess(folder)
+    if recipe.image_size is not None:
+        preprocess = resize_pictures(hf, preprocess, recipe.image_size)
+    if not recipe.num_patches:
+        return hf, preprocess
+    _check_siglip(model_type)
+    naflex = naflex_preprocess(recipe.num_patches, int(hf.config.vision_config.patch_size))
+    if isinstance(preprocess, NaflexPreprocess):
+        return hf, replace(preprocess, num_patches=naflex.num_patches)
+    return to_naflex(hf), replace(naflex, mean=preprocess.mean, std=preprocess.std)
+
+
+def _check_siglip(model_type: str) -> None:
+    if model_type not in ("siglip", "siglip2"):
+        raise RecipeError(f"model.num_patches: NaFlex is for SigLIP, this is a {model_type}")
 
 
 def join_towers(recipe: ModelRecipe) -> tuple[Any, Preprocess]:

@@ -10,15 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from schemas.errors import RecipeError
+from schemas.naflex import AnyPreprocess, NaflexPreprocess
 from schemas.preprocess import Preprocess
 
 
-def resize_pictures(hf: Any, preprocess: Preprocess, size: int) -> Preprocess:
+def resize_pictures(hf: Any, preprocess: AnyPreprocess, size: int) -> Preprocess:
     """Make the tower of a CLIP or SigLIP model take pictures of `size` px; returns how they are prepared.
 
     Raises RecipeError.
     """
-    if hf.config.model_type not in ("clip", "siglip"):
+    if hf.config.model_type not in ("clip", "siglip") or isinstance(preprocess, NaflexPreprocess):
         raise RecipeError(f"model.image_size: not for the towers of a {hf.config.model_type}")
     config, embeddings = hf.config.vision_config, hf.vision_model.embeddings
     if size % config.patch_size:

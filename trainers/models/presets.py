@@ -9,6 +9,7 @@ from typing import Any
 from transformers import CLIPConfig, PretrainedConfig, SiglipConfig
 
 from schemas.errors import RecipeError
+from schemas.train_recipe import ModelRecipe
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class Tower:
 class Preset:
     """Both towers, the picture's side and patch in px, and the text's length in tokens."""
 
-    family: str  # clip | siglip
+    family: str  # clip | siglip | siglip2: which is SigLIP's network, with texts in a Siglip2Tokenizer's ids
     vision: Tower
     text: Tower
     image_size: int
     patch_size: int
     text_length: int
-    projection: int = 512  # clip only; siglip's texts end in the width of the vision tower
+    projection: int = 512  # clip only; the others' texts end in the width of the vision tower
 
 
 # Vision transformers (Dosovitskiy et al., arXiv 2010.11929; Zhai et al., arXiv 2106.04560; So400m: arXiv 2305.13035).
@@ -50,6 +51,7 @@ B = Tower(12, 768, 12, 3072)
 L = Tower(24, 1024, 16, 4096)
 H = Tower(32, 1280, 16, 5120)
 G = Tower(40, 1408, 16, 6144)  # "little g", 1.0e9 parameters
+G_OPT = Tower(40, 1536, 16, 6144)  # SigLIP 2's g, 1.1e9
 SO400M = Tower(27, 1152, 16, 4304)
 # CLIP's text transformers (Radford et al., arXiv 2103.00020; from H on those of open_clip).
 B_TEXT = Tower(12, 512, 8, 2048)
@@ -68,6 +70,12 @@ PRESETS: Mapping[str, Preset] = {
     "siglip-so400m-14": Preset("siglip", SO400M, SO400M, 224, 14, 64),
     "siglip-vit-h-14": Preset("siglip", H, SO400M, 224, 14, 64),
     "siglip-vit-g-14": Preset("siglip", G, SO400M, 224, 14, 64),
+    # SigLIP 2 (Tschannen et al., arXiv 2502.14786); with model.num_patches as NaFlex.
+    "siglip2-test-tiny": Preset("siglip2", TEST, TEST, 64, 16, 64),
+    "siglip2-vit-b-16": Preset("siglip2", B, B, 256, 16, 64),
+    "siglip2-vit-l-16": Preset("siglip2", L, L, 256, 16, 64),
+    "siglip2-so400m-16": Preset("siglip2", SO400M, SO400M, 256, 16, 64),
+    "siglip2-vit-g-16": Preset("siglip2", G_OPT, SO400M, 256, 16, 64),
     "clip-vit-ti-16": Preset("clip", TI, TI, 224, 16, 77, 192),
     "clip-vit-s-16": Preset("clip", S, S, 224, 16, 77, 384),
     "clip-vit-b-32": Preset("clip", B, B_TEXT, 224, 32, 77),
@@ -77,6 +85,12 @@ PRESETS: Mapping[str, Preset] = {
     "clip-vit-h-14": Preset("clip", H, H_TEXT, 224, 14, 77, 1024),
     "clip-vit-g-14": Preset("clip", G, H_TEXT, 224, 14, 77, 1024),
 }
+
+
+def is_siglip2(recipe: ModelRecipe) -> bool:
+    """True for SigLIP 2's presets and for NaFlex, whose texts are in a Siglip2Tokenizer's ids."""
+    preset = PRESETS.get(recipe.preset or "")
+    return (preset is not None and preset.family == "siglip2") or bool(recipe.num_patches)
 
 
 def preset_config(
@@ -115,7 +129,7 @@ def preset_config(
         **{f"{kind}_token_id": token for kind, token in tokens.items()},
         **text_extra,
     }
-    if preset.family == "siglip":
+    if preset.family != "clip":
         return SiglipConfig(text_config={**text, "projection_size": vision["hidden_size"]}, vision_config=vision)
     for part in (vision, text):
         part["projection_dim"] = size["projection"]
