@@ -84,8 +84,11 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
 
 @cli.command()
 @click.argument("model")
-@click.option("--kind", required=True, type=click.Choice(["zero-shot", "retrieval", "vqa"]))
-@click.option("--data", required=True, help="Evaluation data: a folder, a file or a curated data set.")
+@click.option("--kind", required=True, type=click.Choice(["zero-shot", "linear-probe", "retrieval", "vqa"]))
+@click.option("--data", required=True, help="Evaluation data: a folder, a table, tars, parquet or a curated data set.")
+@click.option("--train-data", help="linear-probe: the images that the classifier is fitted to.")
+@click.option("--classes", help="zero-shot, linear-probe: file of class names; default: beside the data.")
+@click.option("--templates", help="zero-shot: file of sentences with {} for the class name; default: beside the data.")
 @click.option(
     "--image",
     "image_mode",
@@ -95,11 +98,14 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
     help="vqa: show the image, none, or another one, to see what images are worth.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(model: str, kind: str, data: str, image_mode: ImageMode, as_json: bool) -> None:
+def evaluate(
+    model: str, kind: str, data: str, train_data: str | None, image_mode: ImageMode, as_json: bool, **files: str | None
+) -> None:
     """Measure an exported model."""
+    from trainers.evaluate.class_names import ClassFiles
     from trainers.evaluate.run import evaluate as run
 
-    _show(run(model, kind, data, image_mode), as_json, render.plain_table)
+    _show(run(model, kind, data, image_mode, train_data, ClassFiles(**files)), as_json, render.plain_table)
 
 
 @cli.command()

@@ -167,8 +167,19 @@ class ZeroRecipe(StrictModel):
 class EvaluateRecipe(StrictModel):
     """One evaluation during and after training."""
 
-    kind: Literal["zero-shot", "retrieval", "vqa"]
+    kind: Literal["zero-shot", "linear-probe", "retrieval", "vqa"]
     data: str
+    train_data: str | None = None  # linear-probe: images that the classifier is fitted to
+    classes: str | None = None  # zero-shot, linear-probe: file of class names; null: what lies beside the data
+    templates: str | None = None  # zero-shot: file of sentences with {} for the class name
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> EvaluateRecipe:
+        if (self.train_data is not None) != (self.kind == "linear-probe"):
+            raise ValueError("evaluate.train_data belongs to kind: linear-probe, which needs it")
+        if (self.classes or self.templates) and self.kind not in ("zero-shot", "linear-probe"):
+            raise ValueError(f"evaluate: {self.kind} has no classes and templates")
+        return self
 
 
 class TrainRecipe(StrictModel):

@@ -1,0 +1,70 @@
+"""Two pretrained towers joined: any vision and text model of transformers, as VisionTextDualEncoderModel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, VisionTextDualEncoderModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from schemas.errors import InputError, RecipeError
+from schemas.preprocess import Preprocess, load_preprocess
+from schemas.train_recipe import DualParts
+from trainers.models.folder import local_folder
+
+
+def join_towers(parts: DualParts) -> tuple[Any, Preprocess]:
+    """The towers of two folders with new projection heads, in fp32. Raises InputError, RecipeError."""
+    vision, text = _load_tower(parts.vision, "vision"), _load_tower(parts.text, "text")
+    if not hasattr(vision.config, "hidden_size"):  # ConvNeXt has a width for each stage
+        vision.config.hidden_size = vision.config.hidden_sizes[-1]
+    model = VisionTextDualEncoderModel(vision_model=vision, text_model=text)
+    for name, width in (("visual_projection", model.vision_embed_dim), ("text_projection", model.text_embed_dim)):
+        setattr(model, name, nn.Linear(width, parts.projection_dim, bias=False))
+    model.config.projection_dim = parts.projection_dim
+    pool_texts(model)
+    return model, load_preprocess(local_folder(parts.vision))
+
+
+def _load_tower(folder: str, side: str) -> Any:
+    """The model of a folder; of a model that has two towers, the one on that side."""
+    try:
+        model = AutoModel.from_pretrained(local_folder(folder), dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.dual.{side}: {' '.join(str(error).split())[:300]}") from error
+    tower = getattr(model, f"{side}_model", model)
+    if type(tower.config) not in AutoModel._model_mapping:  # SigLIP's text tower: no folder could be loaded again
+        raise RecipeError(f"model.dual.{side}: {folder} is a {tower.config.model_type}, which AutoModel does not build")
+    if tower.main_input_name != ("pixel_values" if side == "vision" else "input_ids"):
+        raise RecipeError(f"model.dual.{side}: {folder} is a {tower.config.model_type}, which is no {side} tower")
+    return tower
+
+
+def pool_texts(model: Any) -> None:
+    """Give a dual encoder's text tower a pooled state where it has none: of the last token (GPT-like) or the first.
+
+    The class itself knows only towers with a pooler. Weights and their names stay the same.
+    """
+    is_causal = type(model.config.text_config) in AutoModelForCausalLM._model_mapping
+
+    def pool(_: nn.Module, __: Any, inputs: dict[str, Any], output: Any) -> Any:
+        if getattr(output, "pooler_output", None) is not None:
+            return output
+        states_BLD, mask = output.last_hidden_state, inputs.get("attention_mask")
+        rows, places = torch.arange(len(states_BLD), device=states_BLD.device), 0
+        if is_causal and mask is None:
+            places = -1
+        elif is_causal:  # the last one that is no padding, on whichever side that lies
+            places = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+        return BaseModelOutputWithPooling(last_hidden_state=states_BLD, pooler_output=states_BLD[rows, places])
+
+    model.text_model.register_forward_hook(pool, with_kwargs=True)
+
+
+def load_dual_encoder(folder: str) -> Any:
+    """A dual encoder from a folder, in fp32, that pools its texts as in training."""
+    model = VisionTextDualEncoderModel.from_pretrained(local_folder(folder), dtype=torch.float32)
+    pool_texts(model)
+    return model
