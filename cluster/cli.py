@@ -97,15 +97,13 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
     show_default=True,
     help="vqa: show the image, none, or another one, to see what images are worth.",
 )
+@click.option("--num-patches", type=click.IntRange(min=1), help="NaFlex: at most so many patches of an image.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(
-    model: str, kind: str, data: str, train_data: str | None, image_mode: ImageMode, as_json: bool, **files: str | None
-) -> None:
+def evaluate(model: str, image_mode: ImageMode, as_json: bool, **settings: Any) -> None:
     """Measure an exported model."""
-    from trainers.evaluate.class_names import ClassFiles
     from trainers.evaluate.run import evaluate as run
 
-    _show(run(model, kind, data, image_mode, train_data, ClassFiles(**files)), as_json, render.plain_table)
+    _show(run(model, image_mode=image_mode, **settings), as_json, render.plain_table)
 
 
 @cli.command()

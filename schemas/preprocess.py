@@ -7,6 +7,7 @@ carries (its `...Pil` classes), and a model is scored on exactly the pixels that
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +31,11 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resample: int = RESAMPLE_BICUBIC
+
+    @property
+    def room(self) -> tuple[int, ...]:
+        """Shape of a picture's memory."""
+        return self.size, self.size, 3
 
     def resize(self, pixels: Pixels) -> Pixels:
         """RGB of any size -> size x size x 3, uint8."""
@@ -57,6 +63,10 @@ class Preprocess:
         scaled = (batch.astype(np.float32) * np.float32(1 / 255) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
+    def model_inputs(self, pictures: Sequence[Pixels]) -> dict[str, npt.NDArray[Any]]:
+        """Resized pictures -> `pixel_values` [B, 3, size, size] float32."""
+        return {"pixel_values": self.normalise(np.stack(pictures))}
+
     def processor_config(self, processor_class: str) -> dict[str, Any]:
         """The `preprocessor_config.json` of a Hugging Face image processor that does the same."""
         square = {"height": self.size, "width": self.size}
@@ -79,11 +89,11 @@ class Preprocess:
 
 def load_preprocess(folder: str) -> Preprocess:
     """Read a Hugging Face folder's `preprocessor_config.json` (or processor_config.json). Raises InputError."""
-    config = _read_config(folder)
+    config = read_processor_config(folder)
     size = config.get("crop_size") if config.get("do_center_crop") else config.get("size")
     side = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
     if not isinstance(side, int):
-        raise InputError(f"{folder}: image processor without a fixed size; pairloom needs one")
+        raise InputError(f"{folder}: image processor without a fixed size; this takes pictures of one size")
     mean, std = config.get("image_mean") or [0.5] * 3, config.get("image_std") or [0.5] * 3
     return Preprocess(
         size=side,
@@ -94,7 +104,8 @@ def load_preprocess(folder: str) -> Preprocess:
     )
 
 
-def _read_config(folder: str) -> dict[str, Any]:
+def read_processor_config(folder: str) -> dict[str, Any]:
+    """A Hugging Face folder's `preprocessor_config.json` (or its part of processor_config.json). Raises InputError."""
     for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
         url = storage.join(folder, name)
         if storage.exists(url):

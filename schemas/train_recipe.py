@@ -72,6 +72,8 @@ class ModelRecipe(StrictModel):
     image_size: Positive | None = (
         None  # px a side, contrastive: another one than the loaded model's; the table is resized
     )
+    num_patches: list[Positive] = []  # NaFlex (SigLIP): pictures of any shape in at most so many patches; one of the
+    # numbers is drawn for each step
     locked: list[Literal["vision", "text"]] = []  # contrastive: towers that stay as they are (LiT)
     activation_checkpointing: bool = False  # contrastive: make layers' activations again in the backward
 
@@ -169,6 +171,7 @@ class EvaluateRecipe(StrictModel):
 
     kind: Literal["zero-shot", "linear-probe", "retrieval", "vqa"]
     data: str
+    num_patches: Positive | None = None  # NaFlex: at most so many of a picture; null: what the export says
     train_data: str | None = None  # linear-probe: images that the classifier is fitted to
     classes: str | None = None  # zero-shot, linear-probe: file of class names; null: what lies beside the data
     templates: str | None = None  # zero-shot: file of sentences with {} for the class name
@@ -226,6 +229,8 @@ class TrainRecipe(StrictModel):
         is_loaded = self.task.kind == "contrastive" and (self.init_from or self.model.path)
         if self.model.image_size is not None and not is_loaded:
             raise ValueError("model.image_size resizes a contrastive model that is loaded (model.path, init_from)")
+        if self.model.num_patches and (self.task.kind == "llava" or self.model.dual):
+            raise ValueError("model.num_patches (NaFlex) belongs to a SigLIP: model.preset, model.path or init_from")
         if "vision" in self.model.locked and self.task.kind == "contrastive" and self.task.patch_dropout:
             raise ValueError("task.patch_dropout: the vision tower is locked")
         return self

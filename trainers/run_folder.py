@@ -141,18 +141,16 @@ def finish_run(recipe: TrainRecipe, run: RunFolder) -> None:
 
 def evaluate_checkpoint(recipe: TrainRecipe, run_dir: Path, checkpoint: Path) -> None:
     """Run the recipe's evaluations on a checkpoint's model; one line each in evaluations.jsonl. Rank 0 only."""
-    from trainers.evaluate.class_names import ClassFiles
     from trainers.evaluate.run import evaluate
 
     path = run_dir / "evaluations.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for part in recipe.evaluate:
+        settings = part.model_dump(exclude_none=True)
         key = {"checkpoint": checkpoint.name, **part.model_dump()}
         if any({name: line.get(name) for name in key} == key for line in done):
             continue
-        files = ClassFiles(part.classes, part.templates)
-        found = evaluate(str(checkpoint / "model"), part.kind, part.data, train_data=part.train_data, files=files)
-        result = {**found, **{name: value for name, value in key.items() if value is not None}}
+        result = {**evaluate(str(checkpoint / "model"), **settings), "checkpoint": checkpoint.name}
         logger.info("%s: %s", run_dir, json.dumps(result))
         with path.open("a") as file:
             file.write(json.dumps(result) + "\n")

@@ -11,19 +11,20 @@ from torch import nn
 
 from schemas.conversation import Conversation
 from schemas.image_decode import Pixels
-from schemas.preprocess import Preprocess
+from schemas.naflex import AnyPreprocess, Grid
 
 Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class TrainSample:
-    """One decoded sample: `pixels` are resized to what the model sees (size x size x 3, uint8)."""
+    """One decoded sample: `pixels` are resized to what the model sees, uint8: [size, size, 3], of NaFlex [N, bytes]."""
 
     uid: str
     pixels: Pixels | None  # null: a text-only conversation
     caption: str
     conversation: Conversation | None = None
+    grid: Grid | None = None  # NaFlex: rows and columns of patches; what follows them in `pixels` is padding
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,11 @@ class Task(Protocol):
     """
 
     model: nn.Module  # its parameters are those of the exported Hugging Face class
-    preprocess: Preprocess
+
+    @property
+    def preprocess(self) -> AnyPreprocess:
+        """How pictures are prepared, in training and by the export's processor."""
+        ...
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Trainable parameters; everything else is frozen."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -35,8 +36,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str, max_leng
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],
     )
+    save_whole(fast, folder)
+
+
+def save_whole(tokenizer: Any, folder: str) -> None:
+    """Write a tokenizer folder that is there whole or not at all."""
     partial = Path(f"{folder}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    fast.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
     partial.rename(folder)

@@ -166,7 +166,8 @@ def make_loader(recipe: TrainRecipe, datasets: Sequence[Dataset], task: Task) ->
     orders = [Order(dataset.shard_sizes, seed, index) for index, dataset in enumerate(datasets)]
     weights = [source.weight for source in recipe.data.train]
     stream = Stream(orders, weights, recipe.data.num_lanes, recipe.batch.global_batch_size)
-    return Loader(datasets, stream, task.preprocess, recipe.data.augment, seed, rank(), world_size())
+    augment, num_patches = recipe.data.augment, recipe.model.num_patches
+    return Loader(datasets, stream, task.preprocess, augment, seed, rank(), world_size(), num_patches)
 
 
 def train_step(training: Training, share: Share) -> dict[str, float]:
@@ -188,6 +189,8 @@ def train_step(training: Training, share: Share) -> dict[str, float]:
         raise_at_nan(training, f"the norm of the gradients is {norm}", share.uids)
     rate = recipe.optimizer.learning_rate * factor
     figures = {**result.figures, "grad_norm": norm, "num_replaced": num_replaced, "sample_checksum": checksum}
+    if share.grids:
+        figures["num_patches"] = share.pixels.shape[1]
     return {"loss": mean, "learning_rate": rate, **figures}
 
 

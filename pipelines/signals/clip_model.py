@@ -1,6 +1,7 @@
 """An image-text model from a Hugging Face folder: features of images and captions, L2-normalised.
 
-Takes CLIP, SigLIP (and SigLIP 2 of fixed resolution, which has SigLIP's classes) and VisionTextDualEncoder.
+Takes CLIP, SigLIP (and SigLIP 2 of fixed resolution, which has SigLIP's classes), SigLIP 2 with NaFlex and
+VisionTextDualEncoder.
 Legend: B samples of a batch, D embedding.
 """
 
@@ -21,11 +22,11 @@ from transformers import AutoModel, AutoTokenizer
 from schemas import storage
 from schemas.errors import InputError
 from schemas.image_decode import Pixels
-from schemas.preprocess import load_preprocess
+from schemas.naflex import load_any_preprocess
 
 Features = npt.NDArray[np.float32]  # [B, D]
 
-MODEL_TYPES = ("clip", "siglip", "vision-text-dual-encoder")
+MODEL_TYPES = ("clip", "siglip", "siglip2", "vision-text-dual-encoder")
 RESULT_FILES = (
     "config.json",
     "*.safetensors",
@@ -86,7 +87,7 @@ class ClipModel:
     def __init__(self, folder: str, device: str) -> None:
         self.folder = folder
         self.device = device
-        self.preprocess = load_preprocess(folder)
+        self.preprocess = load_any_preprocess(folder)
         with tempfile.TemporaryDirectory() as scratch:
             path = on_disk(folder, scratch)
             self._load(path)
@@ -116,14 +117,15 @@ class ClipModel:
     @torch.inference_mode()
     def image_features(self, pixels: Sequence[Pixels]) -> Features:
         """Features of images that `preprocess.resize` has resized: [B, D], L2-normalised."""
-        values = torch.from_numpy(self.preprocess.normalise(np.stack(pixels))).to(self.device)
-        return _normalised(self.model.get_image_features(pixel_values=values))
+        inputs = self.preprocess.model_inputs(pixels)
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
+        return _normalised(self.model.get_image_features(**tensors))
 
     @torch.inference_mode()
     def text_features(self, captions: Sequence[str]) -> Features:
         """Features of captions: [B, D], L2-normalised."""
         # SigLIP's text tower pools the last position and was trained on full-length texts without a mask.
-        fills_up = self.model_type == "siglip"
+        fills_up = self.model_type in ("siglip", "siglip2")
         tokens = self.tokenizer(
             list(captions),
             padding="max_length" if fills_up else "longest",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,11 +16,11 @@ from torch.utils.data import Dataset as TorchDataset
 from schemas.conversation import Conversation
 from schemas.errors import InputError, PairloomError, SampleError
 from schemas.image_decode import Pixels, decode_rgb
-from schemas.preprocess import Preprocess
+from schemas.naflex import AnyPreprocess, Grid, NaflexPreprocess
 from schemas.train_recipe import AugmentRecipe
 from trainers.data.in_thread import in_thread
 from trainers.data.raw_sample import Dataset, RawSample
-from trainers.data.resize import resize_into
+from trainers.data.resize import cut_into, resize_into
 from trainers.data.stream import Place, Stream, generator
 from trainers.task import TrainSample
 
@@ -32,18 +33,19 @@ STEPS_AHEAD = 2  # that each worker has ready
 class Share:
     """A rank's samples of one step: pictures in one tensor, so that it travels in shared memory."""
 
-    pixels: torch.Tensor  # [images, size, size, 3] uint8
+    pixels: torch.Tensor  # uint8 [images, size, size, 3]; of NaFlex [images, N, bytes of a patch]
     uids: list[str]
     captions: list[str]
     conversations: list[Conversation | None]
     has_image: list[bool]
     replaced: list[str]  # what was broken, one line each
+    grids: list[Grid] = field(default_factory=list)  # NaFlex: of each picture
 
     def samples(self) -> list[TrainSample]:
         """The samples, in order."""
-        images = iter(self.pixels.numpy())
+        images, grids = iter(self.pixels.numpy()), iter(self.grids)
         return [
-            TrainSample(uid, next(images) if has_image else None, caption, conversation)
+            TrainSample(uid, next(images) if has_image else None, caption, conversation, next(grids, None))
             for uid, caption, conversation, has_image in zip(
                 self.uids, self.captions, self.conversations, self.has_image, strict=True
             )
@@ -63,12 +65,13 @@ class Loader(TorchDataset[Share | Failure]):
 
     datasets: Sequence[Dataset]
     stream: Stream
-    preprocess: Preprocess
+    preprocess: AnyPreprocess
     augment: AugmentRecipe
     seed: int
     rank: int
     world_size: int
-    slots: torch.Tensor | None = None  # [slots, samples, size, size, 3] in shared memory
+    num_patches: Sequence[int] = ()  # NaFlex: one of them a step, instead of the preprocess's own number
+    slots: torch.Tensor | None = None  # [slots, bytes of the largest share] in shared memory
 
     def __getitem__(self, step: int) -> Share | Failure:
         try:
@@ -88,13 +91,16 @@ class Loader(TorchDataset[Share | Failure]):
         """This rank's samples of a step. Raises InputError, StorageError."""
         replaced: list[str] = []
         places = self.stream.step(step, self.rank, self.world_size)
+        preprocess = self.preprocess_at(step)
         pictures = self._room(step, len(places))
+        grids: list[Grid] = []
         num_pictures = 0
         found: list[RawSample] = []
         for place in places:
-            raw = self._sample(place, pictures[num_pictures], replaced)
+            raw, grid = self._sample(place, pictures[num_pictures], preprocess, replaced)
             found.append(raw)
             num_pictures += raw.image is not None
+            grids += [grid] if grid is not None else []
         return Share(
             torch.from_numpy(pictures[:num_pictures]),
             [raw.uid for raw in found],
@@ -102,40 +108,57 @@ class Loader(TorchDataset[Share | Failure]):
             [raw.conversation for raw in found],
             [raw.image is not None for raw in found],
             replaced,
+            grids,
         )
 
+    def preprocess_at(self, step: int) -> AnyPreprocess:
+        """How pixels are prepared at a step: the same on all ranks, for it depends on the seed and the step only."""
+        if not isinstance(self.preprocess, NaflexPreprocess) or not self.num_patches:
+            return self.preprocess
+        drawn = int(generator(self.seed, "num_patches", step).integers(len(self.num_patches)))
+        return replace(self.preprocess, num_patches=self.num_patches[drawn])
+
     def _room(self, step: int, num: int) -> Pixels:
-        """Where the pictures of a step go: [num, size, size, 3]."""
+        """Where the pictures of a step go: [num, *room of one]."""
         if self.slots is not None and get_worker_info() is not None:
-            slot: Pixels = self.slots[step % len(self.slots)].numpy()
+            slot: Pixels = self._slot(step, num).numpy()
             return slot
-        return np.empty((num, self.preprocess.size, self.preprocess.size, 3), np.uint8)
+        return np.empty((num, *self.preprocess_at(step).room), np.uint8)
+
+    def _slot(self, step: int, num: int) -> torch.Tensor:
+        assert self.slots is not None
+        room = self.preprocess_at(step).room
+        return self.slots[step % len(self.slots)][: num * math.prod(room)].view(num, *room)
 
     def with_slots(self, num_slots: int) -> Loader:
         """The same with shared memory for the pictures of so many steps: fresh pages cost as much as a resize."""
         num = len(self.stream.step(0, self.rank, self.world_size))
-        shape = (num_slots, num, self.preprocess.size, self.preprocess.size, 3)
+        largest = self.preprocess
+        if isinstance(largest, NaflexPreprocess) and self.num_patches:
+            largest = replace(largest, num_patches=max(self.num_patches))
+        shape = (num_slots, num * math.prod(largest.room))
         return replace(self, slots=torch.empty(shape, dtype=torch.uint8).share_memory_())  # type: ignore[no-untyped-call]
 
     def from_slot(self, step: int, share: Share) -> Share:
         """A share of a worker with a copy of its pictures; the slot is free again."""
-        assert self.slots is not None
-        return replace(share, pixels=self.slots[step % len(self.slots)][: sum(share.has_image)].clone())
+        return replace(share, pixels=self._slot(step, sum(share.has_image)).clone())
 
-    def _sample(self, place: Place, room: Pixels, replaced: list[str]) -> RawSample:
+    def _sample(
+        self, place: Place, room: Pixels, preprocess: AnyPreprocess, replaced: list[str]
+    ) -> tuple[RawSample, Grid | None]:
         """The sample at a place, or one in its stead; its picture goes to `room`."""
         for attempt in range(MAX_REPLACEMENTS):
             chosen = place if attempt == 0 else self.stream.replacement(place, attempt, self.seed)
             try:
-                return self._decode(chosen, room)
+                return self._decode(chosen, room, preprocess)
             except SampleError as error:
                 replaced.append(f"data set {chosen.dataset}, shard {chosen.shard}, row {chosen.row}: {error}")
         raise InputError(f"{MAX_REPLACEMENTS} broken samples in a row ({replaced[-1]}); check the data set")
 
-    def _decode(self, place: Place, room: Pixels) -> RawSample:
+    def _decode(self, place: Place, room: Pixels, preprocess: AnyPreprocess) -> tuple[RawSample, Grid | None]:
         raw = self.datasets[place.dataset].read(place.shard, place.row)
         if raw.image is None:
-            return raw
+            return raw, None
         try:
             pixels = decode_rgb(raw.image)
         except SampleError as error:
@@ -143,8 +166,10 @@ class Loader(TorchDataset[Share | Failure]):
         if self.augment.random_resized_crop is not None:
             draw = generator(self.seed, "crop", place.epoch, raw.uid)
             pixels = random_crop(pixels, self.augment.random_resized_crop, draw)
-        resize_into(room, pixels, self.preprocess)
-        return raw
+        if isinstance(preprocess, NaflexPreprocess):
+            return raw, cut_into(room, pixels, preprocess)
+        resize_into(room, pixels, preprocess)
+        return raw, None
 
 
 def random_crop(pixels: Pixels, area: tuple[float, float], draw: np.random.Generator) -> Pixels:

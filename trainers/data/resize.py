@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from schemas.image_decode import Pixels
+from schemas.naflex import Grid, NaflexPreprocess
 from schemas.preprocess import Preprocess
 
 KERNELS: dict[int, Callable[..., Any]] = {
@@ -37,6 +38,17 @@ def resize_into(room: Pixels, pixels: Pixels, preprocess: Preprocess) -> None:
     kernel(_planes(pixels), (rows, columns), False, None, None, out=_planes(whole))
     if whole is not room:
         room[:] = preprocess.crop(whole)
+
+
+def cut_into(room: Pixels, pixels: Pixels, preprocess: NaflexPreprocess) -> Grid:
+    """RGB of any size -> patches in `room` [N, P], uint8; returns their rows and columns."""
+    kernel = KERNELS.get(preprocess.resample)
+    if kernel is None:
+        return preprocess.cut(preprocess.resize(pixels), room)
+    height, width = (number * preprocess.patch_size for number in preprocess.grid(*pixels.shape[:2]))
+    resized = np.empty((height, width, 3), np.uint8)
+    kernel(_planes(pixels), (height, width), False, None, None, out=_planes(resized))
+    return preprocess.cut(resized, room)
 
 
 def _planes(pixels: Pixels) -> torch.Tensor:

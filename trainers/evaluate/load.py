@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional
 from transformers import (
     AutoTokenizer,
     CLIPModel,
     LlavaForConditionalGeneration,
+    Siglip2Model,
     SiglipModel,
     VisionTextDualEncoderModel,
 )
@@ -21,13 +21,20 @@ from transformers import (
 from schemas import storage
 from schemas.errors import InputError, SampleError
 from schemas.image_decode import Pixels, decode_rgb
-from schemas.preprocess import Preprocess, load_preprocess
+from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
+from schemas.preprocess import load_preprocess
 from trainers.models.folder import local_folder, model_type_of
+from trainers.models.towers import num_places, pads_to_end, pool_texts
 
 IMAGES_PER_BATCH = 64
 TEXTS_PER_BATCH = 256
 NUM_DECODE_THREADS = 4  # Pillow and simplejpeg release the interpreter lock
-_DUAL_CLASSES = {"siglip": SiglipModel, "clip": CLIPModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
+_DUAL_CLASSES = {
+    "siglip": SiglipModel,
+    "siglip2": Siglip2Model,
+    "clip": CLIPModel,
+    "vision-text-dual-encoder": VisionTextDualEncoderModel,
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class ImageSource:
             raise InputError(f"{self.url}: no such image") from error
 
 
-def load_pixels(source: ImageSource, preprocess: Preprocess) -> Pixels:
+def load_pixels(source: ImageSource, preprocess: AnyPreprocess) -> Pixels:
     """What the model sees of an image. Raises InputError: leaving images out would measure another thing."""
     try:
         return preprocess.resize(decode_rgb(source.read()))
@@ -56,13 +63,13 @@ def load_pixels(source: ImageSource, preprocess: Preprocess) -> Pixels:
         raise InputError(f"{source.url}: {error}") from error
 
 
-def pixel_batches(sources: Sequence[ImageSource], preprocess: Preprocess) -> Iterator[torch.Tensor]:
-    """`pixel_values` [B, 3, size, size] of the images in order, IMAGES_PER_BATCH at a time."""
+def image_batches(sources: Sequence[ImageSource], preprocess: AnyPreprocess) -> Iterator[dict[str, torch.Tensor]]:
+    """What the model takes of the images in order, IMAGES_PER_BATCH at a time: `pixel_values` and what NaFlex adds."""
     with ThreadPoolExecutor(NUM_DECODE_THREADS) as pool:
         for start in range(0, len(sources), IMAGES_PER_BATCH):
             batch = sources[start : start + IMAGES_PER_BATCH]
             pixels = list(pool.map(lambda source: load_pixels(source, preprocess), batch))
-            yield torch.from_numpy(preprocess.normalise(np.stack(pixels)))
+            yield {name: torch.from_numpy(array) for name, array in preprocess.model_inputs(pixels).items()}
 
 
 def pick_device() -> torch.device:
@@ -71,34 +78,47 @@ def pick_device() -> torch.device:
 
 
 class DualEncoder:
-    """A contrastive model: images and texts -> L2-normalised features."""
+    """A contrastive model: images and texts -> L2-normalised features.
 
-    def __init__(self, folder: str) -> None:
+    `num_patches` is for NaFlex, instead of the number in the folder. Raises InputError.
+    """
+
+    def __init__(self, folder: str, num_patches: int | None = None) -> None:
         model_type = model_type_of(folder)
         if model_type not in _DUAL_CLASSES:
             raise InputError(f"{folder}: {model_type} has no image and text features; use {', '.join(_DUAL_CLASSES)}")
         local = local_folder(folder)
         self.device = pick_device()
-        self.model: Any = _DUAL_CLASSES[model_type].from_pretrained(local, dtype=torch.float32).eval().to(self.device)
+        model: Any = _DUAL_CLASSES[model_type].from_pretrained(local, dtype=torch.float32)
+        if isinstance(model, VisionTextDualEncoderModel):
+            pool_texts(model)
+        self.model = model.eval().to(self.device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(local)
-        self.preprocess = load_preprocess(local)
-        self.is_siglip = model_type == "siglip"
+        self.preprocess = load_any_preprocess(local)
+        if num_patches is not None:
+            if not isinstance(self.preprocess, NaflexPreprocess):
+                raise InputError(f"{folder}: takes pictures of one size; num_patches is for NaFlex")
+            self.preprocess = replace(self.preprocess, num_patches=num_patches)
+        self._pads_to_end = pads_to_end(model.config)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids as in training. SigLIP pools the last position, so all of its texts have one length."""
-        places = int(self.model.config.text_config.max_position_embeddings)
-        length = min(places, int(self.tokenizer.model_max_length))
-        padding = "max_length" if self.is_siglip else True
+        length = min(num_places(self.model.config), int(self.tokenizer.model_max_length))
+        padding = "max_length" if self._pads_to_end else True
         encoded = self.tokenizer(list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt")
-        names = ["input_ids"] if self.is_siglip else ["input_ids", "attention_mask"]
+        names = ["input_ids"] if self._pads_to_end else ["input_ids", "attention_mask"]
         return {name: encoded[name].to(self.device) for name in names}
+
+    def on_device(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Inputs where the model lies."""
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     @torch.inference_mode()
     def image_features(self, sources: Sequence[ImageSource]) -> torch.Tensor:
         """Features [N, D] of images, on the CPU."""
         batches = [
-            self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
-            for pixels in pixel_batches(sources, self.preprocess)
+            self.model.get_image_features(**self.on_device(inputs)).pooler_output
+            for inputs in image_batches(sources, self.preprocess)
         ]
         return functional.normalize(torch.cat(batches).float(), dim=-1).cpu()
 

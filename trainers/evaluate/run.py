@@ -4,40 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from schemas.errors import InputError
-from trainers.evaluate.class_names import BESIDE_THE_DATA, ClassFiles
+from schemas.recipe_io import parse_recipe
+from schemas.train_recipe import EvaluateRecipe
+from trainers.evaluate.class_names import ClassFiles
 from trainers.evaluate.linear_probe import linear_probe
 from trainers.evaluate.load import DualEncoder, LlavaReader
 from trainers.evaluate.retrieval import retrieval
 from trainers.evaluate.vqa import ImageMode, vqa
 from trainers.evaluate.zero_shot import zero_shot
 
-KINDS = ("zero-shot", "linear-probe", "retrieval", "vqa")
-
 
 def evaluate(
-    model_folder: str,
-    kind: str,
-    data: str,
-    image_mode: ImageMode = "real",
-    train_data: str | None = None,
-    files: ClassFiles = BESIDE_THE_DATA,
+    model_folder: str, kind: str, data: str, image_mode: ImageMode = "real", **settings: Any
 ) -> dict[str, Any]:
-    """Figures of one evaluation, flat and ready for JSON. Raises InputError.
+    """Figures of one evaluation, flat and ready for JSON. Raises InputError, RecipeError.
 
-    `image_mode` is for vqa, `train_data` for linear-probe, `files` for both kinds of classification.
+    `image_mode` is for vqa; `settings` are the further fields of a recipe's `evaluate` entry.
     """
-    if (train_data is not None) != (kind == "linear-probe"):
-        raise InputError("linear-probe, and only it, needs train data: images to fit the classifier to")
-    if files != BESIDE_THE_DATA and kind not in ("zero-shot", "linear-probe"):
-        raise InputError(f"{kind} has no classes and templates")
-    head = {"model": model_folder, "kind": kind, "data": data}
-    if kind == "zero-shot":
-        return {**head, **zero_shot(DualEncoder(model_folder), data, files)}
-    if kind == "linear-probe" and train_data is not None:
-        return {**head, **linear_probe(DualEncoder(model_folder), data, train_data, files)}
-    if kind == "retrieval":
-        return {**head, **retrieval(DualEncoder(model_folder), data)}
-    if kind == "vqa":
+    part = parse_recipe({"kind": kind, "data": data, **settings}, EvaluateRecipe, where="evaluate")
+    head = {"model": model_folder, **part.model_dump(exclude_none=True)}
+    if part.kind == "vqa":
         return {**head, **vqa(LlavaReader(model_folder), data, image_mode)}
-    raise InputError(f"kind of evaluation {kind}: there are {', '.join(KINDS)}")
+    encoder = DualEncoder(model_folder, part.num_patches)
+    if part.kind == "retrieval":
+        return {**head, **retrieval(encoder, data)}
+    files = ClassFiles(part.classes, part.templates)
+    if part.train_data is None:
+        return {**head, **zero_shot(encoder, data, files)}
+    return {**head, **linear_probe(encoder, data, part.train_data, files)}

@@ -16,7 +16,7 @@ from schemas import storage
 from schemas.conversation import IMAGE_MARK, Turn, load_conversations
 from schemas.errors import InputError
 from trainers.chat import Renderer, num_image_tokens
-from trainers.evaluate.load import ImageSource, LlavaReader, pixel_batches
+from trainers.evaluate.load import ImageSource, LlavaReader, image_batches
 from trainers.evaluate.records import read_jsonl
 
 ImageMode = Literal["real", "none", "wrong"]
@@ -82,7 +82,8 @@ def _generate(reader: LlavaReader, prompts: Sequence[Sequence[int]], urls: Seque
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     inputs = {"input_ids": input_ids, "attention_mask": mask}
     if urls:
-        inputs["pixel_values"] = torch.cat(list(pixel_batches([ImageSource(url) for url in urls], reader.preprocess)))
+        batches = image_batches([ImageSource(url) for url in urls], reader.preprocess)
+        inputs["pixel_values"] = torch.cat([batch["pixel_values"] for batch in batches])
     inputs = {name: tensor.to(reader.device) for name, tensor in inputs.items()}
     generated = reader.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
     texts: list[str] = reader.tokenizer.batch_decode(generated[:, length:], skip_special_tokens=True)

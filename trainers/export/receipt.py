@@ -20,10 +20,11 @@ from schemas import storage
 from schemas.conversation import IMAGE_MARK, Turn
 from schemas.errors import InputError
 from schemas.image_decode import Pixels
-from schemas.preprocess import Preprocess, load_preprocess
+from schemas.naflex import AnyPreprocess, load_any_preprocess
 from trainers.chat import Renderer, num_image_tokens
 from trainers.evaluate.load import DualEncoder, LlavaReader
 from trainers.models.folder import local_folder, read_config
+from trainers.models.towers import pool_texts
 
 MAX_DIFFERENCE = 1e-4  # of outputs, fp32: the same weights give less on any machine
 PROBE_TEXTS = ("a dog on the beach", "Two children play football, 3 others watch.", "naïve café – 東京", "x")
@@ -71,6 +72,8 @@ def load_strictly(folder: str) -> tuple[Any, int]:
     config = AutoConfig.from_pretrained(local)
     model_class = getattr(transformers, read_config(folder)["architectures"][0])
     model = model_class(config=config).eval()
+    if config.model_type == "vision-text-dual-encoder":
+        pool_texts(model)
     state: dict[str, torch.Tensor] = {}
     for file in _weight_files(local):
         state |= load_file(file)
@@ -103,17 +106,18 @@ def probe_images() -> list[Pixels]:
     return images
 
 
-def probe_pixels(preprocess: Preprocess) -> torch.Tensor:
-    """`pixel_values` [4, 3, size, size] of the probe images."""
-    return torch.from_numpy(preprocess.normalise(np.stack([preprocess.resize(image) for image in probe_images()])))
+def probe_inputs(preprocess: AnyPreprocess) -> dict[str, torch.Tensor]:
+    """What a model takes of the four probe images."""
+    inputs = preprocess.model_inputs([preprocess.resize(image) for image in probe_images()])
+    return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
 
 @torch.inference_mode()
 def _compare_dual(folder: str, reference: Any) -> dict[str, float]:
     encoder = DualEncoder(folder)
     reference = reference.to(encoder.device)
-    pixels, texts = probe_pixels(encoder.preprocess).to(encoder.device), encoder.tokenize(PROBE_TEXTS)
-    outputs = [model(pixel_values=pixels, **texts) for model in (encoder.model, reference)]
+    images, texts = encoder.on_device(probe_inputs(encoder.preprocess)), encoder.tokenize(PROBE_TEXTS)
+    outputs = [model(**images, **texts) for model in (encoder.model, reference)]
     names = {"image_features": "image_embeds", "text_features": "text_embeds", "logits": "logits_per_image"}
     return {name: _difference(*(getattr(output, field) for output in outputs)) for name, field in names.items()}
 
@@ -122,7 +126,7 @@ def _compare_dual(folder: str, reference: Any) -> dict[str, float]:
 def _compare_llava(folder: str, reference: Any) -> dict[str, float]:
     reader = LlavaReader(folder)
     reference = reference.to(reader.device)
-    pixels = probe_pixels(reader.preprocess)
+    pixels = probe_inputs(reader.preprocess)["pixel_values"]
     renderer = _renderer(reader)
     differences = []
     for text, values in zip(PROBE_TEXTS, pixels, strict=True):
@@ -144,11 +148,13 @@ def _renderer(reader: LlavaReader) -> Renderer:
 
 
 def pixel_difference(folder: str) -> float:
-    """Largest difference between pairloom's pixels and those of the folder's own image processor (Pillow's)."""
+    """Largest difference between pairloom's pixels (NaFlex: and masks and shapes) and those of the folder's own image
+    processor (Pillow's).
+    """
     processor = _image_processor(folder)
-    preprocess = load_preprocess(folder)
-    theirs = [processor(images=image, return_tensors="pt")["pixel_values"] for image in probe_images()]
-    return _difference(torch.cat(theirs), probe_pixels(preprocess))
+    ours = probe_inputs(load_any_preprocess(folder))
+    theirs = [processor(images=image, return_tensors="pt") for image in probe_images()]
+    return max(_difference(torch.cat([one[name] for one in theirs]), values) for name, values in ours.items())
 
 
 def _image_processor(folder: str) -> Any:

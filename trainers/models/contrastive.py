@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, CLIPModel, SiglipModel, VisionTextDualEncoderModel
+from transformers import CLIPModel, Siglip2Model, SiglipModel, VisionTextDualEncoderModel
 
 from schemas.errors import InputError, RecipeError
-from schemas.preprocess import Preprocess, load_preprocess
+from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
+from schemas.preprocess import Preprocess
 from schemas.train_recipe import ContrastiveTask, ModelRecipe
 from trainers.models.folder import model_type_of
-from trainers.models.presets import preset_config
+from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, to_naflex
+from trainers.models.positions import resize_pictures
+from trainers.models.presets import MEAN_POOLING, preset_config
+from trainers.models.towers import load_dual_encoder
 from trainers.task import Batch
 
 MAX_LOG_SCALE = math.log(100)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-FAMILIES = {"clip": CLIPModel, "siglip": SiglipModel, "vision-text-dual-encoder": VisionTextDualEncoderModel}
+FAMILIES = {
+    "clip": CLIPModel,
+    "siglip": SiglipModel,
+    "siglip2": Siglip2Model,
+    "vision-text-dual-encoder": VisionTextDualEncoderModel,
+}
 
 
 class Features(NamedTuple):
@@ -52,26 +62,25 @@ class ContrastiveModel(nn.Module):
                 raise RecipeError(f"task.patch_dropout: not for the towers of a {hf.config.model_type}")
             hf.vision_model.embeddings.register_forward_hook(self._drop_patches)
         scale = hf.logit_scale.detach().float().reshape(1)
-        bias = hf.logit_bias.detach().float().reshape(1) if hasattr(hf, "logit_bias") else None
+        bias = _bias_of(hf)
         if is_new or task.initial_logit_scale is not None:
             scale = torch.full((1,), _initial_scale(task))
         if is_new or bias is None:
             bias = torch.full((1,), task.initial_logit_bias)
-        self._scale_shape = tuple(hf.logit_scale.shape)
+        self._scale_shape, self._has_bias = tuple(hf.logit_scale.shape), hasattr(hf, "logit_bias")
         for name in ("logit_scale", "logit_bias"):
             if hasattr(hf, name):
                 delattr(hf, name)
         self.logit_scale = nn.Parameter(scale)
         self.logit_bias = nn.Parameter(bias, requires_grad=task.loss == "siglip")
+        if getattr(hf.config.vision_config, "pooling", None) == MEAN_POOLING:
+            average_patches(hf.vision_model.head)
 
     def forward(self, batch: Batch) -> Features:
-        """Features of a batch: `pixel_values` [B, 3, S, S] or what the locked vision tower gave (`pooled_image`
-        [B, P]); `input_ids` and, where the class takes one, `attention_mask` [B, L], or `pooled_text`.
+        """Features of a batch: `pixel_values` [B, 3, S, S], or NaFlex's inputs, or what the locked vision tower gave
+        (`pooled_image` [B, P]); `input_ids` and, where the class takes one, `attention_mask` [B, L], or `pooled_text`.
         """
-        if "pooled_image" in batch:
-            pooled_image = batch["pooled_image"]
-        else:
-            pooled_image = self.pool_images(batch["pixel_values"], batch.get("kept_patches"))
+        pooled_image = batch["pooled_image"] if "pooled_image" in batch else self.pool_images(batch)
         pooled_text = batch["pooled_text"] if "pooled_text" in batch else self.pool_texts(batch)
         image = self._project("visual_projection", pooled_image)
         text = self._project("text_projection", pooled_text)
@@ -80,10 +89,11 @@ class ContrastiveModel(nn.Module):
             F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), scale, self.logit_bias.float()
         )
 
-    def pool_images(self, pixel_values: torch.Tensor, kept_patches: torch.Tensor | None = None) -> torch.Tensor:
-        """What the vision tower gives for pictures: [B, P]; it sees only the patches [B, K], if they are given."""
-        self._kept_patches = kept_patches
-        pooled: torch.Tensor = self.hf.vision_model(pixel_values=pixel_values).pooler_output
+    def pool_images(self, batch: Batch) -> torch.Tensor:
+        """What the vision tower gives for pictures: [B, P]; it sees only `kept_patches` [B, K], if they are given."""
+        self._kept_patches = batch.get("kept_patches")
+        inputs = {name: batch[name] for name in IMAGE_INPUTS if name in batch}
+        pooled: torch.Tensor = self.hf.vision_model(**inputs).pooler_output
         self._kept_patches = None
         return pooled.flatten(1)
 
@@ -135,12 +145,40 @@ class ContrastiveModel(nn.Module):
         return self
 
     def exported_state(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The state dict of the exported class from one of this module."""
+        """The state dict of the exported class from one of this module.
+
+        config.json keeps the bias where the class has no place for it: a next run goes on with it.
+        """
         exported = {name.removeprefix("hf."): value for name, value in state.items() if name.startswith("hf.")}
         exported["logit_scale"] = state["logit_scale"].reshape(self._scale_shape)
-        if isinstance(self.hf, SiglipModel):
+        if self._has_bias:
             exported["logit_bias"] = state["logit_bias"].reshape(1)
+        elif self.logit_bias.requires_grad:
+            self.hf.config.logit_bias = float(state["logit_bias"])
         return exported
+
+
+def _bias_of(hf: Any) -> torch.Tensor | None:
+    """The SigLIP bias that a model has learned, if it has."""
+    if hasattr(hf, "logit_bias"):
+        return torch.as_tensor(hf.logit_bias.detach().float().reshape(1))
+    kept = getattr(hf.config, "logit_bias", None)
+    return None if kept is None else torch.tensor([float(kept)])
+
+
+@torch.no_grad()
+def average_patches(head: Any) -> None:
+    """Make SigLIP's attention pooling the mean over the patches, for good: so that plain transformers gives it, too.
+
+    Queries and keys of zeros weigh all patches alike; values pass as they are, and the MLP adds nothing.
+    """
+    width = head.layernorm.weight.numel()
+    for parameter in head.parameters():
+        parameter.zero_()
+        parameter.requires_grad_(False)
+    head.layernorm.weight.fill_(1.0)
+    head.attention.in_proj_weight[2 * width :].fill_diagonal_(1.0)
+    head.attention.out_proj.weight.fill_diagonal_(1.0)
 
 
 def _initial_scale(task: ContrastiveTask) -> float:
@@ -149,34 +187,43 @@ def _initial_scale(task: ContrastiveTask) -> float:
     return math.log(1 / 0.07) if task.loss == "clip" else math.log(10)
 
 
-def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -> tuple[Any, Preprocess]:
-    """A model of a preset with random weights, and how its pictures are prepared."""
+def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -> tuple[Any, AnyPreprocess]:
+    """A model of a preset with random weights, and how its pictures are prepared. Raises RecipeError."""
     config = preset_config(str(recipe.preset), recipe.overrides, vocab_size, tokens)
     size = int(config.vision_config.image_size)
+    if recipe.num_patches:
+        _check_siglip(config.model_type)
+        preprocess = naflex_preprocess(recipe.num_patches, int(config.vision_config.patch_size))
+        return Siglip2Model(naflex_config(config)), preprocess
     if config.model_type == "clip":
         return CLIPModel(config), Preprocess(size, "center_crop", CLIP_MEAN, CLIP_STD)
     return SiglipModel(config), Preprocess(size)
 
 
-def load_model(folder: str) -> tuple[Any, Preprocess]:
-    """A contrastive model from a Hugging Face folder, in fp32. Raises InputError."""
+def load_model(folder: str, recipe: ModelRecipe) -> tuple[Any, AnyPreprocess]:
+    """A contrastive model from a Hugging Face folder, in fp32, for the pictures of the recipe.
+
+    Raises InputError, RecipeError.
+    """
     model_type = model_type_of(folder)
     if model_type not in FAMILIES:
         raise InputError(f"{folder}: holds a {model_type} model; contrastive tasks take {', '.join(FAMILIES)}")
-    return FAMILIES[model_type].from_pretrained(folder, dtype=torch.float32), load_preprocess(folder)
+    if model_type == "vision-text-dual-encoder":
+        hf = load_dual_encoder(folder)
+    else:
+        hf = FAMILIES[model_type].from_pretrained(folder, dtype=torch.float32)
+    preprocess = load_any_preprocess(folder)
+    if recipe.image_size is not None:
+        preprocess = resize_pictures(hf, preprocess, recipe.image_size)
+    if not recipe.num_patches:
+        return hf, preprocess
+    _check_siglip(model_type)
+    naflex = naflex_preprocess(recipe.num_patches, int(hf.config.vision_config.patch_size))
+    if isinstance(preprocess, NaflexPreprocess):
+        return hf, replace(preprocess, num_patches=naflex.num_patches)
+    return to_naflex(hf), replace(naflex, mean=preprocess.mean, std=preprocess.std)
 
 
-def join_towers(recipe: ModelRecipe) -> tuple[Any, Preprocess]:
-    """Two pretrained towers with new projection heads. Raises InputError, RecipeError."""
-    if recipe.dual is None:
-        raise RecipeError("model.dual: names two towers")
-    try:
-        vision = AutoModel.from_pretrained(recipe.dual.vision, dtype=torch.float32)
-        text = AutoModel.from_pretrained(recipe.dual.text, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.dual: {' '.join(str(error).split())[:300]}") from error
-    model = VisionTextDualEncoderModel(vision_model=vision, text_model=text)
-    for name, width in (("visual_projection", model.vision_embed_dim), ("text_projection", model.text_embed_dim)):
-        setattr(model, name, nn.Linear(width, recipe.dual.projection_dim, bias=False))
-    model.config.projection_dim = recipe.dual.projection_dim
-    return model, load_preprocess(recipe.dual.vision)
+def _check_siglip(model_type: str) -> None:
+    if model_type not in ("siglip", "siglip2"):
+        raise RecipeError(f"model.num_patches: NaFlex is for SigLIP, this is a {model_type}")

@@ -34,13 +34,13 @@ class Tower:
 class Preset:
     """Both towers, the picture's side and patch in px, and the text's length in tokens."""
 
-    family: str  # clip | siglip
+    family: str  # clip | siglip | siglip2: which is SigLIP's network, with texts in a Siglip2Tokenizer's ids
     vision: Tower
     text: Tower
     image_size: int
     patch_size: int
     text_length: int
-    projection: int = 512  # clip only; siglip's texts end in the width of the vision tower
+    projection: int = 512  # clip only; the others' texts end in the width of the vision tower
 
 
 # Vision transformers (Dosovitskiy et al., arXiv 2010.11929; Zhai et al., arXiv 2106.04560; So400m: arXiv 2305.13035).
@@ -50,12 +50,16 @@ B = Tower(12, 768, 12, 3072)
 L = Tower(24, 1024, 16, 4096)
 H = Tower(32, 1280, 16, 5120)
 G = Tower(40, 1408, 16, 6144)  # "little g", 1.0e9 parameters
+G_OPT = Tower(40, 1536, 16, 6144)  # SigLIP 2's g, 1.1e9
+BIG_G = Tower(48, 1664, 16, 8192)  # "G", 1.8e9
 SO400M = Tower(27, 1152, 16, 4304)
 # CLIP's text transformers (Radford et al., arXiv 2103.00020; from H on those of open_clip).
 B_TEXT = Tower(12, 512, 8, 2048)
 L_TEXT = Tower(12, 768, 12, 3072)
 H_TEXT = Tower(24, 1024, 16, 4096)
+BIG_G_TEXT = Tower(32, 1280, 20, 5120)
 TEST = Tower(2, 64, 2, 128)
+MEAN_POOLING = "mean"  # of the patches, in the place of SigLIP's attention pooling
 PRESETS: Mapping[str, Preset] = {
     "siglip-test-tiny": Preset("siglip", TEST, TEST, 64, 16, 16),
     "clip-test-tiny": Preset("clip", TEST, TEST, 64, 16, 16, 64),
@@ -68,6 +72,12 @@ PRESETS: Mapping[str, Preset] = {
     "siglip-so400m-14": Preset("siglip", SO400M, SO400M, 224, 14, 64),
     "siglip-vit-h-14": Preset("siglip", H, SO400M, 224, 14, 64),
     "siglip-vit-g-14": Preset("siglip", G, SO400M, 224, 14, 64),
+    # SigLIP 2 (Tschannen et al., arXiv 2502.14786); with model.num_patches as NaFlex.
+    "siglip2-test-tiny": Preset("siglip2", TEST, TEST, 64, 16, 64),
+    "siglip2-vit-b-16": Preset("siglip2", B, B, 256, 16, 64),
+    "siglip2-vit-l-16": Preset("siglip2", L, L, 256, 16, 64),
+    "siglip2-so400m-16": Preset("siglip2", SO400M, SO400M, 256, 16, 64),
+    "siglip2-vit-g-16": Preset("siglip2", G_OPT, SO400M, 256, 16, 64),
     "clip-vit-ti-16": Preset("clip", TI, TI, 224, 16, 77, 192),
     "clip-vit-s-16": Preset("clip", S, S, 224, 16, 77, 384),
     "clip-vit-b-32": Preset("clip", B, B_TEXT, 224, 32, 77),
@@ -76,6 +86,7 @@ PRESETS: Mapping[str, Preset] = {
     "clip-so400m-14": Preset("clip", SO400M, SO400M, 224, 14, 77, 1152),
     "clip-vit-h-14": Preset("clip", H, H_TEXT, 224, 14, 77, 1024),
     "clip-vit-g-14": Preset("clip", G, H_TEXT, 224, 14, 77, 1024),
+    "clip-vit-bigg-14": Preset("clip", BIG_G, BIG_G_TEXT, 224, 14, 77, 1280),
 }
 
 
@@ -92,12 +103,15 @@ def preset_config(
     preset = PRESETS[name]
     own = dict(overrides)
     vision_extra, text_extra = own.pop("vision", {}), own.pop("text", {})
+    pooling = own.pop("pooling", None)
     unknown = set(own) - {"image_size", "patch_size", "text_length", "projection"}
     if unknown:
         raise RecipeError(
             f"model.overrides: unknown {sorted(unknown)[0]}; there are image_size, patch_size, text_length, "
-            "projection, vision, text"
+            "projection, pooling, vision, text"
         )
+    if pooling is not None:
+        vision_extra = {**vision_extra, "pooling": _checked_pooling(pooling, preset.family)}
     size = {
         key: int(own.get(key, getattr(preset, key)))
         for key in ("image_size", "patch_size", "text_length", "projection")
@@ -115,8 +129,19 @@ def preset_config(
         **{f"{kind}_token_id": token for kind, token in tokens.items()},
         **text_extra,
     }
-    if preset.family == "siglip":
+    if preset.family != "clip":
         return SiglipConfig(text_config={**text, "projection_size": vision["hidden_size"]}, vision_config=vision)
     for part in (vision, text):
         part["projection_dim"] = size["projection"]
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=size["projection"])
+
+
+def _checked_pooling(pooling: Any, family: str) -> str:
+    """CLIP's class has the class token alone; SigLIP's has attention pooling, which can be made a mean."""
+    own = "cls" if family == "clip" else "map"
+    if pooling not in (own, MEAN_POOLING) or (pooling == MEAN_POOLING and family == "clip"):
+        raise RecipeError(
+            f"model.overrides.pooling {pooling}: clip presets have cls, siglip presets map and mean; either takes "
+            "either task.loss"
+        )
+    return str(pooling)

@@ -14,6 +14,17 @@ from schemas.preprocess import Preprocess, load_preprocess
 from schemas.train_recipe import DualParts
 from trainers.models.folder import local_folder
 
+# Families whose table of positions begins behind that of the padding.
+_PADDING_FIRST = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "roberta-prelayernorm",
+    "xlm-roberta-xl",
+    "mpnet",
+    "longformer",
+)
+
 
 def join_towers(parts: DualParts) -> tuple[Any, Preprocess]:
     """The towers of two folders with new projection heads, in fp32. Raises InputError, RecipeError."""
@@ -52,15 +63,31 @@ def pool_texts(model: Any) -> None:
     def pool(_: nn.Module, __: Any, inputs: dict[str, Any], output: Any) -> Any:
         if getattr(output, "pooler_output", None) is not None:
             return output
-        states_BLD, mask = output.last_hidden_state, inputs.get("attention_mask")
-        rows, places = torch.arange(len(states_BLD), device=states_BLD.device), 0
-        if is_causal and mask is None:
-            places = -1
-        elif is_causal:  # the last one that is no padding, on whichever side that lies
-            places = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
-        return BaseModelOutputWithPooling(last_hidden_state=states_BLD, pooler_output=states_BLD[rows, places])
+        states_BLD = output.last_hidden_state
+        place = _last_places(states_BLD, inputs.get("attention_mask")) if is_causal else 0
+        pooled = states_BLD[torch.arange(len(states_BLD), device=states_BLD.device), place]
+        return BaseModelOutputWithPooling(last_hidden_state=states_BLD, pooler_output=pooled)
 
     model.text_model.register_forward_hook(pool, with_kwargs=True)
+
+
+def _last_places(states_BLD: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor | int:
+    """Of each text the last token that is no padding, on whichever side that lies."""
+    if mask_BL is None:
+        return -1
+    return (mask_BL * torch.arange(states_BLD.shape[1], device=mask_BL.device)).argmax(dim=1)
+
+
+def pads_to_end(config: Any) -> bool:
+    """True for SigLIP's text towers: they pool the last position, so that all of their texts have one length."""
+    return config.text_config.model_type in ("siglip_text_model", "siglip2_text_model")
+
+
+def num_places(config: Any) -> int:
+    """Tokens that the text tower has positions for."""
+    text = config.text_config
+    num_reserved = text.pad_token_id + 1 if text.model_type in _PADDING_FIRST else 0
+    return int(text.max_position_embeddings) - num_reserved
 
 
 def load_dual_encoder(folder: str) -> Any:

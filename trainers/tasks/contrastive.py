@@ -14,18 +14,22 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from schemas.errors import RecipeError
+from schemas.naflex import AnyPreprocess, NaflexPreprocess
 from schemas.train_recipe import ContrastiveTask as ContrastiveRecipe
 from schemas.train_recipe import TrainRecipe
 from trainers.distributed import rank, world_size
 from trainers.locked_cache import LockedCache
 from trainers.losses.clip import clip_loss
 from trainers.losses.siglip import siglip_loss
-from trainers.models.contrastive import ContrastiveModel, Features, join_towers, load_model, new_model
-from trainers.models.positions import resize_pictures
+from trainers.models.contrastive import ContrastiveModel, Features, load_model, new_model
+from trainers.models.folder import model_type_of
+from trainers.models.naflex import naflex_inputs
+from trainers.models.towers import join_towers, num_places, pads_to_end
 from trainers.parameter_groups import group_parameters
+from trainers.siglip2_tokenizer import load_siglip2_tokenizer
 from trainers.task import Batch, ParameterGroup, TrainSample
 
-PROCESSOR_CLASSES = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
+SQUASHING = {"siglip": "SiglipImageProcessor"}  # of other families: ViTImageProcessor; cropping: CLIPImageProcessor
 
 
 class ContrastiveTask:
@@ -37,15 +41,16 @@ class ContrastiveTask:
             raise RecipeError("task.kind: this builds contrastive tasks")
         self._task, self._optimizer = task, recipe.optimizer
         self._seed, self._samples_seen = recipe.run.seed, 0
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_folder)
-        torch.manual_seed(recipe.run.seed)
         folder = recipe.init_from or recipe.model.path
+        is_naflex = recipe.model.num_patches or (folder is not None and model_type_of(folder) == "siglip2")
+        load_tokenizer = load_siglip2_tokenizer if is_naflex else AutoTokenizer.from_pretrained
+        self._tokenizer: Any = load_tokenizer(tokenizer_folder)
+        torch.manual_seed(recipe.run.seed)
+        self.preprocess: AnyPreprocess
         if folder is not None:
-            hf, self.preprocess = load_model(folder)
-            if recipe.model.image_size is not None:
-                self.preprocess = resize_pictures(hf, self.preprocess, recipe.model.image_size)
+            hf, self.preprocess = load_model(folder, recipe.model)
         elif recipe.model.dual is not None:
-            hf, self.preprocess = join_towers(recipe.model)
+            hf, self.preprocess = join_towers(recipe.model.dual)
         else:
             hf, self.preprocess = new_model(recipe.model, len(self._tokenizer), _token_ids(self._tokenizer))
         self._model = ContrastiveModel(hf, task, is_new=folder is None)
@@ -56,9 +61,8 @@ class ContrastiveTask:
         self._caches = _open_caches(recipe, self._model)
         check_batch_statistics(recipe, self._model)
         _check_tokenizer(self._tokenizer, hf.config, tokenizer_folder)
-        self._pads_to_end = hf.config.model_type == "siglip"
-        places = int(hf.config.text_config.max_position_embeddings)
-        self._tokenizer.model_max_length = min(places, int(self._tokenizer.model_max_length))
+        self._pads_to_end = pads_to_end(hf.config)
+        self._tokenizer.model_max_length = min(num_places(hf.config), int(self._tokenizer.model_max_length))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """By weight decay and by depth."""
@@ -69,8 +73,8 @@ class ContrastiveTask:
         self._samples_seen = samples_seen
 
     def collate(self, samples: Sequence[TrainSample]) -> Batch:
-        """pixels [B, S, S, 3] (uint8: normalised where the model lies), input_ids and attention_mask [B, L]; for a
-        locked tower what it gives instead.
+        """pixels (uint8: normalised where the model lies) [B, S, S, 3], or of NaFlex [B, N, P] with spatial_shapes
+        [B, 2]; input_ids and attention_mask [B, L]; for a locked tower what it gives instead.
         """
         uids = [sample.uid for sample in samples]
         batch = {}
@@ -79,7 +83,7 @@ class ContrastiveTask:
                 uids, lambda missing: self._pool_images([samples[index] for index in missing])
             )
         else:
-            batch["pixels"] = _stack(samples)
+            batch |= _stack(samples)
             if self._task.patch_dropout:
                 batch["kept_patches"] = self._draw_patches(uids)
         if "text" in self._caches:
@@ -98,12 +102,17 @@ class ContrastiveTask:
         draws = [np.random.default_rng([*words, zlib.crc32(uid.encode())]).permutation(total) for uid in uids]
         return torch.from_numpy(np.sort(np.stack(draws)[:, :num_kept], axis=1))
 
-    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What `Preprocess.normalise` does, bit for bit, on any device."""
-        mean, std = pixels.new_tensor([self.preprocess.mean, self.preprocess.std], dtype=torch.float32)[..., None, None]
+    def _image_inputs(self, batch: Batch) -> Batch:
+        """The batch with what the model takes in the place of `pixels`: as by `model_inputs` of the preprocess, bit for
+        bit, on any device.
+        """
+        others = {name: tensor for name, tensor in batch.items() if name != "pixels"}
+        pixels, preprocess = batch["pixels"], self.preprocess
+        if isinstance(preprocess, NaflexPreprocess):
+            return {**others, **naflex_inputs(pixels, batch["spatial_shapes"], preprocess)}
+        mean, std = pixels.new_tensor([preprocess.mean, preprocess.std], dtype=torch.float32)[..., None, None]
         planes = pixels.permute(0, 3, 1, 2).contiguous()  # first: on a CPU it takes a third of the time then
-        values: torch.Tensor = planes.float().mul_(1 / 255).sub_(mean).div_(std)
-        return values
+        return {**others, "pixel_values": planes.float().mul_(1 / 255).sub_(mean).div_(std)}
 
     def _tokens(self, samples: Sequence[TrainSample]) -> Batch:
         tokens = self._tokenizer(
@@ -118,7 +127,9 @@ class ContrastiveTask:
 
     @torch.no_grad()
     def _pool_images(self, samples: Sequence[TrainSample]) -> torch.Tensor:
-        return self._model.pool_images(self._normalise(_stack(samples).to(self._model.logit_scale.device)))
+        device = self._model.logit_scale.device
+        batch = {name: tensor.to(device) for name, tensor in _stack(samples).items()}
+        return self._model.pool_images(self._image_inputs(batch))
 
     @torch.no_grad()
     def _pool_texts(self, samples: Sequence[TrainSample]) -> torch.Tensor:
@@ -137,10 +148,7 @@ class ContrastiveTask:
 
     def features(self, engine: nn.Module, batch: Batch) -> Features:
         """Features of a part of the share, or of all of it."""
-        if "pixels" in batch:
-            others = {name: tensor for name, tensor in batch.items() if name != "pixels"}
-            batch = {**others, "pixel_values": self._normalise(batch["pixels"])}
-        features: Features = engine(batch)
+        features: Features = engine(self._image_inputs(batch) if "pixels" in batch else batch)
         return features
 
     def loss_of(self, features: Features) -> tuple[torch.Tensor, Mapping[str, float]]:
@@ -160,8 +168,12 @@ class ContrastiveTask:
         exported = {name: value.contiguous() for name, value in model.exported_state(state).items()}
         model.hf.save_pretrained(folder, state_dict=exported)
         self._tokenizer.save_pretrained(folder)
-        kind = PROCESSOR_CLASSES.get(model.hf.config.model_type, "ViTImageProcessor")
-        config = self.preprocess.processor_config(kind)
+        if isinstance(self.preprocess, NaflexPreprocess):
+            config = self.preprocess.processor_config()
+        else:
+            squashing = SQUASHING.get(model.hf.config.model_type, "ViTImageProcessor")
+            crops = self.preprocess.mode == "center_crop"
+            config = self.preprocess.processor_config("CLIPImageProcessor" if crops else squashing)
         Path(folder, "preprocessor_config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
 
 
@@ -193,8 +205,11 @@ def check_batch_statistics(recipe: TrainRecipe, model: nn.Module) -> None:
             )
 
 
-def _stack(samples: Sequence[TrainSample]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([sample.pixels for sample in samples if sample.pixels is not None]))
+def _stack(samples: Sequence[TrainSample]) -> Batch:
+    """`pixels`, and of NaFlex `spatial_shapes`, of samples that all have a picture."""
+    batch = {"pixels": torch.from_numpy(np.stack([sample.pixels for sample in samples if sample.pixels is not None]))}
+    grids = [sample.grid for sample in samples if sample.grid is not None]
+    return {**batch, "spatial_shapes": torch.tensor(grids)} if grids else batch
 
 
 def _check_tokenizer(tokenizer: Any, config: Any, folder: str) -> None:
@@ -204,7 +219,7 @@ def _check_tokenizer(tokenizer: Any, config: Any, folder: str) -> None:
         raise RecipeError(f"tokenizer {folder}: has no pad token")
     if len(tokenizer) > size:
         raise RecipeError(f"tokenizer {folder}: has {len(tokenizer)} tokens, the model {size}; it belongs to another")
-    if config.model_type != "clip":
+    if config.text_config.model_type != "clip_text_model":
         return
     eos = tokenizer.eos_token_id
     if eos is None or tokenizer("a")["input_ids"][-1] != eos:
