@@ -108,17 +108,26 @@ def evaluate(model: str, image_mode: ImageMode, as_json: bool, **settings: Any) 
 
 @cli.command()
 @click.argument("run_dir", metavar="RUN")
-@click.option("--format", "export_format", required=True, type=click.Choice(["hf", "open-clip"]))
+@click.option("--format", "export_format", required=True, type=click.Choice(["hf", "open-clip", "onnx"]))
 @click.option("--out", required=True, help="Folder to write.")
 @click.option("--step", type=click.IntRange(min=1), help="Checkpoint to export; default: the newest.")
 @click.option("--average", is_flag=True, help="The moving average of the weights (optimizer.average_decay).")
-def export(run_dir: str, export_format: str, out: str, step: int | None, average: bool) -> None:
-    """Export a checkpoint to what the ecosystem loads."""
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def export(run_dir: str, export_format: str, out: str, step: int | None, average: bool, as_json: bool) -> None:
+    """Export a checkpoint to what the ecosystem loads, with its model card and receipt."""
     if export_format == "hf":
         from trainers.export.hugging_face import export as run
-    else:
+    elif export_format == "open-clip":
         from trainers.export.open_clip import export as run
-    click.echo(run(run_dir, out, step, average))
+    else:
+        from trainers.export.onnx_towers import export as run
+    folder = run(run_dir, out, step, average)
+    receipt = json.loads(storage.read_text(storage.join(folder, "receipt.json")))
+    _show(
+        {"folder": folder, "largest_output_difference": receipt["largest_output_difference"]},
+        as_json,
+        render.plain_table,
+    )
 
 
 @cli.command()

@@ -32,7 +32,7 @@ from trainers.checkpoint import (
     load_checkpoint,
     newest_state,
 )
-from trainers.data.dataset import Dataset, open_dataset
+from trainers.data.dataset import Dataset, identity_of, open_dataset
 from trainers.data.decode import Loader, Share, shares
 from trainers.data.stream import Order, Stream, check_world_size
 from trainers.data.timed import timed
@@ -144,7 +144,7 @@ def start(recipe: TrainRecipe, run: RunFolder) -> Training:
     engine = start_engine(task, recipe)
     clean_run(run)
     pairs = zip(recipe.data.train, datasets, strict=True)
-    data = [{"path": source.path, "manifest_hash": dataset.manifest_hash} for source, dataset in pairs]
+    data = [identity_of(source, dataset) for source, dataset in pairs]
     state = TrainState(0, 0, world_size(), recipe.zero.stage, data)
     if (newest := newest_state(run.path)) is not None:
         load_checkpoint(engine, newest, state, run.path)

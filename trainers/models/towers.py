@@ -14,6 +14,7 @@ from schemas.preprocess import Preprocess, load_preprocess
 from schemas.train_recipe import DualParts
 from trainers.models.folder import local_folder
 
+LAST, FIRST = "last_token", "first_token"
 # Families whose table of positions begins behind that of the padding.
 _PADDING_FIRST = (
     "roberta",
@@ -35,6 +36,8 @@ def join_towers(parts: DualParts) -> tuple[Any, Preprocess]:
     for name, width in (("visual_projection", model.vision_embed_dim), ("text_projection", model.text_embed_dim)):
         setattr(model, name, nn.Linear(width, parts.projection_dim, bias=False))
     model.config.projection_dim = parts.projection_dim
+    if (pooling := _missing_pooling(text)) is not None:
+        model.config.text_pooling = pooling
     pool_texts(model)
     return model, load_preprocess(local_folder(parts.vision))
 
@@ -53,18 +56,27 @@ def _load_tower(folder: str, side: str) -> Any:
     return tower
 
 
+@torch.no_grad()
+def _missing_pooling(tower: Any) -> str | None:
+    """Which token stands for a text where the tower has no pooler: the last of a GPT-like one, the first of others."""
+    output = tower(input_ids=torch.zeros(1, 2, dtype=torch.long))
+    if getattr(output, "pooler_output", None) is not None:
+        return None
+    return LAST if type(tower.config) in AutoModelForCausalLM._model_mapping else FIRST
+
+
 def pool_texts(model: Any) -> None:
-    """Give a dual encoder's text tower a pooled state where it has none: of the last token (GPT-like) or the first.
+    """Give a dual encoder's text tower the pooled state that config.json's `text_pooling` says, where it says one.
 
     The class itself knows only towers with a pooler. Weights and their names stay the same.
     """
-    is_causal = type(model.config.text_config) in AutoModelForCausalLM._model_mapping
+    pooling = getattr(model.config, "text_pooling", None)
+    if pooling is None:
+        return
 
     def pool(_: nn.Module, __: Any, inputs: dict[str, Any], output: Any) -> Any:
-        if getattr(output, "pooler_output", None) is not None:
-            return output
         states_BLD = output.last_hidden_state
-        place = _last_places(states_BLD, inputs.get("attention_mask")) if is_causal else 0
+        place = _last_places(states_BLD, inputs.get("attention_mask")) if pooling == LAST else 0
         pooled = states_BLD[torch.arange(len(states_BLD), device=states_BLD.device), place]
         return BaseModelOutputWithPooling(last_hidden_state=states_BLD, pooler_output=pooled)
 
