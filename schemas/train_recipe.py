@@ -226,9 +226,11 @@ class TrainRecipe(StrictModel):
             )
         if self.optimizer.name == "lamb" and self.zero.stage != 0:
             raise ValueError(f"optimizer.name: lamb needs whole parameters; zero.stage {self.zero.stage} cuts them up")
-        is_loaded = self.task.kind == "contrastive" and (self.init_from or self.model.path)
+        is_loaded = self.task.kind == "contrastive" and (self.init_from or self.model.path or self.model.dual)
         if self.model.image_size is not None and not is_loaded:
-            raise ValueError("model.image_size resizes a contrastive model that is loaded (model.path, init_from)")
+            raise ValueError(
+                "model.image_size resizes a contrastive model that is loaded (model.path, model.dual, init_from)"
+            )
         if self.model.num_patches and (self.task.kind == "llava" or self.model.dual):
             raise ValueError("model.num_patches (NaFlex) belongs to a SigLIP: model.preset, model.path or init_from")
         if "vision" in self.model.locked and self.task.kind == "contrastive" and self.task.patch_dropout:

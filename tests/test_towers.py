@@ -150,11 +150,11 @@ def test_the_bias_of_a_dual_encoder_is_kept(towers: Path, tmp_path: Path) -> Non
     task = make_task(towers / "vit", towers / "bert")
     train(task, 3)
     task.save_model(str(tmp_path), task.model.state_dict())
-    bias = float(task._model.logit_bias)
+    bias = float(task._model.logit_bias.detach())
     assert bias != -10.0
     assert AutoConfig.from_pretrained(tmp_path).logit_bias == bias
     again = make_task(tmp_path, tmp_path, path=str(tmp_path))
-    assert float(again._model.logit_bias) == bias
+    assert float(again._model.logit_bias.detach()) == bias
     clip = make_task(towers / "vit", towers / "bert", loss="clip")
     clip.save_model(str(tmp_path / "clip"), clip.model.state_dict())
     assert not hasattr(AutoConfig.from_pretrained(tmp_path / "clip"), "logit_bias")
@@ -177,12 +177,13 @@ def test_towers_on_the_wrong_side(towers: Path) -> None:
 
 @pytest.mark.parametrize("vision", VISION)
 def test_pictures_of_another_size(towers: Path, tmp_path: Path, vision: str) -> None:
-    model, preprocess = join_towers(DualParts(vision=str(towers / vision), text=str(towers / "bert")))
-    model.eval()
+    parts = DualParts(vision=str(towers / vision), text=str(towers / "bert"))
     if vision == "beit":
         with pytest.raises(RecipeError, match="relative_position_bias_table belongs to 32 px"):
-            resize_pictures(model, preprocess, 64)
+            join_towers(parts, 64)
         return
+    model, preprocess = join_towers(parts)
+    model.eval()
     before = {name: tensor.clone() for name, tensor in model.vision_model.state_dict().items()}
     larger = resize_pictures(model, preprocess, 64)
     assert larger.size == 64
@@ -197,5 +198,4 @@ def test_pictures_of_another_size(towers: Path, tmp_path: Path, vision: str) -> 
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = [one.get_image_features(pixel_values=pixels).pooler_output for one in (model.eval(), again)]
-    assert torch.equal(*features)
-    assert torch.isfinite(features[0]).all()
+    torch.testing.assert_close(*features)

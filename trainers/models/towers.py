@@ -13,6 +13,7 @@ from schemas.errors import InputError, RecipeError
 from schemas.preprocess import Preprocess, load_preprocess
 from schemas.train_recipe import DualParts
 from trainers.models.folder import local_folder
+from trainers.models.positions import resize_pictures
 
 LAST, FIRST = "last_token", "first_token"
 # Families whose table of positions begins behind that of the padding.
@@ -27,8 +28,11 @@ _PADDING_FIRST = (
 )
 
 
-def join_towers(parts: DualParts) -> tuple[Any, Preprocess]:
-    """The towers of two folders with new projection heads, in fp32. Raises InputError, RecipeError."""
+def join_towers(parts: DualParts, image_size: int | None = None) -> tuple[Any, Preprocess]:
+    """The towers of two folders with new projection heads, in fp32, for pictures of another size where one is given.
+
+    Raises InputError, RecipeError.
+    """
     vision, text = _load_tower(parts.vision, "vision"), _load_tower(parts.text, "text")
     if not hasattr(vision.config, "hidden_size"):  # ConvNeXt has a width for each stage
         vision.config.hidden_size = vision.config.hidden_sizes[-1]
@@ -39,7 +43,8 @@ def join_towers(parts: DualParts) -> tuple[Any, Preprocess]:
     if (pooling := _missing_pooling(text)) is not None:
         model.config.text_pooling = pooling
     pool_texts(model)
-    return model, load_preprocess(local_folder(parts.vision))
+    preprocess = load_preprocess(local_folder(parts.vision))
+    return model, preprocess if image_size is None else resize_pictures(model, preprocess, image_size)
 
 
 def _load_tower(folder: str, side: str) -> Any:

@@ -50,7 +50,7 @@ class ContrastiveTask:
         if folder is not None:
             hf, self.preprocess = load_model(folder, recipe.model)
         elif recipe.model.dual is not None:
-            hf, self.preprocess = join_towers(recipe.model.dual)
+            hf, self.preprocess = join_towers(recipe.model.dual, recipe.model.image_size)
         else:
             hf, self.preprocess = new_model(recipe.model, len(self._tokenizer), _token_ids(self._tokenizer))
         self._model = ContrastiveModel(hf, task, is_new=folder is None)
