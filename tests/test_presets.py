@@ -9,7 +9,7 @@ from trainers.models.presets import PRESETS, preset_config
 
 TOKENS = {"bos": 0, "eos": 2, "pad": 1}
 MILLIONS = {  # vision tower without a head
-    "ti": 5.5, "s": 22, "b": 86, "l": 304, "h": 632, "g": 1011, "bigg": 1843, "so400m": 413,
+    "ti": 5.5, "s": 22, "b": 86, "l": 304, "h": 632, "g": 1011, "siglip2-g": 1134, "bigg": 1843, "so400m": 413,
 }  # fmt: skip
 GFLOPS = {
     ("clip-vit-b-32", 32): 4.4, ("clip-vit-b-16", 16): 17.6, ("clip-vit-l-14", 16): 61.6, ("clip-vit-h-14", 14): 167,
@@ -26,6 +26,7 @@ def model_of(name: str, **overrides: int) -> CLIPModel | SiglipModel:
 @pytest.mark.parametrize("name", [name for name in PRESETS if "test" not in name and "demo" not in name])
 def test_parameters(name: str) -> None:
     size = name.split("-")[1] if "so400m" in name else name.split("-")[2]
+    size = "siglip2-g" if name == "siglip2-vit-g-16" else size
     vision = model_of(name).vision_model
     millions = sum(p.numel() for part, p in vision.named_parameters() if not part.startswith("head.")) / 1e6
     assert millions == pytest.approx(MILLIONS[size], rel=0.02)

@@ -1,12 +1,14 @@
 """The tokenizer made from captions, and which ones a model can take."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GemmaTokenizer, Siglip2Tokenizer
 
 from schemas.errors import RecipeError
+from trainers.siglip2_tokenizer import load_siglip2_tokenizer, train_siglip2_tokenizer
 from trainers.tasks.contrastive import _check_tokenizer
 from trainers.tokenizer import train_tokenizer
 
@@ -34,6 +36,39 @@ def test_it_loads_and_ends_every_text(tmp_path: Path) -> None:
     assert long[-1] == tokenizer.eos_token_id  # CLIP pools there
     assert tokenizer.eos_token_id != 2  # transformers' CLIP then pools at the largest id
     assert tokenizer.decode(tokenizer("неизвестно")["input_ids"], skip_special_tokens=True) == "неизвестно"
+
+
+def test_a_siglip2_tokenizer_is_the_same_in_the_folder_of_a_model(tmp_path: Path) -> None:
+    """There transformers makes a Siglip2Tokenizer of whatever it finds."""
+    for name in ("one", "two"):
+        train_siglip2_tokenizer(TEXTS, 320, str(tmp_path / name), 16)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert all((tmp_path / "two" / name).read_bytes() == content for name, content in files.items())
+    before = load_siglip2_tokenizer(str(tmp_path / "one"))
+    (tmp_path / "one" / "config.json").write_text('{"model_type": "siglip2"}')
+    after = AutoTokenizer.from_pretrained(tmp_path / "one")
+    for tokenizer in (before, after):
+        assert isinstance(tokenizer, Siglip2Tokenizer)
+        ids = tokenizer("A Red CIRCLE, 東京", padding="max_length", max_length=32)["input_ids"]
+        assert ids == before("a red circle, 東京", padding="max_length", max_length=32)["input_ids"]
+        assert ids[-1] == tokenizer.pad_token_id == 0
+        assert tokenizer.eos_token_id in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True) == "a red circle, 東京"
+        assert len(tokenizer("a red circle on the left " * 5, truncation=True, max_length=8)["input_ids"]) == 8
+
+
+def test_gemma_texts_are_lower_cased_and_other_kinds_refused(tmp_path: Path) -> None:
+    train_siglip2_tokenizer(TEXTS, 320, str(tmp_path / "siglip2"), 16)
+    train_tokenizer(TEXTS, 300, str(tmp_path / "bytes"), 16)
+    learned = json.loads((tmp_path / "siglip2" / "tokenizer.json").read_text())["model"]
+    merges = [tuple(pair) for pair in learned["merges"]]
+    GemmaTokenizer(vocab=learned["vocab"], merges=merges).save_pretrained(tmp_path / "gemma")
+    gemma, found = AutoTokenizer.from_pretrained(tmp_path / "gemma"), load_siglip2_tokenizer(str(tmp_path / "gemma"))
+    assert (
+        found("A Red circle")["input_ids"] == gemma("a red circle")["input_ids"] != gemma("A Red circle")["input_ids"]
+    )
+    with pytest.raises(RecipeError, match="this is another kind"):
+        load_siglip2_tokenizer(str(tmp_path / "bytes"))
 
 
 class FakeTokenizer:

@@ -118,7 +118,8 @@ def test_pixels_are_normalised_as_by_the_processor() -> None:
     task = ContrastiveTask.__new__(ContrastiveTask)
     task.preprocess = Preprocess(8, mean=CLIP_MEAN, std=CLIP_STD)
     pixels = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
-    assert np.array_equal(task._normalise(torch.from_numpy(pixels)).numpy(), task.preprocess.normalise(pixels))
+    found = task._image_inputs({"pixels": torch.from_numpy(pixels)})
+    assert np.array_equal(found["pixel_values"].numpy(), task.preprocess.normalise(pixels))
 
 
 def messages(recipes: Sequence[TrainRecipe], errors: type[PairloomError]) -> list[str]:

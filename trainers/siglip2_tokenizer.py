@@ -8,6 +8,7 @@ would silently give other ids after the export.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,13 +27,16 @@ PROBES = ("a dog on the beach", "two children play football, 3 others watch.", "
 
 def train_siglip2_tokenizer(texts: Iterable[str], vocab_size: int, folder: str, max_length: int) -> None:
     """Write a folder with a Siglip2Tokenizer: lower case, ... eos. Equal texts give equal files."""
+    texts = list(texts)
+    letters = _letters(texts, min(MAX_LETTERS, (vocab_size - len(SPECIAL) - len(BYTES)) // 2))
     bpe = Tokenizer(models.BPE(unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True))
     bpe.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
     bpe.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # so that no token spans words
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[*SPECIAL, *BYTES],
-        limit_alphabet=min(MAX_LETTERS, (vocab_size - len(SPECIAL) - len(BYTES)) // 2),
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),  # the trainer's own choice differs from run to run
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
@@ -45,6 +49,14 @@ def train_siglip2_tokenizer(texts: Iterable[str], vocab_size: int, folder: str, 
         single=f"$A {EOS}", special_tokens=[(EOS, bpe.token_to_id(EOS))]
     )
     save_whole(tokenizer, folder)
+
+
+def _letters(texts: Iterable[str], count: int) -> list[str]:
+    """The most frequent letters of the texts in lower case."""
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(text.lower().replace(" ", "▁"))
+    return sorted(counts, key=lambda letter: (-counts[letter], letter))[:count]
 
 
 def load_siglip2_tokenizer(folder: str) -> Any:

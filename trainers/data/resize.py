@@ -2,7 +2,8 @@
 
 `Preprocess.resize` is Pillow's, as in the image processor that an export carries. Both filter the same way; torch's
 kernel has fewer bits after the point. `tests/test_loader.py` holds the difference: at most 2 of 255, and on fewer than
-one value in a hundred. Scoring and evaluation take Pillow's.
+one value in a hundred; of NaFlex on more, where a scale puts many values half-way between two numbers. Scoring and
+evaluation take Pillow's.
 """
 
 from __future__ import annotations

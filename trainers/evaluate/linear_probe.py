@@ -30,10 +30,9 @@ def linear_probe(
     Raises InputError.
     """
     train, test = load_classification(train_data, files), load_classification(data, files)
-    if train.keys != test.keys:
-        raise InputError(
-            f"{data}: has other classes ({len(test.keys)}) than {train_data} ({len(train.keys)}); name them in one file"
-        )
+    if unseen := sorted(set(test.keys) - set(train.keys)):
+        raise InputError(f"{train_data}: has no class {unseen[0]!r}, which {data} has")
+    test_labels = torch.tensor([train.keys.index(key) for key in test.keys])[test.labels]
     num_classes = len(train.keys)
     features_ND = encoder.image_features(train.images)
     penalty = choose_penalty(features_ND, train.labels, num_classes, train_data)
@@ -43,7 +42,7 @@ def linear_probe(
         "num_train_images": len(train.images),
         "num_classes": num_classes,
         "l2_penalty": penalty,
-        **accuracies(scores(encoder.image_features(test.images), weights_CE), test.labels),
+        **accuracies(scores(encoder.image_features(test.images), weights_CE), test_labels),
     }
 
 

@@ -20,7 +20,7 @@ from schemas import storage
 from trainers.evaluate.load import DualEncoder
 from trainers.export.receipt import PROBE_TEXTS, load_strictly, probe_inputs
 from trainers.models.folder import local_folder
-from trainers.models.open_clip_folder import build_network, read_weights
+from trainers.models.open_clip_folder import build_network, network_config, read_weights
 
 WEIGHTS = "open_clip_model.safetensors"
 Features = Callable[[torch.Tensor, dict[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
@@ -47,7 +47,8 @@ def measure(folder: str, model_url: str) -> dict[str, Any]:
 def _by_config(folder: str) -> tuple[Features, str]:
     local = local_folder(folder)
     described = json.loads(storage.read_text(storage.join(folder, "open_clip_config.json")))
-    network = build_network(described["model_cfg"], read_weights(Path(local, WEIGHTS)), folder).eval()
+    config = network_config(described["model_cfg"])
+    network = build_network(config, read_weights(Path(local, WEIGHTS)), folder).eval()
     return _by_transformers(network), f"transformers {version('transformers')} built from open_clip_config.json"
 
 

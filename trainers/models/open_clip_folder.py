@@ -47,9 +47,9 @@ def convert_folder(path: str, out: Path) -> None:
     """Write a Hugging Face folder; config.json comes last. Raises InputError for what transformers cannot hold."""
     local = Path(local_folder(_folder_of(path)))
     described = json.loads((local / CONFIG).read_text())
+    config = network_config(described["model_cfg"])
     weights = read_weights(local / storage.name_of(path) if path.endswith(SUFFIXES) else _find_weights(local))
-    network = build_network(described["model_cfg"], weights, path)
-    config = network.config
+    network = build_network(config, weights, path)
     network.save_pretrained(out)
     config_text = (out / "config.json").read_text()
     (out / "config.json").unlink()
@@ -64,13 +64,14 @@ def convert_folder(path: str, out: Path) -> None:
     (out / "config.json").write_text(config_text)
 
 
-def build_network(model: Mapping[str, Any], weights: State, path: str) -> Any:
-    """The transformers model that computes what open_clip builds of `model_cfg` and weights by its names.
+def network_config(model: Mapping[str, Any]) -> CLIPConfig | SiglipConfig:
+    """Configuration of the transformers model that computes what open_clip builds of `model_cfg`. Raises InputError."""
+    return siglip_config(model) if "timm_model_name" in model["vision_cfg"] else clip_config(model)
 
-    Raises InputError.
-    """
-    is_siglip = "timm_model_name" in model["vision_cfg"]
-    config = siglip_config(model) if is_siglip else clip_config(model)
+
+def build_network(config: CLIPConfig | SiglipConfig, weights: State, path: str) -> Any:
+    """The model with weights by open_clip's names. Raises InputError."""
+    is_siglip = config.model_type == "siglip"
     network = (SiglipModel if is_siglip else CLIPModel)(config)
     moves = (siglip_moves if is_siglip else clip_moves)(
         config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
