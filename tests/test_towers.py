@@ -160,6 +160,18 @@ def test_the_bias_of_a_dual_encoder_is_kept(towers: Path, tmp_path: Path) -> Non
     assert not hasattr(AutoConfig.from_pretrained(tmp_path / "clip"), "logit_bias")
 
 
+def test_a_tokenizer_without_padding(towers: Path, tmp_path: Path) -> None:
+    """GPT's has none: what pads is hidden by the mask."""
+    folder = shutil.copytree(towers / "gpt2", tmp_path / "gpt2")
+    write_tokenizer(folder, pads=False)
+    task = make_task(towers / "vit", folder)
+    assert train(task, 3)[-1] > 0
+    task.save_model(str(tmp_path / "out"), task.model.state_dict())
+    encoder = DualEncoder(str(tmp_path / "out"))
+    alone, beside = encoder.text_features(["a dog"]), encoder.text_features(["a dog", TEXTS[1]])
+    torch.testing.assert_close(alone[0], beside[0])
+
+
 def test_towers_out_of_models_with_two(tmp_path: Path) -> None:
     clip, siglip = write_clip(tmp_path / "clip"), write_siglip(tmp_path / "siglip")
     model, preprocess = join_towers(DualParts(vision=str(siglip), text=str(clip), projection_dim=24))

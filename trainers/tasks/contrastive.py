@@ -60,8 +60,10 @@ class ContrastiveTask:
         self.model: nn.Module = self._model
         self._caches = _open_caches(recipe, self._model)
         check_batch_statistics(recipe, self._model)
-        _check_tokenizer(self._tokenizer, hf.config, tokenizer_folder)
         self._pads_to_end = pads_to_end(hf.config)
+        if self._tokenizer.pad_token_id is None and not self._pads_to_end:
+            self._tokenizer.pad_token = self._tokenizer.eos_token  # as GPT's; the mask hides it
+        _check_tokenizer(self._tokenizer, hf.config, tokenizer_folder)
         self._tokenizer.model_max_length = min(num_places(hf.config), int(self._tokenizer.model_max_length))
 
     def parameter_groups(self) -> list[ParameterGroup]:
