@@ -38,6 +38,7 @@ from trainers.data.stream import Order, Stream, check_world_size
 from trainers.data.timed import timed
 from trainers.distributed import any_rank, join_lists, local_rank, rank, sum_over_ranks, world_size
 from trainers.engine import Engine, calm_threads, device, start_engine, start_process_group
+from trainers.evaluate.run import check_data
 from trainers.metrics import Metrics
 from trainers.models.open_clip_folder import convert_folder, is_open_clip
 from trainers.run_folder import RunFolder, clean_run, evaluate_checkpoint, finish_run, open_run, share_folder
@@ -138,6 +139,7 @@ def start(recipe: TrainRecipe, run: RunFolder) -> Training:
     dist.barrier()
     datasets = open_datasets(recipe)
     if rank() == 0:
+        check_data(recipe.evaluate)
         prepare_tokenizer(recipe, datasets, run.path)
     share_folder(run, "tokenizer")
     task = build_task(recipe, prepare_tokenizer(recipe, datasets, run.path))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from schemas import storage
+from schemas.errors import InputError
 from schemas.recipe_io import parse_recipe
 from schemas.train_recipe import EvaluateRecipe
+from trainers.data.tar_index import find_tars
 from trainers.evaluate.class_names import ClassFiles
 from trainers.evaluate.linear_probe import linear_probe
 from trainers.evaluate.load import DualEncoder, LlavaReader
 from trainers.evaluate.retrieval import retrieval
+from trainers.evaluate.samples import find_parquet
 from trainers.evaluate.vqa import ImageMode, vqa
 from trainers.evaluate.zero_shot import zero_shot
 
@@ -32,3 +37,11 @@ def evaluate(
     if part.train_data is None:
         return {**head, **zero_shot(encoder, data, files)}
     return {**head, **linear_probe(encoder, data, part.train_data, files)}
+
+
+def check_data(parts: Sequence[EvaluateRecipe]) -> None:
+    """Raise InputError where an evaluation could not begin: better before the training than after it."""
+    for part in parts:
+        for path in (part.data, part.train_data, part.classes, part.templates):
+            if path is not None and not (storage.exists(path) or find_tars(path) or find_parquet(path)):
+                raise InputError(f"evaluate: {part.kind}: {path} is not there")

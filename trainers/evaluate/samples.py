@@ -18,7 +18,7 @@ from schemas.shard import IMAGE_EXTENSIONS, ShardReader, index_tar
 from schemas.tar_samples import TarSample, group_samples, image_of
 from trainers.data.tar_index import find_tars
 from trainers.evaluate.load import ImageSource
-from trainers.evaluate.records import read_jsonl
+from trainers.evaluate.records import file_beside, read_jsonl
 
 IMAGE_COLUMNS = ("image", "img", *IMAGE_EXTENSIONS)
 _LABELS_OF_HF = b"huggingface"  # metadata of parquet files that Hugging Face's `datasets` writes
@@ -48,7 +48,7 @@ class ParquetImage(ImageSource):
         if isinstance(data, bytes):
             return data
         if isinstance(value, dict) and isinstance(value.get("path"), str):
-            return ImageSource(storage.join(_folder_of(self.url), value["path"])).read()
+            return ImageSource(file_beside(self.url, value["path"])).read()
         raise InputError(f"{self.url}: row {self.row} of row group {self.row_group} has no picture")
 
 
@@ -84,12 +84,7 @@ def _of_test_split(path: str, records: Sequence[Mapping[str, Any]]) -> list[Samp
         records = [record for record in records if record.get("split") == "test"]
     if not records:
         raise InputError(f"{path}: has splits, but no image of split test")
-    base = _folder_of(path)
-    return [Sample(ImageSource(storage.join(base, str(record["image"]))), record) for record in records]
-
-
-def _folder_of(url: str) -> str:
-    return url.rpartition("/")[0] or "."
+    return [Sample(ImageSource(file_beside(path, str(record["image"]))), record) for record in records]
 
 
 def _from_tar(url: str) -> Iterator[Sample]:

@@ -120,7 +120,7 @@ def _write_graph(tower: _Tower, inputs: Inputs, path: Path) -> None:
             f=str(path),
             input_names=list(inputs),
             output_names=["features"],
-            dynamic_shapes={name: shapes.get(name) for name in ("pixel_values", "input_ids", "attention_mask")},
+            dynamic_shapes=shapes,
             external_data=num_bytes > ONE_FILE_BYTES,
             dynamo=True,
             verbose=False,
