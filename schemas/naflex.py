@@ -16,9 +16,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from schemas.image_decode import Pixels
-from schemas.preprocess import Preprocess, load_preprocess, read_processor_config
+from schemas.preprocess import RESAMPLE_BILINEAR, Preprocess, load_preprocess, read_processor_config
 
-RESAMPLE_BILINEAR = 2  # Pillow's number
 # The rule's own precision: a picture's size is where the bisection of the reference ends, not where it would end.
 SMALLEST_SCALE, LARGEST_SCALE, SCALE_STEP = 1e-6, 100.0, 1e-5
 

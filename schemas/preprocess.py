@@ -19,7 +19,7 @@ from schemas import storage
 from schemas.errors import InputError
 from schemas.image_decode import Pixels
 
-RESAMPLE_BICUBIC = 3  # Pillow's number, as preprocessor_config.json stores it
+RESAMPLE_BILINEAR, RESAMPLE_BICUBIC = 2, 3  # Pillow's numbers, as preprocessor_config.json stores them
 
 
 @dataclass(frozen=True)

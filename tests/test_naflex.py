@@ -22,7 +22,7 @@ from trainers.data.decode import Loader, shares
 from trainers.data.resize import cut_into
 from trainers.data.stream import Order, Stream
 from trainers.losses.siglip import siglip_loss
-from trainers.models.naflex import naflex_inputs, naflex_preprocess, to_naflex
+from trainers.models.naflex import naflex_inputs, naflex_preprocess, share_positions, to_naflex
 from trainers.models.presets import preset_config
 
 SIDES = [(640, 480), (31, 200), (64, 64), (333, 100), (1, 900), (16, 16), (5, 5), (1024, 1)]  # px, height and width
@@ -138,6 +138,20 @@ def test_padding_changes_neither_losses_nor_gradients(more: int) -> None:
         results.append((loss.detach(), [p.grad.clone() for p in model.vision_model.parameters() if p.grad is not None]))
     assert torch.allclose(results[0][0], results[1][0], rtol=1e-6)
     assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(*(grads for _, grads in results), strict=True))
+
+
+def test_positions_are_resized_once_for_each_shape() -> None:
+    plain, shared = to_naflex(siglip()).vision_model, to_naflex(siglip())
+    share_positions(shared)
+    preprocess = NaflexPreprocess(36)
+    pictures = [preprocess.resize(photograph(seed, 40 + 60 * (seed % 2), 90)) for seed in range(4)]
+    inputs = {name: torch.from_numpy(array) for name, array in preprocess.model_inputs(pictures).items()}
+    outputs = [tower(**inputs).pooler_output for tower in (plain, shared.vision_model)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    tables = [tower.embeddings.position_embedding.weight.grad for tower in (plain, shared.vision_model)]
+    assert torch.allclose(*tables, rtol=1e-4, atol=1e-6)
 
 
 def features(model: torch.nn.Module, pictures: list[np.ndarray], num_patches: int) -> torch.Tensor:  # type: ignore[type-arg]

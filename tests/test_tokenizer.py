@@ -49,7 +49,9 @@ def test_a_siglip2_tokenizer_is_the_same_in_the_folder_of_a_model(tmp_path: Path
     after = AutoTokenizer.from_pretrained(tmp_path / "one")
     for tokenizer in (before, after):
         assert isinstance(tokenizer, Siglip2Tokenizer)
-        ids = tokenizer("A Red CIRCLE, 東京", padding="max_length", max_length=32)["input_ids"]
+        encoded = tokenizer("A Red CIRCLE, 東京", padding="max_length", max_length=32)
+        assert list(encoded) == ["input_ids"]
+        ids = encoded["input_ids"]
         assert ids == before("a red circle, 東京", padding="max_length", max_length=32)["input_ids"]
         assert ids[-1] == tokenizer.pad_token_id == 0
         assert tokenizer.eos_token_id in ids

@@ -10,7 +10,7 @@ from schemas.errors import RecipeError
 from schemas.train_recipe import ContrastiveTask as ContrastiveRecipe
 from schemas.train_recipe import TrainRecipe
 from trainers.data.dataset import ConversationDataset, CuratedDataset, Dataset, is_conversations
-from trainers.models.presets import PRESETS
+from trainers.models.presets import is_siglip2
 from trainers.siglip2_tokenizer import train_siglip2_tokenizer
 from trainers.task import Task
 from trainers.tokenizer import train_tokenizer
@@ -51,19 +51,13 @@ def prepare_tokenizer(recipe: TrainRecipe, datasets: Sequence[Dataset], run_dir:
         folder = run_dir / "tokenizer"
         if not folder.exists():
             texts = _limited(_texts(datasets), recipe.tokenizer.train.max_captions)
-            train = train_siglip2_tokenizer if _is_siglip2(recipe) else train_tokenizer
+            train = train_siglip2_tokenizer if is_siglip2(recipe.model) else train_tokenizer
             train(texts, recipe.tokenizer.train.vocab_size, str(folder), PRESET_TEXT_LENGTH)
         return str(folder)
     if is_contrastive:
         beside = [recipe.model.path, recipe.model.dual.text if recipe.model.dual else None]
         return next((folder for folder in beside if folder and _has_tokenizer(folder)), None)
     return None
-
-
-def _is_siglip2(recipe: TrainRecipe) -> bool:
-    """True where transformers will take the run's tokenizer for a Siglip2Tokenizer, now or in a later NaFlex run."""
-    preset = PRESETS.get(recipe.model.preset or "")
-    return (preset is not None and preset.family == "siglip2") or bool(recipe.model.num_patches)
 
 
 def _has_tokenizer(folder: str) -> bool:

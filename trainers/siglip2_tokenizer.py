@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -22,6 +22,10 @@ PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 SPECIAL = (PAD, EOS, "<bos>", UNKNOWN, "<mask>")
 BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 MAX_LETTERS = 1000  # that are tokens of their own, of a larger vocabulary; others are bytes
+SETTINGS: Mapping[str, Any] = {"padding_side": "right", "model_input_names": ["input_ids"]}
+"""As of the published models: the tower pools the last place, padding or not, and sees all of it. The class says
+otherwise.
+"""
 PROBES = ("a dog on the beach", "two children play football, 3 others watch.", "naïve café – 東京", "x  y")
 
 
@@ -42,9 +46,7 @@ def train_siglip2_tokenizer(texts: Iterable[str], vocab_size: int, folder: str, 
     bpe.train_from_iterator(texts, trainer)
     learned = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) for pair in learned["merges"]]
-    tokenizer = Siglip2Tokenizer(
-        vocab=learned["vocab"], merges=merges, padding_side="right", model_max_length=max_length
-    )
+    tokenizer = Siglip2Tokenizer(vocab=learned["vocab"], merges=merges, model_max_length=max_length, **SETTINGS)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", special_tokens=[(EOS, bpe.token_to_id(EOS))]
     )
@@ -67,10 +69,10 @@ def load_siglip2_tokenizer(folder: str) -> Any:
     own: Any = AutoTokenizer.from_pretrained(folder)
     is_bpe = getattr(own, "is_fast", False) and isinstance(own.backend_tokenizer.model, models.BPE)
     if is_bpe and own.convert_tokens_to_ids(UNKNOWN) is not None:
-        found = Siglip2Tokenizer.from_pretrained(folder)
+        found = Siglip2Tokenizer.from_pretrained(folder, **SETTINGS)
         if all(own(text)["input_ids"] == found(text)["input_ids"] for text in PROBES):
             return found
     raise RecipeError(
-        f"tokenizer {folder}: transformers reads the tokenizer of a NaFlex model as Siglip2Tokenizer (Gemma's kind); "
+        f"tokenizer {folder}: transformers reads the tokenizer of a SigLIP 2 as Siglip2Tokenizer (Gemma's kind); "
         "this is another kind; train one (tokenizer.train), or begin with a siglip2-* run or a SigLIP 2 checkpoint"
     )

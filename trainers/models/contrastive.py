@@ -18,12 +18,12 @@ from transformers import CLIPModel, Siglip2Model, SiglipModel, VisionTextDualEnc
 
 from schemas.errors import InputError, RecipeError
 from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
-from schemas.preprocess import Preprocess
+from schemas.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess
 from schemas.train_recipe import ContrastiveTask, ModelRecipe
 from trainers.models.folder import model_type_of
-from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, to_naflex
+from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
 from trainers.models.positions import resize_pictures
-from trainers.models.presets import MEAN_POOLING, preset_config
+from trainers.models.presets import MEAN_POOLING, is_siglip2, preset_config
 from trainers.models.towers import load_dual_encoder
 from trainers.task import Batch
 
@@ -57,6 +57,8 @@ class ContrastiveModel(nn.Module):
         self.hf = hf
         self._locked: list[nn.Module] = []
         self._kept_patches: torch.Tensor | None = None
+        if isinstance(hf, Siglip2Model):
+            share_positions(hf)
         if task.patch_dropout:
             if hf.config.model_type not in ("clip", "siglip"):
                 raise RecipeError(f"task.patch_dropout: not for the towers of a {hf.config.model_type}")
@@ -197,7 +199,7 @@ def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -
         return Siglip2Model(naflex_config(config)), preprocess
     if config.model_type == "clip":
         return CLIPModel(config), Preprocess(size, "center_crop", CLIP_MEAN, CLIP_STD)
-    return SiglipModel(config), Preprocess(size)
+    return SiglipModel(config), Preprocess(size, resample=RESAMPLE_BILINEAR if is_siglip2(recipe) else RESAMPLE_BICUBIC)
 
 
 def load_model(folder: str, recipe: ModelRecipe) -> tuple[Any, AnyPreprocess]:

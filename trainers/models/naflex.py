@@ -74,3 +74,20 @@ def naflex_inputs(patches_BNP: torch.Tensor, shapes: torch.Tensor, preprocess: N
     colours = patches_BNP.view(*patches_BNP.shape[:2], -1, 3).float().mul_(1 / 255).sub_(mean).div_(std)
     values_BNP = colours.flatten(2).mul_(mask_BN[:, :, None])
     return {"pixel_values": values_BNP, "pixel_attention_mask": mask_BN.int(), "spatial_shapes": shapes}
+
+
+def share_positions(model: Siglip2Model) -> None:
+    """Resize the table of positions once for each shape in a batch, where transformers does it for each picture.
+
+    The numbers are the same; on a GPU, transformers waits for the device at every picture.
+    """
+    embeddings = model.vision_model.embeddings
+    resize = embeddings.resize_positional_embeddings
+
+    def resize_once(table_HWD: torch.Tensor, spatial_shapes: torch.Tensor, max_length: int) -> torch.Tensor:
+        places: dict[tuple[int, int], int] = {}
+        index = [places.setdefault((rows, columns), len(places)) for rows, columns in spatial_shapes.tolist()]
+        resized: torch.Tensor = resize(table_HWD, torch.tensor(list(places)), max_length)
+        return resized[torch.tensor(index, device=resized.device)]
+
+    embeddings.resize_positional_embeddings = resize_once

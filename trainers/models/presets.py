@@ -9,6 +9,7 @@ from typing import Any
 from transformers import CLIPConfig, PretrainedConfig, SiglipConfig
 
 from schemas.errors import RecipeError
+from schemas.train_recipe import ModelRecipe
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ PRESETS: Mapping[str, Preset] = {
     "clip-vit-g-14": Preset("clip", G, H_TEXT, 224, 14, 77, 1024),
     "clip-vit-bigg-14": Preset("clip", BIG_G, BIG_G_TEXT, 224, 14, 77, 1280),
 }
+
+
+def is_siglip2(recipe: ModelRecipe) -> bool:
+    """True for SigLIP 2's presets and for NaFlex, whose texts are in a Siglip2Tokenizer's ids."""
+    preset = PRESETS.get(recipe.preset or "")
+    return (preset is not None and preset.family == "siglip2") or bool(recipe.num_patches)
 
 
 def preset_config(

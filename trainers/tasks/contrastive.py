@@ -24,6 +24,7 @@ from trainers.losses.siglip import siglip_loss
 from trainers.models.contrastive import ContrastiveModel, Features, load_model, new_model
 from trainers.models.folder import model_type_of
 from trainers.models.naflex import naflex_inputs
+from trainers.models.presets import is_siglip2
 from trainers.models.towers import join_towers, num_places, pads_to_end
 from trainers.parameter_groups import group_parameters
 from trainers.siglip2_tokenizer import load_siglip2_tokenizer
@@ -42,8 +43,8 @@ class ContrastiveTask:
         self._task, self._optimizer = task, recipe.optimizer
         self._seed, self._samples_seen = recipe.run.seed, 0
         folder = recipe.init_from or recipe.model.path
-        is_naflex = recipe.model.num_patches or (folder is not None and model_type_of(folder) == "siglip2")
-        load_tokenizer = load_siglip2_tokenizer if is_naflex else AutoTokenizer.from_pretrained
+        is_second = is_siglip2(recipe.model) or (folder is not None and model_type_of(folder) == "siglip2")
+        load_tokenizer = load_siglip2_tokenizer if is_second else AutoTokenizer.from_pretrained
         self._tokenizer: Any = load_tokenizer(tokenizer_folder)
         torch.manual_seed(recipe.run.seed)
         self.preprocess: AnyPreprocess
