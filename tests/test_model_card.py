@@ -79,7 +79,7 @@ def test_the_card_says_what_was_recorded(runs: Path) -> None:
     assert (data["num_samples"], data["num_shards"]) == (NUM_PAIRS, 3)
     assert f"| {NUM_PAIRS} | 3 | 1 | `{data['manifest_hash']}` |" in card
     assert "48 samples seen" in card
-    assert "1 passes over the data" in card
+    assert "Passes over the data: 1." in card
     figures = [json.loads(line) for line in (runs / "siglip/evaluations.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in figures] == ["zero-shot", "linear-probe"]
     for line in figures:

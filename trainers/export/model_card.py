@@ -27,7 +27,11 @@ def model_card(
     """The card of an export of `form` (hf, open-clip, onnx); `config` is the trained model's config.json."""
     recipe = parse_recipe(provenance["recipe"], TrainRecipe, where="provenance.json")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, autoescape=False
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
     )  # the card is markdown, not HTML
     name = recipe.run.dir.rstrip("/").rpartition("/")[2]
     return environment.get_template("model_card.md.jinja").render(
@@ -63,7 +67,7 @@ def _front_matter(
             "metrics": [
                 {"type": _METRICS.get(key, key), "name": key, "value": value}
                 for key, value in line.items()
-                if isinstance(value, float)
+                if isinstance(value, float) and key != "l2_penalty"
             ],
         }
         for line in evaluations
