@@ -74,5 +74,6 @@ def _from_folders(data: str, keys: Sequence[str]) -> list[tuple[ImageSource, str
         if url.lower().endswith(IMAGE_SUFFIXES)
     ]
     if not pairs:
-        raise InputError(f"{data}: no images in folders of classes, and no tars or parquet files with images")
+        shown = ", ".join(folders[:3]) or "none"
+        raise InputError(f"{data}: no images in folders of classes ({shown}), and no tars or parquet files with images")
     return pairs
