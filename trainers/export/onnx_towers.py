@@ -145,4 +145,4 @@ def _difference(reference: Any, inputs: Inputs, path: Path) -> float:
 def _scores(model: Any) -> dict[str, float]:
     """What makes logits of the features: logit_scale * image @ text + logit_bias, the scale exponentiated."""
     bias = model.logit_bias if hasattr(model, "logit_bias") else getattr(model.config, "logit_bias", 0.0)
-    return {"logit_scale": float(model.logit_scale.exp()), "logit_bias": float(bias)}
+    return {"logit_scale": float(model.logit_scale.detach().exp()), "logit_bias": float(torch.as_tensor(bias).detach())}
