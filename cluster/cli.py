@@ -84,8 +84,11 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
 
 @cli.command()
 @click.argument("model")
-@click.option("--kind", required=True, type=click.Choice(["zero-shot", "retrieval", "vqa"]))
-@click.option("--data", required=True, help="Evaluation data: a folder, a file or a curated data set.")
+@click.option("--kind", required=True, type=click.Choice(["zero-shot", "linear-probe", "retrieval", "vqa"]))
+@click.option("--data", required=True, help="Evaluation data: a folder, a table, tars, parquet or a curated data set.")
+@click.option("--train-data", help="linear-probe: the images that the classifier is fitted to.")
+@click.option("--classes", help="zero-shot, linear-probe: file of class names; default: beside the data.")
+@click.option("--templates", help="zero-shot: file of sentences with {} for the class name; default: beside the data.")
 @click.option(
     "--image",
     "image_mode",
@@ -96,26 +99,35 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
 )
 @click.option("--num-patches", type=click.IntRange(min=1), help="NaFlex: at most so many patches of an image.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(model: str, kind: str, data: str, image_mode: ImageMode, num_patches: int | None, as_json: bool) -> None:
+def evaluate(model: str, image_mode: ImageMode, as_json: bool, **settings: Any) -> None:
     """Measure an exported model."""
     from trainers.evaluate.run import evaluate as run
 
-    _show(run(model, kind, data, image_mode, num_patches), as_json, render.plain_table)
+    _show(run(model, image_mode=image_mode, **settings), as_json, render.plain_table)
 
 
 @cli.command()
 @click.argument("run_dir", metavar="RUN")
-@click.option("--format", "export_format", required=True, type=click.Choice(["hf", "open-clip"]))
+@click.option("--format", "export_format", required=True, type=click.Choice(["hf", "open-clip", "onnx"]))
 @click.option("--out", required=True, help="Folder to write.")
 @click.option("--step", type=click.IntRange(min=1), help="Checkpoint to export; default: the newest.")
 @click.option("--average", is_flag=True, help="The moving average of the weights (optimizer.average_decay).")
-def export(run_dir: str, export_format: str, out: str, step: int | None, average: bool) -> None:
-    """Export a checkpoint to what the ecosystem loads."""
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def export(run_dir: str, export_format: str, out: str, step: int | None, average: bool, as_json: bool) -> None:
+    """Export a checkpoint to what the ecosystem loads, with its model card and receipt."""
     if export_format == "hf":
         from trainers.export.hugging_face import export as run
-    else:
+    elif export_format == "open-clip":
         from trainers.export.open_clip import export as run
-    click.echo(run(run_dir, out, step, average))
+    else:
+        from trainers.export.onnx_towers import export as run
+    folder = run(run_dir, out, step, average)
+    receipt = json.loads(storage.read_text(storage.join(folder, "receipt.json")))
+    _show(
+        {"folder": folder, "largest_output_difference": receipt["largest_output_difference"]},
+        as_json,
+        render.plain_table,
+    )
 
 
 @cli.command()

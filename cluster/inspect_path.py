@@ -9,12 +9,14 @@ from schemas import storage
 from schemas.errors import InputError
 from schemas.generations import run_stale_lines
 
+WEIGHTS = (".safetensors", ".onnx", ".onnx.data")
+
 
 def inspect_path(path: str) -> dict[str, Any]:
     """Counts, sizes, funnel and samples of a root or data set; progress of a run; facts of a model."""
     if storage.exists(storage.join(path, "recipe.yaml")):
         return _inspect_run(path)
-    if storage.exists(storage.join(path, "config.json")):
+    if any(storage.exists(storage.join(path, name)) for name in ("config.json", "receipt.json")):
         return _inspect_model(path)
     from pipelines.inspect import inspect
 
@@ -42,16 +44,17 @@ def _inspect_run(path: str) -> dict[str, Any]:
 
 
 def _inspect_model(path: str) -> dict[str, Any]:
-    """A model folder: its class, its size and where it came from."""
+    """A model folder or an export of any format: its class, its size and where it came from."""
+    url = storage.join(path, "config.json")
     try:
-        config = json.loads(storage.read_text(storage.join(path, "config.json")))
+        config = json.loads(storage.read_text(url)) if storage.exists(url) else {}
     except ValueError as error:
-        raise InputError(f"{path}/config.json: not JSON: {error}") from error
+        raise InputError(f"{url}: not JSON: {error}") from error
     result: dict[str, Any] = {
         "kind": "model",
         "path": path,
         "architectures": config.get("architectures", []),
-        "num_bytes": sum(storage.size(file) for file in storage.expand(path) if file.endswith(".safetensors")),
+        "num_bytes": sum(storage.size(file) for file in storage.expand(path) if file.endswith(WEIGHTS)),
     }
     for name in ("provenance", "receipt"):
         url = storage.join(path, f"{name}.json")

@@ -169,9 +169,20 @@ class ZeroRecipe(StrictModel):
 class EvaluateRecipe(StrictModel):
     """One evaluation during and after training."""
 
-    kind: Literal["zero-shot", "retrieval", "vqa"]
+    kind: Literal["zero-shot", "linear-probe", "retrieval", "vqa"]
     data: str
     num_patches: Positive | None = None  # NaFlex: at most so many of a picture; null: what the export says
+    train_data: str | None = None  # linear-probe: images that the classifier is fitted to
+    classes: str | None = None  # zero-shot, linear-probe: file of class names; null: what lies beside the data
+    templates: str | None = None  # zero-shot: file of sentences with {} for the class name
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> EvaluateRecipe:
+        if (self.train_data is not None) != (self.kind == "linear-probe"):
+            raise ValueError("evaluate.train_data belongs to kind: linear-probe, which needs it")
+        if (self.classes or self.templates) and self.kind not in ("zero-shot", "linear-probe"):
+            raise ValueError(f"evaluate: {self.kind} has no classes and templates")
+        return self
 
 
 class TrainRecipe(StrictModel):
@@ -215,9 +226,11 @@ class TrainRecipe(StrictModel):
             )
         if self.optimizer.name == "lamb" and self.zero.stage != 0:
             raise ValueError(f"optimizer.name: lamb needs whole parameters; zero.stage {self.zero.stage} cuts them up")
-        is_loaded = self.task.kind == "contrastive" and (self.init_from or self.model.path)
+        is_loaded = self.task.kind == "contrastive" and (self.init_from or self.model.path or self.model.dual)
         if self.model.image_size is not None and not is_loaded:
-            raise ValueError("model.image_size resizes a contrastive model that is loaded (model.path, init_from)")
+            raise ValueError(
+                "model.image_size resizes a contrastive model that is loaded (model.path, model.dual, init_from)"
+            )
         if self.model.num_patches and (self.task.kind == "llava" or self.model.dual):
             raise ValueError("model.num_patches (NaFlex) belongs to a SigLIP: model.preset, model.path or init_from")
         if "vision" in self.model.locked and self.task.kind == "contrastive" and self.task.patch_dropout:

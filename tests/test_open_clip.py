@@ -62,7 +62,9 @@ def test_clip_folder(tmp_path: Path) -> None:
     assert (model["text_cfg"]["pool_type"], model["text_cfg"]["eos_id"]) == ("eos", 1)
     assert described["preprocess_cfg"]["resize_mode"] == "shortest"
     receipt = json.loads((out / "receipt.json").read_text())
-    assert receipt == {"num_tensors": 74, "num_restored_equal": 94, "same_activation": True}
+    assert receipt["largest_output_difference"] == 0
+    assert "built from open_clip_config.json" in receipt["measured_with"] or "open_clip" in receipt["measured_with"]
+    assert [receipt[name] for name in ("num_tensors", "num_restored_equal", "same_activation")] == [74, 94, True]
     assert (out / "tokenizer.json").exists()
 
 

@@ -8,16 +8,9 @@ from transformers import CLIPModel, SiglipModel
 from trainers.models.presets import PRESETS, preset_config
 
 TOKENS = {"bos": 0, "eos": 2, "pad": 1}
-MILLIONS = {
-    "ti": 5.5,
-    "s": 22,
-    "b": 86,
-    "l": 304,
-    "h": 632,
-    "g": 1011,
-    "so400m": 413,
-    "siglip2-g": 1134,
-}  # vision tower without a head
+MILLIONS = {  # vision tower without a head
+    "ti": 5.5, "s": 22, "b": 86, "l": 304, "h": 632, "g": 1011, "siglip2-g": 1134, "bigg": 1843, "so400m": 413,
+}  # fmt: skip
 GFLOPS = {
     ("clip-vit-b-32", 32): 4.4, ("clip-vit-b-16", 16): 17.6, ("clip-vit-l-14", 16): 61.6, ("clip-vit-h-14", 14): 167,
 }  # fmt: skip

@@ -17,7 +17,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def write_tokenizer(out: Path, max_length: int = 16) -> PreTrainedTokenizerFast:
+def write_tokenizer(out: Path, max_length: int = 16, pads: bool = True) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that ends every text, as contrastive models want it."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -29,7 +29,7 @@ def write_tokenizer(out: Path, max_length: int = 16) -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(TEXTS, trainer)
     bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", model_max_length=max_length
+        tokenizer_object=bpe, pad_token="<pad>" if pads else None, eos_token="</s>", model_max_length=max_length
     )
     tokenizer.save_pretrained(out)
     return tokenizer

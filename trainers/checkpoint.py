@@ -39,7 +39,7 @@ class TrainState:
     samples_seen: int
     world_size: int
     zero_stage: int
-    data: Sequence[Mapping[str, str | None]] = ()  # path and manifest_hash of each data set
+    data: Sequence[Mapping[str, str | int | None]] = ()  # path, manifest_hash, num_samples, num_shards of each data set
 
 
 def folder_name(step: int) -> str:

@@ -10,8 +10,8 @@ from torch import nn
 from schemas.train_recipe import OptimizerRecipe
 from trainers.task import ParameterGroup
 
-_LAYER = re.compile(r"(?P<tower>(?:vision|text)_model)\..*?\b(?:layers?|blocks?|stages)\.(?P<number>\d+)\.")
-_TOWER = re.compile(r"(?P<tower>(?:vision|text)_model)\..*?\b(?:embeddings|pre_layrnorm)\b")
+_LAYER = re.compile(r"(?P<tower>(?:vision|text)_model)\..*?\b(?:layers?|blocks?|stages|h)\.(?P<number>\d+)\.")
+_TOWER = re.compile(r"(?P<tower>(?:vision|text)_model)\..*?\b(?:embeddings|embed_tokens|wte|wpe|pre_layrnorm)\b")
 
 
 def group_parameters(model: nn.Module, optimizer: OptimizerRecipe) -> list[ParameterGroup]:

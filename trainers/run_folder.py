@@ -146,12 +146,11 @@ def evaluate_checkpoint(recipe: TrainRecipe, run_dir: Path, checkpoint: Path) ->
     path = run_dir / "evaluations.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for part in recipe.evaluate:
-        key: dict[str, Any] = {"checkpoint": checkpoint.name, "kind": part.kind, "data": part.data}
-        if part.num_patches is not None:
-            key["num_patches"] = part.num_patches
-        if any(key.items() <= line.items() for line in done):
+        settings = part.model_dump(exclude_none=True)
+        key = {"checkpoint": checkpoint.name, **part.model_dump()}
+        if any({name: line.get(name) for name in key} == key for line in done):
             continue
-        result = {**evaluate(str(checkpoint / "model"), part.kind, part.data, num_patches=part.num_patches), **key}
+        result = {**evaluate(str(checkpoint / "model"), **settings), "checkpoint": checkpoint.name}
         logger.info("%s: %s", run_dir, json.dumps(result))
         with path.open("a") as file:
             file.write(json.dumps(result) + "\n")

@@ -32,12 +32,13 @@ from trainers.checkpoint import (
     load_checkpoint,
     newest_state,
 )
-from trainers.data.dataset import Dataset, open_dataset
+from trainers.data.dataset import Dataset, identity_of, open_dataset
 from trainers.data.decode import Loader, Share, shares
 from trainers.data.stream import Order, Stream, check_world_size
 from trainers.data.timed import timed
 from trainers.distributed import any_rank, join_lists, local_rank, rank, sum_over_ranks, world_size
 from trainers.engine import Engine, calm_threads, device, start_engine, start_process_group
+from trainers.evaluate.run import check_data
 from trainers.metrics import Metrics
 from trainers.models.open_clip_folder import convert_folder, is_open_clip
 from trainers.run_folder import RunFolder, clean_run, evaluate_checkpoint, finish_run, open_run, share_folder
@@ -138,13 +139,14 @@ def start(recipe: TrainRecipe, run: RunFolder) -> Training:
     dist.barrier()
     datasets = open_datasets(recipe)
     if rank() == 0:
+        check_data(recipe.evaluate)
         prepare_tokenizer(recipe, datasets, run.path)
     share_folder(run, "tokenizer")
     task = build_task(recipe, prepare_tokenizer(recipe, datasets, run.path))
     engine = start_engine(task, recipe)
     clean_run(run)
     pairs = zip(recipe.data.train, datasets, strict=True)
-    data = [{"path": source.path, "manifest_hash": dataset.manifest_hash} for source, dataset in pairs]
+    data = [identity_of(source, dataset) for source, dataset in pairs]
     state = TrainState(0, 0, world_size(), recipe.zero.stage, data)
     if (newest := newest_state(run.path)) is not None:
         load_checkpoint(engine, newest, state, run.path)

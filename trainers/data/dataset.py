@@ -14,7 +14,7 @@ from trainers.data.raw_sample import Dataset, RawSample
 from trainers.data.tar_dataset import CuratedDataset, ViewDataset
 from trainers.data.tar_index import find_tars, index_tars
 
-__all__ = ["ConversationDataset", "CuratedDataset", "Dataset", "RawSample", "open_dataset"]
+__all__ = ["ConversationDataset", "CuratedDataset", "Dataset", "RawSample", "identity_of", "open_dataset"]
 CACHE_BYTES = 50 << 30
 
 
@@ -43,6 +43,17 @@ def open_pairs(source: DataSource, cache_bytes: int = CACHE_BYTES) -> CuratedDat
 def is_conversations(source: DataSource) -> bool:
     """True for a file of conversations, false for a curated data set."""
     return source.path.endswith((".json", ".jsonl"))
+
+
+def identity_of(source: DataSource, dataset: Dataset) -> dict[str, str | int | None]:
+    """What a checkpoint and a model card say of a data set."""
+    sizes = dataset.shard_sizes
+    return {
+        "path": source.path,
+        "manifest_hash": dataset.manifest_hash,
+        "num_samples": sum(sizes),
+        "num_shards": len(sizes),
+    }
 
 
 class ConversationDataset:

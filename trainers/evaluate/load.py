@@ -24,6 +24,7 @@ from schemas.image_decode import Pixels, decode_rgb
 from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
 from schemas.preprocess import load_preprocess
 from trainers.models.folder import local_folder, model_type_of
+from trainers.models.towers import num_places, pads_to_end, pool_texts
 
 IMAGES_PER_BATCH = 64
 TEXTS_PER_BATCH = 256
@@ -88,22 +89,24 @@ class DualEncoder:
             raise InputError(f"{folder}: {model_type} has no image and text features; use {', '.join(_DUAL_CLASSES)}")
         local = local_folder(folder)
         self.device = pick_device()
-        self.model: Any = _DUAL_CLASSES[model_type].from_pretrained(local, dtype=torch.float32).eval().to(self.device)
+        model: Any = _DUAL_CLASSES[model_type].from_pretrained(local, dtype=torch.float32)
+        if isinstance(model, VisionTextDualEncoderModel):
+            pool_texts(model)
+        self.model = model.eval().to(self.device)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(local)
         self.preprocess = load_any_preprocess(local)
         if num_patches is not None:
             if not isinstance(self.preprocess, NaflexPreprocess):
                 raise InputError(f"{folder}: takes pictures of one size; num_patches is for NaFlex")
             self.preprocess = replace(self.preprocess, num_patches=num_patches)
-        self.is_siglip = model_type in ("siglip", "siglip2")
+        self._pads_to_end = pads_to_end(model.config)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids as in training. SigLIP pools the last position, so all of its texts have one length."""
-        places = int(self.model.config.text_config.max_position_embeddings)
-        length = min(places, int(self.tokenizer.model_max_length))
-        padding = "max_length" if self.is_siglip else True
+        length = min(num_places(self.model.config), int(self.tokenizer.model_max_length))
+        padding = "max_length" if self._pads_to_end else True
         encoded = self.tokenizer(list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt")
-        names = ["input_ids"] if self.is_siglip else ["input_ids", "attention_mask"]
+        names = ["input_ids"] if self._pads_to_end else ["input_ids", "attention_mask"]
         return {name: encoded[name].to(self.device) for name in names}
 
     def on_device(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

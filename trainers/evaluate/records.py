@@ -31,3 +31,10 @@ def read_jsonl(path: str, required: Sequence[str]) -> list[dict[str, Any]]:
     if not records:
         raise InputError(f"{path}: holds no records")
     return records
+
+
+def file_beside(table: str, name: str) -> str:
+    """A file that a table names: a path or URL of its own, or one relative to the table's folder."""
+    if name.startswith("/") or "://" in name:
+        return name
+    return storage.join(table.rpartition("/")[0] or ".", name)

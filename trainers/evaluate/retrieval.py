@@ -14,9 +14,10 @@ from schemas.manifest import load_manifest, resolve, table_url, tar_url
 from schemas.sample import read_table
 from schemas.tombstones import recalled_uids
 from trainers.evaluate.load import DualEncoder, ImageSource
-from trainers.evaluate.records import read_jsonl
+from trainers.evaluate.samples import Sample, read_samples
 
 DEPTHS = (1, 5, 10)
+CAPTION_FIELDS = ("captions", "txt", "caption", "text")
 ROWS_PER_BLOCK = 1024  # of the score matrix that is held at a time
 
 
@@ -42,13 +43,19 @@ def retrieval(encoder: DualEncoder, data: str) -> dict[str, Any]:
 
 
 def recalls(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: torch.Tensor) -> dict[str, float]:
-    """Recall of both ways. A tie counts against the model: equal features for all recall nothing."""
+    """Recall of both ways, and the ranks behind it (1 is the best), as open_clip and big_vision count them.
+
+    An image has found its text when any of its captions is among the first. A tie counts against the model: equal
+    features for all recall nothing, where a sort would give back the order of the file.
+    """
     to_text = _ranks_of_texts(images_ND, texts_MD, owners_M)
     to_image = _ranks_of_images(images_ND, texts_MD, owners_M)
     result = {}
     for name, ranks in (("image_to_text", to_text), ("text_to_image", to_image)):
         for depth in DEPTHS:
             result[f"{name}_recall_at_{depth}"] = float((ranks < depth).double().mean())
+        result[f"{name}_mean_rank"] = float(ranks.double().mean()) + 1
+        result[f"{name}_median_rank"] = float(ranks.double().quantile(0.5).floor()) + 1
     return result
 
 
@@ -75,34 +82,44 @@ def _ranks_of_images(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: 
 
 
 def load_captioned_images(data: str) -> CaptionedImages:
-    """A jsonl of {image, captions | caption[, split]}, a folder with pairs.jsonl, or a curated data set.
+    """A jsonl of {image, captions | caption[, split]}, a folder with pairs.jsonl, a curated data set, WebDataset tars
+    or parquet files.
 
-    Where the table has splits, `test` is taken. Raises InputError.
+    Where a table has splits, `test` is taken. Raises InputError.
     """
-    if data.endswith(".jsonl"):
-        return _from_table(data)
     table = storage.join(data, "pairs.jsonl")
-    return _from_table(table) if storage.exists(table) else _from_curated(resolve(data))
+    if not data.endswith(".jsonl") and storage.exists(table):
+        data = table
+    try:
+        folder = None if data.endswith(".jsonl") else resolve(data)
+    except InputError as error:
+        folder, not_curated = None, error
+    if folder is not None:
+        return _from_curated(folder)
+    samples = read_samples(data)
+    if not samples:
+        raise InputError(f"{not_curated}, nor pairs.jsonl, tars or parquet files")
+    return _from_samples(samples)
 
 
-def _from_table(path: str) -> CaptionedImages:
-    records = read_jsonl(path, ("image",))
-    if any("split" in record for record in records):
-        records = [record for record in records if record.get("split") == "test"]
-    base = path.rpartition("/")[0] or "."
-    images: list[ImageSource] = []
+def _from_samples(samples: Sequence[Sample]) -> CaptionedImages:
     captions: list[str] = []
     owners: list[int] = []
-    for record in records:
-        own = record.get("captions") or [record.get("caption")]
-        if not all(isinstance(caption, str) and caption for caption in own):
-            raise InputError(f"{path}: image {record['image']} needs captions: [text, ...] or caption: text")
-        owners += [len(images)] * len(own)
+    for index, sample in enumerate(samples):
+        own = _captions_of(sample)
+        owners += [index] * len(own)
         captions += own
-        images.append(ImageSource(storage.join(base, record["image"])))
-    if not images:
-        raise InputError(f"{path}: has splits, but no image of split test")
-    return CaptionedImages(images, captions, torch.tensor(owners))
+    return CaptionedImages([sample.image for sample in samples], captions, torch.tensor(owners))
+
+
+def _captions_of(sample: Sample) -> list[str]:
+    """Its `captions`, or its `caption`; in a tar the lines of its `.txt`, as CLIP benchmark's tars have them."""
+    own = next((sample.fields[name] for name in CAPTION_FIELDS if sample.fields.get(name)), None)
+    if isinstance(own, str):
+        own = [line for line in own.splitlines() if line.strip()] if "txt" in sample.fields else [own]
+    if not isinstance(own, list) or not own or not all(isinstance(caption, str) and caption for caption in own):
+        raise InputError(f"{sample.image.url}: an image needs captions: [text, ...] or caption: text")
+    return own
 
 
 def _from_curated(folder: str) -> CaptionedImages:

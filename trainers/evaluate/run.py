@@ -1,32 +1,47 @@
-"""Measure an exported model: zero-shot classification, retrieval or visual question answering."""
+"""Measure an exported model: zero-shot classification, linear probe, retrieval or visual question answering."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from schemas import storage
 from schemas.errors import InputError
+from schemas.recipe_io import parse_recipe
+from schemas.train_recipe import EvaluateRecipe
+from trainers.data.tar_index import find_tars
+from trainers.evaluate.class_names import ClassFiles
+from trainers.evaluate.linear_probe import linear_probe
 from trainers.evaluate.load import DualEncoder, LlavaReader
 from trainers.evaluate.retrieval import retrieval
+from trainers.evaluate.samples import find_parquet
 from trainers.evaluate.vqa import ImageMode, vqa
 from trainers.evaluate.zero_shot import zero_shot
 
-KINDS = ("zero-shot", "retrieval", "vqa")
-
 
 def evaluate(
-    model_folder: str, kind: str, data: str, image_mode: ImageMode = "real", num_patches: int | None = None
+    model_folder: str, kind: str, data: str, image_mode: ImageMode = "real", **settings: Any
 ) -> dict[str, Any]:
-    """Figures of one evaluation, flat and ready for JSON; `image_mode` is for vqa, `num_patches` for NaFlex.
+    """Figures of one evaluation, flat and ready for JSON. Raises InputError, RecipeError.
 
-    Raises InputError.
+    `image_mode` is for vqa; `settings` are the further fields of a recipe's `evaluate` entry.
     """
-    head: dict[str, Any] = {"model": model_folder, "kind": kind, "data": data}
-    if num_patches is not None:
-        head["num_patches"] = num_patches
-    if kind == "zero-shot":
-        return {**head, **zero_shot(DualEncoder(model_folder, num_patches), data)}
-    if kind == "retrieval":
-        return {**head, **retrieval(DualEncoder(model_folder, num_patches), data)}
-    if kind == "vqa":
+    part = parse_recipe({"kind": kind, "data": data, **settings}, EvaluateRecipe, where="evaluate")
+    head = {"model": model_folder, **part.model_dump(exclude_none=True)}
+    if part.kind == "vqa":
         return {**head, **vqa(LlavaReader(model_folder), data, image_mode)}
-    raise InputError(f"kind of evaluation {kind}: there are {', '.join(KINDS)}")
+    encoder = DualEncoder(model_folder, part.num_patches)
+    if part.kind == "retrieval":
+        return {**head, **retrieval(encoder, data)}
+    files = ClassFiles(part.classes, part.templates)
+    if part.train_data is None:
+        return {**head, **zero_shot(encoder, data, files)}
+    return {**head, **linear_probe(encoder, data, part.train_data, files)}
+
+
+def check_data(parts: Sequence[EvaluateRecipe]) -> None:
+    """Raise InputError where an evaluation could not begin: better before the training than after it."""
+    for part in parts:
+        for path in (part.data, part.train_data, part.classes, part.templates):
+            if path is not None and not (storage.exists(path) or find_tars(path) or find_parquet(path)):
+                raise InputError(f"evaluate: {part.kind}: {path} is not there")

@@ -17,7 +17,7 @@ from schemas.conversation import IMAGE_MARK, Turn, load_conversations
 from schemas.errors import InputError
 from trainers.chat import Renderer, num_image_tokens
 from trainers.evaluate.load import ImageSource, LlavaReader, image_batches
-from trainers.evaluate.records import read_jsonl
+from trainers.evaluate.records import file_beside, read_jsonl
 
 ImageMode = Literal["real", "none", "wrong"]
 MAX_NEW_TOKENS = 16
@@ -122,16 +122,15 @@ def load_questions(data: str) -> list[Question]:
         data = storage.join(data, "qa.jsonl")
     if data.endswith(".json") or "conversations" in read_jsonl(data, ())[0]:
         return _from_conversations(data)
-    base = data.rpartition("/")[0] or "."
-    return [_question(record, base, data) for record in read_jsonl(data, ("image", "question"))]
+    return [_question(record, data) for record in read_jsonl(data, ("image", "question"))]
 
 
-def _question(record: Mapping[str, Any], base: str, where: str) -> Question:
+def _question(record: Mapping[str, Any], where: str) -> Question:
     answers = record.get("answers") or [record.get("answer")]
     if not all(isinstance(text, str | int | float) for text in answers):
         raise InputError(f"{where}: question {record['question']!r} needs answer: text or answers: [text, ...]")
     kind = record.get("kind") or record.get("answer_type")
-    url = storage.join(base, record["image"])
+    url = file_beside(where, record["image"])
     return Question(url, record["question"], tuple(str(text) for text in answers), kind)
 
 

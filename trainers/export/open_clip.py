@@ -1,12 +1,9 @@
 """Export a checkpoint as a folder for open_clip: `create_model_and_transforms("local-dir:<folder>")`.
 
-open_clip itself is never imported: the conversion is a table of names and shapes, verified by the way back.
+The conversion is a table of names and shapes, verified by the way back; open_clip itself is not needed.
 """
 
 from __future__ import annotations
-
-import json
-import os
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,9 +13,10 @@ from schemas import storage
 from schemas.errors import InputError
 from schemas.preprocess import load_preprocess
 from trainers.export.checkpoint_folder import find_checkpoint
+from trainers.export.documents import copy_tokenizer, remove_documents, write_documents, write_json
 from trainers.export.open_clip_config import is_exact, open_clip_config
 from trainers.export.open_clip_map import State, clip_moves, convert, convert_back, siglip_moves
-from trainers.export.provenance import make_provenance
+from trainers.export.open_clip_receipt import WEIGHTS, measure
 from trainers.models.folder import local_folder, read_config
 
 _MOVES = {"clip": clip_moves, "siglip": siglip_moves}
@@ -44,14 +42,18 @@ def export(run_dir: str, out_dir: str, step: int | None = None, averaged: bool =
     wrong = [name for name, tensor in state.items() if not torch.equal(restored[name], tensor)]
     if wrong:
         raise InputError(f"open_clip export: tensors changed on the way: {', '.join(wrong[:5])}")
-    with storage.build_locally(storage.join(out_dir, "open_clip_model.safetensors")) as path:
+    remove_documents(out_dir)
+    with storage.build_locally(storage.join(out_dir, WEIGHTS)) as path:
         save_file(converted, path, metadata={"format": "pt"})
-    _copy_tokenizer(local, out_dir)
-    provenance = make_provenance(checkpoint.recipe, checkpoint.state) | {"averaged": averaged}
-    _write_json(out_dir, "provenance.json", provenance)
-    receipt = {"num_tensors": len(converted), "num_restored_equal": len(restored), "same_activation": is_exact(config)}
-    _write_json(out_dir, "receipt.json", receipt)
-    _write_json(out_dir, "open_clip_config.json", described)
+    copy_tokenizer(local, out_dir)
+    write_json(storage.join(out_dir, "open_clip_config.json"), described)
+    receipt = {
+        "num_tensors": len(converted),
+        "num_restored_equal": len(restored),
+        "same_activation": is_exact(config),
+        **measure(out_dir, checkpoint.model_url),
+    }
+    write_documents(out_dir, checkpoint, receipt, "open-clip")
     return out_dir
 
 
@@ -61,15 +63,3 @@ def _load_state(folder: str) -> State:
         if url.endswith(".safetensors"):
             state |= load_file(url)
     return state
-
-
-def _copy_tokenizer(folder: str, out_dir: str) -> None:
-    """Which files a tokenizer has differs by its class."""
-    for url in storage.list_files(folder):
-        name = os.path.basename(url)
-        if "tokenizer" in name or name in ("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"):
-            storage.put_bytes(storage.join(out_dir, name), storage.read_bytes(url))
-
-
-def _write_json(folder: str, name: str, value: object) -> None:
-    storage.put_bytes(storage.join(folder, name), json.dumps(value, indent=1, sort_keys=True).encode())

@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
 
 from schemas import storage
 from schemas.conversation import IMAGE_MARK, Turn
@@ -24,17 +25,11 @@ from schemas.naflex import AnyPreprocess, load_any_preprocess
 from trainers.chat import Renderer, num_image_tokens
 from trainers.evaluate.load import DualEncoder, LlavaReader
 from trainers.models.folder import local_folder, read_config
+from trainers.models.towers import pool_texts
 
 MAX_DIFFERENCE = 1e-4  # of outputs, fp32: the same weights give less on any machine
 PROBE_TEXTS = ("a dog on the beach", "Two children play football, 3 others watch.", "naïve café – 東京", "x")
 _PROBE_SIZES = ((64, 64), (53, 97), (240, 160), (300, 451))  # px, height and width
-# Files of LlavaForConditionalGeneration keep the names of its first release.
-_LLAVA_PREFIXES = {
-    "language_model.lm_head.": "lm_head.",
-    "language_model.model.": "model.language_model.",
-    "vision_tower.": "model.vision_tower.",
-    "multi_modal_projector.": "model.multi_modal_projector.",
-}
 
 
 def make_receipt(folder: str, checkpoint_model: str, run_tokenizer: str) -> dict[str, Any]:
@@ -71,10 +66,13 @@ def load_strictly(folder: str) -> tuple[Any, int]:
     config = AutoConfig.from_pretrained(local)
     model_class = getattr(transformers, read_config(folder)["architectures"][0])
     model = model_class(config=config).eval()
+    if config.model_type == "vision-text-dual-encoder":
+        pool_texts(model)
     state: dict[str, torch.Tensor] = {}
     for file in _weight_files(local):
         state |= load_file(file)
-    named = {_module_name(name, config.model_type): tensor for name, tensor in state.items()}
+    module_names = _module_names(model)
+    named = {module_names.get(name, name): tensor for name, tensor in state.items()}
     tied = set(model.all_tied_weights_keys) if getattr(config, "tie_word_embeddings", False) else set()
     missing, unexpected = model.load_state_dict(named, strict=False)
     if set(missing) - tied or unexpected:
@@ -84,12 +82,14 @@ def load_strictly(folder: str) -> tuple[Any, int]:
     return model, len(named)
 
 
-def _module_name(name: str, model_type: str) -> str:
-    if model_type == "llava":
-        for old, new in _LLAVA_PREFIXES.items():
-            if name.startswith(old):
-                return new + name.removeprefix(old)
-    return name
+def _module_names(model: Any) -> dict[str, str]:
+    """Name in a file -> name in the module: transformers saves some families by the names of their first release.
+
+    Taken from what saving does, so that a mistake of loading still shows.
+    """
+    names = list(model.state_dict())
+    saved = revert_weight_conversion(model, {name: torch.tensor(index) for index, name in enumerate(names)})
+    return {saved_name: names[int(index)] for saved_name, index in saved.items()}
 
 
 def probe_images() -> list[Pixels]:

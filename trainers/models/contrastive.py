@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, CLIPModel, Siglip2Model, SiglipModel, VisionTextDualEncoderModel
+from transformers import CLIPModel, Siglip2Model, SiglipModel, VisionTextDualEncoderModel
 
 from schemas.errors import InputError, RecipeError
 from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
-from schemas.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess, load_preprocess
+from schemas.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess
 from schemas.train_recipe import ContrastiveTask, ModelRecipe
 from trainers.models.folder import model_type_of
 from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
 from trainers.models.positions import resize_pictures
-from trainers.models.presets import is_siglip2, preset_config
+from trainers.models.presets import MEAN_POOLING, is_siglip2, preset_config
+from trainers.models.towers import load_dual_encoder
 from trainers.task import Batch
 
 MAX_LOG_SCALE = math.log(100)
@@ -63,17 +64,19 @@ class ContrastiveModel(nn.Module):
                 raise RecipeError(f"task.patch_dropout: not for the towers of a {hf.config.model_type}")
             hf.vision_model.embeddings.register_forward_hook(self._drop_patches)
         scale = hf.logit_scale.detach().float().reshape(1)
-        bias = hf.logit_bias.detach().float().reshape(1) if hasattr(hf, "logit_bias") else None
+        bias = _bias_of(hf)
         if is_new or task.initial_logit_scale is not None:
             scale = torch.full((1,), _initial_scale(task))
         if is_new or bias is None:
             bias = torch.full((1,), task.initial_logit_bias)
-        self._scale_shape = tuple(hf.logit_scale.shape)
+        self._scale_shape, self._has_bias = tuple(hf.logit_scale.shape), hasattr(hf, "logit_bias")
         for name in ("logit_scale", "logit_bias"):
             if hasattr(hf, name):
                 delattr(hf, name)
         self.logit_scale = nn.Parameter(scale)
         self.logit_bias = nn.Parameter(bias, requires_grad=task.loss == "siglip")
+        if getattr(hf.config.vision_config, "pooling", None) == MEAN_POOLING:
+            average_patches(hf.vision_model.head)
 
     def forward(self, batch: Batch) -> Features:
         """Features of a batch: `pixel_values` [B, 3, S, S], or NaFlex's inputs, or what the locked vision tower gave
@@ -144,12 +147,40 @@ class ContrastiveModel(nn.Module):
         return self
 
     def exported_state(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The state dict of the exported class from one of this module."""
+        """The state dict of the exported class from one of this module.
+
+        config.json keeps the bias where the class has no place for it: a next run goes on with it.
+        """
         exported = {name.removeprefix("hf."): value for name, value in state.items() if name.startswith("hf.")}
         exported["logit_scale"] = state["logit_scale"].reshape(self._scale_shape)
-        if isinstance(self.hf, SiglipModel | Siglip2Model):
+        if self._has_bias:
             exported["logit_bias"] = state["logit_bias"].reshape(1)
+        elif self.logit_bias.requires_grad:
+            self.hf.config.logit_bias = float(state["logit_bias"])
         return exported
+
+
+def _bias_of(hf: Any) -> torch.Tensor | None:
+    """The SigLIP bias that a model has learned, if it has."""
+    if hasattr(hf, "logit_bias"):
+        return torch.as_tensor(hf.logit_bias.detach().float().reshape(1))
+    kept = getattr(hf.config, "logit_bias", None)
+    return None if kept is None else torch.tensor([float(kept)])
+
+
+@torch.no_grad()
+def average_patches(head: Any) -> None:
+    """Make SigLIP's attention pooling the mean over the patches, for good: so that plain transformers gives it, too.
+
+    Queries and keys of zeros weigh all patches alike; values pass as they are, and the MLP adds nothing.
+    """
+    width = head.layernorm.weight.numel()
+    for parameter in head.parameters():
+        parameter.zero_()
+        parameter.requires_grad_(False)
+    head.layernorm.weight.fill_(1.0)
+    head.attention.in_proj_weight[2 * width :].fill_diagonal_(1.0)
+    head.attention.out_proj.weight.fill_diagonal_(1.0)
 
 
 def _initial_scale(task: ContrastiveTask) -> float:
@@ -179,7 +210,10 @@ def load_model(folder: str, recipe: ModelRecipe) -> tuple[Any, AnyPreprocess]:
     model_type = model_type_of(folder)
     if model_type not in FAMILIES:
         raise InputError(f"{folder}: holds a {model_type} model; contrastive tasks take {', '.join(FAMILIES)}")
-    hf = FAMILIES[model_type].from_pretrained(folder, dtype=torch.float32)
+    if model_type == "vision-text-dual-encoder":
+        hf = load_dual_encoder(folder)
+    else:
+        hf = FAMILIES[model_type].from_pretrained(folder, dtype=torch.float32)
     preprocess = load_any_preprocess(folder)
     if recipe.image_size is not None:
         preprocess = resize_pictures(hf, preprocess, recipe.image_size)
@@ -195,19 +229,3 @@ def load_model(folder: str, recipe: ModelRecipe) -> tuple[Any, AnyPreprocess]:
 def _check_siglip(model_type: str) -> None:
     if model_type not in ("siglip", "siglip2"):
         raise RecipeError(f"model.num_patches: NaFlex is for SigLIP, this is a {model_type}")
-
-
-def join_towers(recipe: ModelRecipe) -> tuple[Any, Preprocess]:
-    """Two pretrained towers with new projection heads. Raises InputError, RecipeError."""
-    if recipe.dual is None:
-        raise RecipeError("model.dual: names two towers")
-    try:
-        vision = AutoModel.from_pretrained(recipe.dual.vision, dtype=torch.float32)
-        text = AutoModel.from_pretrained(recipe.dual.text, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.dual: {' '.join(str(error).split())[:300]}") from error
-    model = VisionTextDualEncoderModel(vision_model=vision, text_model=text)
-    for name, width in (("visual_projection", model.vision_embed_dim), ("text_projection", model.text_embed_dim)):
-        setattr(model, name, nn.Linear(width, recipe.dual.projection_dim, bias=False))
-    model.config.projection_dim = recipe.dual.projection_dim
-    return model, load_preprocess(recipe.dual.vision)

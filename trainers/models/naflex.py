@@ -50,6 +50,7 @@ def naflex_config(config: SiglipConfig) -> Siglip2Config:
         vision_config={
             **{name: getattr(vision, name) for name in _VISION_FIELDS},
             "num_patches": (vision.image_size // vision.patch_size) ** 2,
+            **({"pooling": vision.pooling} if hasattr(vision, "pooling") else {}),
         },
         text_config={name: getattr(text, name) for name in _TEXT_FIELDS},
     )

@@ -47,14 +47,35 @@ def convert_folder(path: str, out: Path) -> None:
     """Write a Hugging Face folder; config.json comes last. Raises InputError for what transformers cannot hold."""
     local = Path(local_folder(_folder_of(path)))
     described = json.loads((local / CONFIG).read_text())
-    model = described["model_cfg"]
-    is_siglip = "timm_model_name" in model["vision_cfg"]
-    config = siglip_config(model) if is_siglip else clip_config(model)
+    config = network_config(described["model_cfg"])
+    weights = read_weights(local / storage.name_of(path) if path.endswith(SUFFIXES) else _find_weights(local))
+    network = build_network(config, weights, path)
+    network.save_pretrained(out)
+    config_text = (out / "config.json").read_text()
+    (out / "config.json").unlink()
+    preprocess = _preprocess(described, int(config.vision_config.image_size))
+    processor = preprocess.processor_config(
+        "SiglipImageProcessor" if config.model_type == "siglip" else "CLIPImageProcessor"
+    )
+    (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=1, sort_keys=True))
+    for file in local.iterdir():
+        if "token" in file.name or file.name in ("vocab.json", "vocab.txt", "merges.txt"):
+            (out / file.name).write_bytes(file.read_bytes())
+    (out / "config.json").write_text(config_text)
+
+
+def network_config(model: Mapping[str, Any]) -> CLIPConfig | SiglipConfig:
+    """Configuration of the transformers model that computes what open_clip builds of `model_cfg`. Raises InputError."""
+    return siglip_config(model) if "timm_model_name" in model["vision_cfg"] else clip_config(model)
+
+
+def build_network(config: CLIPConfig | SiglipConfig, weights: State, path: str) -> Any:
+    """The model with weights by open_clip's names. Raises InputError."""
+    is_siglip = config.model_type == "siglip"
     network = (SiglipModel if is_siglip else CLIPModel)(config)
     moves = (siglip_moves if is_siglip else clip_moves)(
         config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
     )
-    weights = read_weights(local / storage.name_of(path) if path.endswith(SUFFIXES) else _find_weights(local))
     if not is_siglip and "text.token_embedding.weight" in weights:  # a CLIP whose text tower is a module of its own
         weights = {name.removeprefix("text."): tensor for name, tensor in weights.items()}
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
@@ -62,16 +83,7 @@ def convert_folder(path: str, out: Path) -> None:
         network.load_state_dict(convert_back(weights, moves, shapes))
     except RuntimeError as error:
         raise InputError(f"{path}: weights do not fit {CONFIG}: {' '.join(str(error).split())[:200]}") from error
-    network.save_pretrained(out)
-    config_text = (out / "config.json").read_text()
-    (out / "config.json").unlink()
-    preprocess = _preprocess(described, int(config.vision_config.image_size))
-    processor = preprocess.processor_config("SiglipImageProcessor" if is_siglip else "CLIPImageProcessor")
-    (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=1, sort_keys=True))
-    for file in local.iterdir():
-        if "token" in file.name or file.name in ("vocab.json", "vocab.txt", "merges.txt"):
-            (out / file.name).write_bytes(file.read_bytes())
-    (out / "config.json").write_text(config_text)
+    return network
 
 
 def _find_weights(folder: Path) -> Path:

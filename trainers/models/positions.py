@@ -7,31 +7,38 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from schemas.errors import RecipeError
 from schemas.naflex import AnyPreprocess, NaflexPreprocess
 from schemas.preprocess import Preprocess
 
+_TABLES = ("position_embedding.weight", "position_embeddings")
+
 
 def resize_pictures(hf: Any, preprocess: AnyPreprocess, size: int) -> Preprocess:
-    """Make the tower of a CLIP or SigLIP model take pictures of `size` px; returns how they are prepared.
+    """Make a model's vision tower take pictures of `size` px; returns how they are prepared. Raises RecipeError.
 
-    Raises RecipeError.
+    Its class is built anew for that size. Towers that compute positions (DINOv3's rotary ones, Swin, ConvNeXt) have
+    no table and keep all weights; others that learn them for one size only (BEiT's relative ones) are refused.
     """
-    if hf.config.model_type not in ("clip", "siglip") or isinstance(preprocess, NaflexPreprocess):
-        raise RecipeError(f"model.image_size: not for the towers of a {hf.config.model_type}")
-    config, embeddings = hf.config.vision_config, hf.vision_model.embeddings
-    if size % config.patch_size:
-        raise RecipeError(f"model.image_size {size}: no whole number of patches of {config.patch_size} px")
-    table = resize_table(
-        embeddings.position_embedding.weight.data, config.image_size // config.patch_size, size // config.patch_size
-    )
-    embeddings.position_embedding = nn.Embedding.from_pretrained(table, freeze=False)  # type: ignore[no-untyped-call]
-    embeddings.position_ids = torch.arange(len(table)).expand(1, -1)
-    embeddings.image_size = config.image_size = size
-    embeddings.num_patches = (size // config.patch_size) ** 2
-    embeddings.num_positions = len(table)
+    if isinstance(preprocess, NaflexPreprocess):
+        raise RecipeError("model.image_size: NaFlex takes pictures of any size; model.num_patches says how large")
+    config, old = hf.config.vision_config, hf.vision_model
+    patch_size, old_size = getattr(config, "patch_size", 1), config.image_size
+    if size % patch_size:
+        raise RecipeError(f"model.image_size {size}: no whole number of patches of {patch_size} px")
+    config.image_size = old.config.image_size = size
+    new = type(old)(old.config)
+    shapes = {name: tensor.shape for name, tensor in new.state_dict().items()}
+    state = old.state_dict()
+    for name, tensor in state.items():
+        if tensor.shape != shapes[name]:
+            if not name.endswith(_TABLES):
+                raise RecipeError(f"model.image_size: not for a {config.model_type}: {name} belongs to {old_size} px")
+            table = resize_table(tensor.reshape(-1, tensor.shape[-1]), old_size // patch_size, size // patch_size)
+            state[name] = table.reshape(shapes[name])
+    new.load_state_dict(state)
+    hf.vision_model = new
     return replace(preprocess, size=size)
 
 

@@ -52,12 +52,15 @@ L = Tower(24, 1024, 16, 4096)
 H = Tower(32, 1280, 16, 5120)
 G = Tower(40, 1408, 16, 6144)  # "little g", 1.0e9 parameters
 G_OPT = Tower(40, 1536, 16, 6144)  # SigLIP 2's g, 1.1e9
+BIG_G = Tower(48, 1664, 16, 8192)  # "G", 1.8e9
 SO400M = Tower(27, 1152, 16, 4304)
 # CLIP's text transformers (Radford et al., arXiv 2103.00020; from H on those of open_clip).
 B_TEXT = Tower(12, 512, 8, 2048)
 L_TEXT = Tower(12, 768, 12, 3072)
 H_TEXT = Tower(24, 1024, 16, 4096)
+BIG_G_TEXT = Tower(32, 1280, 20, 5120)
 TEST = Tower(2, 64, 2, 128)
+MEAN_POOLING = "mean"  # of the patches, in the place of SigLIP's attention pooling
 PRESETS: Mapping[str, Preset] = {
     "siglip-test-tiny": Preset("siglip", TEST, TEST, 64, 16, 16),
     "clip-test-tiny": Preset("clip", TEST, TEST, 64, 16, 16, 64),
@@ -84,6 +87,7 @@ PRESETS: Mapping[str, Preset] = {
     "clip-so400m-14": Preset("clip", SO400M, SO400M, 224, 14, 77, 1152),
     "clip-vit-h-14": Preset("clip", H, H_TEXT, 224, 14, 77, 1024),
     "clip-vit-g-14": Preset("clip", G, H_TEXT, 224, 14, 77, 1024),
+    "clip-vit-bigg-14": Preset("clip", BIG_G, BIG_G_TEXT, 224, 14, 77, 1280),
 }
 
 
@@ -106,12 +110,15 @@ def preset_config(
     preset = PRESETS[name]
     own = dict(overrides)
     vision_extra, text_extra = own.pop("vision", {}), own.pop("text", {})
+    pooling = own.pop("pooling", None)
     unknown = set(own) - {"image_size", "patch_size", "text_length", "projection"}
     if unknown:
         raise RecipeError(
             f"model.overrides: unknown {sorted(unknown)[0]}; there are image_size, patch_size, text_length, "
-            "projection, vision, text"
+            "projection, pooling, vision, text"
         )
+    if pooling is not None:
+        vision_extra = {**vision_extra, "pooling": _checked_pooling(pooling, preset.family)}
     size = {
         key: int(own.get(key, getattr(preset, key)))
         for key in ("image_size", "patch_size", "text_length", "projection")
@@ -134,3 +141,14 @@ def preset_config(
     for part in (vision, text):
         part["projection_dim"] = size["projection"]
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=size["projection"])
+
+
+def _checked_pooling(pooling: Any, family: str) -> str:
+    """CLIP's class has the class token alone; SigLIP's has attention pooling, which can be made a mean."""
+    own = "cls" if family == "clip" else "map"
+    if pooling not in (own, MEAN_POOLING) or (pooling == MEAN_POOLING and family == "clip"):
+        raise RecipeError(
+            f"model.overrides.pooling {pooling}: clip presets have cls, siglip presets map and mean; either takes "
+            "either task.loss"
+        )
+    return str(pooling)

@@ -21,15 +21,16 @@ from trainers.distributed import rank, world_size
 from trainers.locked_cache import LockedCache
 from trainers.losses.clip import clip_loss
 from trainers.losses.siglip import siglip_loss
-from trainers.models.contrastive import ContrastiveModel, Features, join_towers, load_model, new_model
+from trainers.models.contrastive import ContrastiveModel, Features, load_model, new_model
 from trainers.models.folder import model_type_of
 from trainers.models.naflex import naflex_inputs
 from trainers.models.presets import is_siglip2
+from trainers.models.towers import join_towers, num_places, pads_to_end
 from trainers.parameter_groups import group_parameters
 from trainers.siglip2_tokenizer import load_siglip2_tokenizer
 from trainers.task import Batch, ParameterGroup, TrainSample
 
-PROCESSOR_CLASSES = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
+SQUASHING = {"siglip": "SiglipImageProcessor"}  # of other families: ViTImageProcessor; cropping: CLIPImageProcessor
 
 
 class ContrastiveTask:
@@ -50,7 +51,7 @@ class ContrastiveTask:
         if folder is not None:
             hf, self.preprocess = load_model(folder, recipe.model)
         elif recipe.model.dual is not None:
-            hf, self.preprocess = join_towers(recipe.model)
+            hf, self.preprocess = join_towers(recipe.model.dual, recipe.model.image_size)
         else:
             hf, self.preprocess = new_model(recipe.model, len(self._tokenizer), _token_ids(self._tokenizer))
         self._model = ContrastiveModel(hf, task, is_new=folder is None)
@@ -60,10 +61,11 @@ class ContrastiveTask:
         self.model: nn.Module = self._model
         self._caches = _open_caches(recipe, self._model)
         check_batch_statistics(recipe, self._model)
+        self._pads_to_end = pads_to_end(hf.config)
+        if self._tokenizer.pad_token_id is None and not self._pads_to_end:
+            self._tokenizer.pad_token = self._tokenizer.eos_token  # as GPT's; the mask hides it
         _check_tokenizer(self._tokenizer, hf.config, tokenizer_folder)
-        self._pads_to_end = hf.config.model_type in ("siglip", "siglip2")
-        places = int(hf.config.text_config.max_position_embeddings)
-        self._tokenizer.model_max_length = min(places, int(self._tokenizer.model_max_length))
+        self._tokenizer.model_max_length = min(num_places(hf.config), int(self._tokenizer.model_max_length))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """By weight decay and by depth."""
@@ -172,8 +174,9 @@ class ContrastiveTask:
         if isinstance(self.preprocess, NaflexPreprocess):
             config = self.preprocess.processor_config()
         else:
-            kind = PROCESSOR_CLASSES.get(model.hf.config.model_type, "ViTImageProcessor")
-            config = self.preprocess.processor_config(kind)
+            squashing = SQUASHING.get(model.hf.config.model_type, "ViTImageProcessor")
+            crops = self.preprocess.mode == "center_crop"
+            config = self.preprocess.processor_config("CLIPImageProcessor" if crops else squashing)
         Path(folder, "preprocessor_config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
 
 
@@ -219,7 +222,7 @@ def _check_tokenizer(tokenizer: Any, config: Any, folder: str) -> None:
         raise RecipeError(f"tokenizer {folder}: has no pad token")
     if len(tokenizer) > size:
         raise RecipeError(f"tokenizer {folder}: has {len(tokenizer)} tokens, the model {size}; it belongs to another")
-    if config.model_type != "clip":
+    if config.text_config.model_type != "clip_text_model":
         return
     eos = tokenizer.eos_token_id
     if eos is None or tokenizer("a")["input_ids"][-1] != eos:

@@ -1,0 +1,54 @@
+"""What lies beside the weights of every export: receipt.json, README.md (the model card) and provenance.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from schemas import storage
+from trainers.export.checkpoint_folder import CheckpointFolder
+from trainers.export.model_card import model_card
+from trainers.export.provenance import make_provenance
+from trainers.models.folder import local_folder, read_config
+
+NAMES = ("provenance.json", "receipt.json", "README.md")
+_TOKENIZER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json")
+
+
+def remove_documents(out_dir: str) -> None:
+    """Of an earlier export into the same folder: what they say would be wrong until they are written again."""
+    for name in NAMES:
+        storage.remove(storage.join(out_dir, name))
+
+
+def write_documents(out_dir: str, checkpoint: CheckpointFolder, receipt: Mapping[str, Any], form: str) -> None:
+    """Write all three for an export of `form` (hf, open-clip, onnx); provenance.json comes last: all is well."""
+    provenance = make_provenance(checkpoint.recipe, checkpoint.state) | {"averaged": checkpoint.averaged}
+    card = model_card(form, read_config(checkpoint.model_url), provenance, receipt, evaluations_of(checkpoint))
+    write_json(storage.join(out_dir, "receipt.json"), receipt)
+    storage.put_bytes(storage.join(out_dir, "README.md"), card.encode())
+    write_json(storage.join(out_dir, "provenance.json"), provenance)
+    local_folder.cache_clear()
+
+
+def evaluations_of(checkpoint: CheckpointFolder) -> list[dict[str, Any]]:
+    """What the run has measured on exactly these weights; the average of the weights is never evaluated."""
+    url = storage.join(checkpoint.run_dir, "evaluations.jsonl")
+    if checkpoint.averaged or not storage.exists(url):
+        return []
+    lines = [json.loads(line) for line in storage.read_text(url).splitlines()]
+    return [line for line in lines if line["checkpoint"] == storage.name_of(checkpoint.url)]
+
+
+def copy_tokenizer(folder: str, out_dir: str) -> None:
+    """Which files a tokenizer has differs by its class."""
+    for url in storage.list_files(folder):
+        name = storage.name_of(url)
+        if "tokenizer" in name or name in _TOKENIZER_FILES:
+            storage.put_bytes(storage.join(out_dir, name), storage.read_bytes(url))
+
+
+def write_json(url: str, value: object) -> None:
+    """With sorted keys."""
+    storage.put_bytes(url, json.dumps(value, indent=1, sort_keys=True).encode())

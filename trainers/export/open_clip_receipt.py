@@ -1,0 +1,73 @@
+"""How far the outputs of an open_clip folder are from those of the trained model.
+
+Measured by open_clip itself where it and torchvision are installed. Elsewhere by transformers: a network is built from
+open_clip_config.json as open_clip builds it (activation, pooling, sizes) and gets the file's weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from schemas import storage
+from trainers.evaluate.load import DualEncoder
+from trainers.export.receipt import PROBE_TEXTS, load_strictly, probe_inputs
+from trainers.models.folder import local_folder
+from trainers.models.open_clip_folder import build_network, network_config, read_weights
+
+WEIGHTS = "open_clip_model.safetensors"
+Features = Callable[[torch.Tensor, dict[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
+
+
+@torch.inference_mode()
+def measure(folder: str, model_url: str) -> dict[str, Any]:
+    """`largest_output_difference` of normalised features, by tower, and what measured it."""
+    encoder = DualEncoder(model_url)
+    pixels = probe_inputs(encoder.preprocess)["pixel_values"]
+    tokens = {name: tensor.cpu() for name, tensor in encoder.tokenize(PROBE_TEXTS).items()}
+    reference = _by_transformers(load_strictly(model_url)[0])(pixels, tokens)
+    has_open_clip = all(find_spec(name) for name in ("open_clip", "torchvision"))
+    found, by = _by_open_clip(folder) if has_open_clip else _by_config(folder)
+    pairs = zip(("image_features", "text_features"), reference, found(pixels, tokens), strict=True)
+    differences = {name: float((ours - theirs).abs().max()) for name, ours, theirs in pairs}
+    return {
+        "largest_output_difference": max(differences.values()),
+        "output_differences": differences,
+        "measured_with": by,
+    }
+
+
+def _by_config(folder: str) -> tuple[Features, str]:
+    local = local_folder(folder)
+    described = json.loads(storage.read_text(storage.join(folder, "open_clip_config.json")))
+    config = network_config(described["model_cfg"])
+    network = build_network(config, read_weights(Path(local, WEIGHTS)), folder).eval()
+    return _by_transformers(network), f"transformers {version('transformers')} built from open_clip_config.json"
+
+
+def _by_transformers(model: Any) -> Features:
+    def features(pixels: torch.Tensor, tokens: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        output = model.cpu()(pixel_values=pixels, **tokens)
+        return output.image_embeds, output.text_embeds
+
+    return features
+
+
+def _by_open_clip(folder: str) -> tuple[Features, str]:
+    import open_clip
+
+    model = open_clip.create_model(f"local-dir:{local_folder(folder)}").eval()
+
+    def features(pixels: torch.Tensor, tokens: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = tokens["input_ids"]
+        ids = functional.pad(ids, (0, model.context_length - ids.shape[1]))  # which open_clip's tokenizer does, too
+        return model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)
+
+    return features, f"open_clip {version('open_clip_torch')}"
