@@ -27,7 +27,7 @@ def build_optimizer(recipe: OptimizerRecipe, groups: Sequence[ParameterGroup]) -
     if recipe.name == "lamb":
         optimizer = Lamb(settings, recipe.betas, recipe.eps)
     else:
-        optimizer = torch.optim.AdamW(settings, betas=recipe.betas, eps=recipe.eps, fused=torch.cuda.is_available())
+        optimizer = torch.optim.AdamW(settings, betas=recipe.betas, eps=recipe.eps, fused=True)
     if recipe.average_decay is not None:
         keep_average(optimizer, recipe.average_decay)
     return optimizer

@@ -24,6 +24,7 @@ class TrainSample:
     pixels: Pixels | None  # null: a text-only conversation
     caption: str
     conversation: Conversation | None = None
+    image_id: str | None = None  # samples of equal bytes share it; null: not known
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Share:
     uids: list[str]
     captions: list[str]
     conversations: list[Conversation | None]
+    image_ids: list[str | None]
     has_image: list[bool]
     replaced: list[str]  # what was broken, one line each
 
@@ -43,9 +44,9 @@ class Share:
         """The samples, in order."""
         images = iter(self.pixels.numpy())
         return [
-            TrainSample(uid, next(images) if has_image else None, caption, conversation)
-            for uid, caption, conversation, has_image in zip(
-                self.uids, self.captions, self.conversations, self.has_image, strict=True
+            TrainSample(uid, next(images) if has_image else None, caption, conversation, image_id)
+            for uid, caption, conversation, image_id, has_image in zip(
+                self.uids, self.captions, self.conversations, self.image_ids, self.has_image, strict=True
             )
         ]
 
@@ -100,6 +101,7 @@ class Loader(TorchDataset[Share | Failure]):
             [raw.uid for raw in found],
             [raw.caption for raw in found],
             [raw.conversation for raw in found],
+            [raw.image_id for raw in found],
             [raw.image is not None for raw in found],
             replaced,
         )
