@@ -1,14 +1,16 @@
-"""Training step of CLIP beside the plain Hugging Face model in a bare torch loop, on the same batches in the same run.
+r"""Training step of CLIP beside the plain Hugging Face model in a bare torch loop, on the same batches in the same run.
 
     python -m benchmarks.contrastive                                             # CPU: ViT-B/32, batch 64, fp32
     python -m benchmarks.contrastive --run                                       # and a whole run, its loader included
-    python -m benchmarks.contrastive --preset clip-vit-l-14 --batch 256 --precision bf16 --peak-tflops 989   # a GPU
+    python -m benchmarks.contrastive --preset clip-vit-l-14 --batch 256 --precision bf16 \
+        --steps 20 --warm-up 5 --peak-tflops 989  # a GPU
 
-Each program is measured in processes of its own, one after another and around again. All get the same pixels and tokens,
-ready in memory. The bare loop is `CLIPModel(..., return_loss=True)`, `backward`, `torch.optim.AdamW` as it comes; with
-bf16 under `torch.autocast`. Ours is what `pairloom train` does with a batch: normalise, towers, loss in blocks, ZeRO,
-gradient norm, fused AdamW. open_clip's step joins where it can be imported and there is a GPU. `--run` trains from tars
-of made pictures and adds samples/s with the loader at work, and the share of its time that the model waits for data.
+Each program is measured in processes of its own, one after another and around again. All get the same pixels and
+tokens, ready in memory. The bare loop is `CLIPModel(..., return_loss=True)`, `backward` and `torch.optim.AdamW` as it
+comes; with bf16 under `torch.autocast`. Ours is what `pairloom train` does with a batch: normalise, towers, loss in
+blocks, ZeRO, gradient norm, fused AdamW. open_clip's step joins where it can be imported and there is a GPU. `--run`
+trains from tars of made pictures and adds samples/s with the loader at work, and the share of its time that the model
+waits for data.
 
 MFU counts the products of the matrices and of the attention, three times the forward, against --peak-tflops.
 """
@@ -30,7 +32,6 @@ from typing import Any
 
 CAPTION = "a photograph of two dogs that run along the beach behind a red ball, number {}"
 OPEN_CLIP_NAMES = {"clip-vit-b-32": "ViT-B-32", "clip-vit-b-16": "ViT-B-16", "clip-vit-l-14": "ViT-L-14"}
-WARM_UP = 2  # steps that are not counted
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
         parts = [f"{name:24} {rate:9.2f} samples/s  {rate / base:6.3f} of the bare loop"]
         parts.append(f"{max(one['bytes'] for one in found) / 1e9:6.2f} GB at most")
         if options.peak_tflops:
-            parts.append(f"MFU {rate * found[0]['flops'] / options.peak_tflops / 1e12:.1%}")
+            parts.append(f"MFU {rate * rates[names[0]][0]['flops'] / options.peak_tflops / 1e12:.1%}")
         if "data_wait_fraction" in found[0]:
             parts.append(f"data wait {found[0]['data_wait_fraction']:.2%}")
         print("  ".join(parts), flush=True)
@@ -64,7 +65,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", default="clip-vit-b-32")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--steps", type=int, default=4, help="that are counted, in each process")
+    parser.add_argument("--steps", type=int, default=3, help="that are counted, in each process")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before those; more on a GPU")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision; without it no MFU is printed")
     parser.add_argument("--run", action="store_true", help="also a whole run from tars")
@@ -106,13 +108,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         step, flops = make_step(options, Path(folder))
         times = []
-        for _ in range(WARM_UP + options.steps):
+        for _ in range(options.warm_up + options.steps):
             start = time.perf_counter()
             step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    rate = options.batch / statistics.median(times[WARM_UP:])
+    rate = options.batch / statistics.median(times[options.warm_up :])
     return {"samples_per_s": rate, "bytes": peak_bytes(), "flops": flops}
 
 
@@ -169,7 +171,7 @@ def make_recipe(options: argparse.Namespace, folder: str, data: str, stage: int)
     from schemas.train_recipe import TrainRecipe
 
     settings = {
-        "run": {"dir": f"{folder}/run", "total_samples": (WARM_UP + options.steps) * options.batch},
+        "run": {"dir": f"{folder}/run", "total_samples": (options.warm_up + options.steps) * options.batch},
         "task": {"kind": "contrastive", "loss": "clip"},
         "model": {"preset": options.preset},
         "tokenizer": {"path": f"{folder}/tokenizer"},
@@ -253,12 +255,11 @@ def whole_run(options: argparse.Namespace) -> dict[str, float]:
         os.environ.pop("OMP_NUM_THREADS", None)
         launch_trainer(recipe)
         lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
-    counted = lines[WARM_UP:]
+    counted = lines[options.warm_up :]
     return {
         "samples_per_s": statistics.median(line["samples_per_s"] for line in counted),
         "bytes": max(line["memory_bytes"] for line in counted),
         "data_wait_fraction": statistics.mean(line["data_wait_fraction"] for line in counted),
-        "flops": 0.0,
     }
 
 
