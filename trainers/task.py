@@ -35,6 +35,7 @@ class ParameterGroup:
     parameters: tuple[nn.Parameter, ...]
     weight_decay: float
     learning_rate: float  # at the peak of the schedule
+    is_hidden: bool = False  # matrices inside of layers, which Muon takes; told apart for Muon only
 
 
 class Task(Protocol):
