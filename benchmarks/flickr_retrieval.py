@@ -27,13 +27,13 @@ from cluster.ray_session import start_ray, stop_ray
 from pipelines.curate import curate
 from pipelines.report.charts import line_chart
 from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import load_manifest, resolve
 from schemas.recipe_io import load_recipe, parse_recipe
 from schemas.train_recipe import TrainRecipe
 
 RECIPES = Path(__file__).parent.parent / "cluster" / "recipes"
 NUM_HELD_OUT = 1000
 IMAGE_SIZE = 160  # px, what the photographs have
+STYLE = "<style>text{font:10px sans-serif;fill:#555}.axis{fill:none;stroke:#999}</style>"
 WAYS = ("image_to_text", "text_to_image")
 SCRATCH = [
     "model={preset: siglip-vit-ti-16, overrides: {image_size: 64, patch_size: 8, text_length: 24, "
@@ -88,15 +88,29 @@ def train(arguments: argparse.Namespace, held_out: Path) -> Path:
     return out / "runs" / name
 
 
-def report(run: Path, global_batch_size: int) -> None:
+def print_funnel(summary: dict[str, Any]) -> None:
+    """Pairs that each step kept, and why it dropped the others."""
+    for step in summary["steps"]:
+        dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(step["drop_counts"].items()))
+        print(f"{step['name']}: kept {step['num_kept']} of {step['num_rows']} pairs; {dropped or 'dropped none'}")
+
+
+def report(run: Path) -> None:
     """The table, and curve.svg in the run folder."""
-    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
-    points = [(int(line["checkpoint"].removeprefix("step-")) * global_batch_size, line) for line in lines]
+    seen = {line["step"]: line["samples_seen"] for line in read_lines(run / "metrics.jsonl")}
+    points = [
+        (seen[int(line["checkpoint"].removeprefix("step-"))], line) for line in read_lines(run / "evaluations.jsonl")
+    ]
     print("| samples seen | image to text @1 | @5 | @10 | text to image @1 | @5 | @10 |\n|" + " --- |" * 7)
     for samples, line in points:
         values = [f"{line[f'{way}_recall_at_{depth}']:.1%}" for way in WAYS for depth in (1, 5, 10)]
         print(f"| {samples:,} | {' | '.join(values)} |")
     (run / "curve.svg").write_text(chart(points))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a jsonl file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def chart(points: Sequence[tuple[int, dict[str, Any]]]) -> str:
@@ -105,7 +119,8 @@ def chart(points: Sequence[tuple[int, dict[str, Any]]]) -> str:
         way.replace("_", " "): [(float(samples), 100 * line[f"{way}_recall_at_1"]) for samples, line in points]
         for way in WAYS
     }
-    return line_chart(curves, "samples seen; recall@1 among 1,000, %")
+    inline = line_chart(curves, "samples seen; recall@1 among 1,000, %")
+    return inline.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1)
 
 
 def main() -> None:
@@ -118,11 +133,10 @@ def main() -> None:
     parser.add_argument("--scratch", action="store_true", help="train a small model from random weights instead")
     arguments = parser.parse_args()
     held_out = hold_out(arguments.data, arguments.out)
-    curate(curate_recipe(arguments.data, arguments.out, held_out), start_ray)
+    summary = curate(curate_recipe(arguments.data, arguments.out, held_out), start_ray)
     stop_ray()
-    manifest = load_manifest(resolve(f"{arguments.out}/data/curated/train"))
-    print(f"{manifest.num_samples} pairs to train on, dropped: {manifest.drop_counts}")
-    report(train(arguments, held_out), 256)
+    print_funnel(summary)
+    report(train(arguments, held_out))
 
 
 if __name__ == "__main__":
