@@ -45,6 +45,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for name in names:
             rates[name].append(in_a_process(name))
+            print(f"{name}: {rates[name][-1]['samples_per_s']:.2f} samples/s", file=sys.stderr, flush=True)
     if options.run:
         rates["pairloom, a whole run"] = [whole_run(options)]
     base = statistics.median(one["samples_per_s"] for one in rates[names[0]])
@@ -65,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", default="clip-vit-b-32")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--steps", type=int, default=3, help="that are counted, in each process")
+    parser.add_argument("--steps", type=int, default=2, help="that are counted, in each process")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before those; more on a GPU")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision; without it no MFU is printed")

@@ -83,7 +83,7 @@ def train(arguments: argparse.Namespace, held_out: Path) -> Path:
         overrides += SCRATCH
     else:
         vision, text = write_towers(out / "towers", IMAGE_SIZE)
-        overrides += [f"model.dual.vision={vision}", f"model.dual.text={text}"]
+        overrides += ["task={kind: contrastive, loss: clip}", f"model.dual.vision={vision}", f"model.dual.text={text}"]
     launch_trainer(load_recipe(str(RECIPES / "locked-towers.yaml"), TrainRecipe, overrides))
     return out / "runs" / name
 
@@ -128,8 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("out/flickr-retrieval"))
-    parser.add_argument("--samples", type=int, default=320_000)
-    parser.add_argument("--evaluate-every", type=int, default=40_000)
+    parser.add_argument("--samples", type=int, default=120_000)
+    parser.add_argument("--evaluate-every", type=int, default=20_000)
     parser.add_argument("--scratch", action="store_true", help="train a small model from random weights instead")
     arguments = parser.parse_args()
     held_out = hold_out(arguments.data, arguments.out)

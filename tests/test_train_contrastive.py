@@ -68,8 +68,8 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("name", ["siglip", "clip"])
 def test_golden_loss_curve(root: Path, name: str) -> None:
     golden: Mapping[str, list[float]] = json.loads(GOLDEN.read_text())
-    # Pillow's pixels; torch's resize rounds otherwise, and not in the same way on every processor.
-    assert losses(root / name) == pytest.approx(golden[name], rel=1e-3)
+    # Processors with other vectors sum in another order: 5e-7 at most with those of AVX2, SSE4 or none.
+    assert losses(root / name) == pytest.approx(golden[name], rel=1e-5)
 
 
 def test_metrics_say_what_the_interface_promises(root: Path) -> None:
