@@ -10,7 +10,7 @@ tokens, ready in memory. The bare loop is `CLIPModel(..., return_loss=True)`, `b
 comes; with bf16 under `torch.autocast`. Ours is what `pairloom train` does with a batch: normalise, towers, loss in
 blocks, ZeRO, gradient norm, fused AdamW. open_clip's step joins where it can be imported and there is a GPU. `--run`
 trains from tars of made pictures and adds samples/s with the loader at work, and the share of its time that the model
-waits for data.
+waits for data. CPU time tells more than samples/s where other work shares the machine.
 
 MFU counts the products of the matrices and of the attention, three times the forward, against --peak-tflops.
 """
@@ -44,7 +44,7 @@ def main() -> None:
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
-            rates[name].append(in_a_process(name))
+            rates[name].append(in_a_process(name, options.threads))
             print(f"{name}: {rates[name][-1]['samples_per_s']:.2f} samples/s", file=sys.stderr, flush=True)
     if options.run:
         rates["pairloom, a whole run"] = [whole_run(options)]
@@ -52,6 +52,8 @@ def main() -> None:
     for name, found in rates.items():
         rate = statistics.median(one["samples_per_s"] for one in found)
         parts = [f"{name:24} {rate:9.2f} samples/s  {rate / base:6.3f} of the bare loop"]
+        if "cpu_ms" in found[0]:
+            parts.append(f"{statistics.median(one['cpu_ms'] for one in found):8.1f} ms of CPU a sample")
         parts.append(f"{max(one['bytes'] for one in found) / 1e9:6.2f} GB at most")
         if options.peak_tflops:
             parts.append(f"MFU {rate * rates[names[0]][0]['flops'] / options.peak_tflops / 1e12:.1%}")
@@ -70,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=1, help="steps before those; more on a GPU")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision; without it no MFU is printed")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--run", action="store_true", help="also a whole run from tars")
     parser.add_argument("--measure", help="one program, in this process; for the processes that main starts")
     return parser.parse_args()
@@ -86,19 +89,19 @@ def has_open_clip() -> bool:
     return torch.cuda.is_available()
 
 
-def in_a_process(name: str) -> dict[str, float]:
+def in_a_process(name: str, threads: int) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.contrastive", *sys.argv[1:], "--measure", name]
-    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment())
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment(threads))
     found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
     return found
 
 
-def environment() -> dict[str, str]:
-    """One rank's, with all cores."""
+def environment(threads: int) -> dict[str, str]:
+    """One rank's."""
     quiet = {"TOKENIZERS_PARALLELISM": "false", "DS_IGNORE_CUDA_DETECTION": "1", "TORCHDYNAMO_DISABLE": "1"}
     rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    threads = {"OMP_NUM_THREADS": str(threads)}
     return {**os.environ, **quiet, **rank, **threads}
 
 
@@ -108,15 +111,16 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         step, flops = make_step(options, Path(folder))
-        times = []
+        times, cpu_times = [], []
         for _ in range(options.warm_up + options.steps):
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    rate = options.batch / statistics.median(times[options.warm_up :])
-    return {"samples_per_s": rate, "bytes": peak_bytes(), "flops": flops}
+            cpu_times.append(time.process_time() - cpu_start)
+    seconds, cpu = (statistics.median(found[options.warm_up :]) / options.batch for found in (times, cpu_times))
+    return {"samples_per_s": 1 / seconds, "cpu_ms": cpu * 1e3, "bytes": peak_bytes(), "flops": flops}
 
 
 def peak_bytes() -> int:
