@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= out/demo
+TEST_PROCESSES ?= 2
 
 # Threads that spin while another process runs make small steps many times slower.
 export OMP_WAIT_POLICY := passive
@@ -36,10 +37,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 fast: check
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow"
 
 format: $(STAMP)
 	$(BIN)/ruff format .

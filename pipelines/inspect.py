@@ -138,12 +138,17 @@ def _has_image(folder: str, shard_name: str, row: int) -> bool:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """One line: in the curated data set, or the step and the reason that dropped the sample."""
+    """Every data set that has the sample and every step that dropped it; a selection repeats no earlier step."""
+    told: list[str] = []
+    earlier = set()
     for key, row in found.items():
         if key.startswith("curated/"):
-            return f"in {key}: shard {row['shard']}, row {row['row']}, key {row['key']}"
-    for key, row in found.items():
-        if isinstance(row, dict) and row.get("drop_reason"):
+            told.append(f"in {key}: shard {row['shard']}, row {row['row']}, key {row['key']}")
+        elif isinstance(row, dict) and (reason := row.get("drop_reason")):
+            if not key.startswith("selections/"):
+                earlier.add(reason)
+            elif reason in earlier:
+                continue
             instead = f" ({row['duplicate_of']} is kept instead)" if row.get("duplicate_of") else ""
-            return f"dropped by {key}: {row['drop_reason']}{instead}"
-    return "kept so far; not in a curated data set yet"
+            told.append(f"dropped by {key}: {reason}{instead}")
+    return "; ".join(told) or "kept so far; not in a curated data set yet"
