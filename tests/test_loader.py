@@ -2,12 +2,16 @@
 
 import logging
 import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 import pytest
 
 from schemas import storage
@@ -124,6 +128,28 @@ def test_errors_come_out_of_the_workers_as_they_are(data: str, num_workers: int)
     failing = replace(loader(data), datasets=[Failing()])  # type: ignore[list-item]
     with pytest.raises(StorageError, match=r"^cannot read s3://bucket/0\.tar: slow down$"):
         next(shares(failing, 0, 2, num_workers))
+
+
+def test_workers_end_with_a_rank_that_is_killed(tmp_path: Path) -> None:
+    """Also those that wait for room in the pipe to it."""
+    data = build_curated(tmp_path, [(image, caption * 10_000) for image, caption in colour_pairs(16)])
+    rank = multiprocessing.get_context("fork").Process(target=take_one_and_wait, args=(data,))
+    rank.start()
+    assert rank.pid is not None
+    deadline = time.monotonic() + 60
+    while not (workers := psutil.Process(rank.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)  # until the pipe is full
+    assert workers
+    os.kill(rank.pid, signal.SIGKILL)
+    rank.join()
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+def take_one_and_wait(data: str) -> None:
+    found = shares(loader(data), 0, 100, 1)
+    next(found)
+    time.sleep(600)
 
 
 def test_nothing_but_broken_samples_stops(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +29,7 @@ from trainers.task import TrainSample
 logger = logging.getLogger("pairloom.data")
 MAX_REPLACEMENTS = 20  # in a row, for one slot; more means that the data set itself is broken
 STEPS_AHEAD = 2  # that each worker has ready
+SECONDS_BETWEEN_LOOKS = 1.0  # of a worker, whether its rank is alive
 
 
 @dataclass(frozen=True)
@@ -192,5 +196,13 @@ def _from_workers(loader: Loader, numbers: range, num_workers: int) -> Iterator[
 def _calm_worker(_: int) -> None:
     """One thread; and signals that reach the whole job are the rank's to answer, which still needs its workers."""
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), name="parent", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _leave_with(parent: int) -> None:
+    """End this process after its parent; torch's own workers wait for ever when what they have sent fills the pipe."""
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
