@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 
 import pycurl
 
+from pipelines.body import Body
 from pipelines.curl_loop import CurlLoop
 from pipelines.held_failures import HeldFailures
 from pipelines.host_limits import HostLimits, LocalLimits
@@ -24,7 +25,7 @@ from pipelines.leases import Leases
 from pipelines.manners import Manners
 from pipelines.outage import Circuit
 from pipelines.robots import MAX_ROBOTS_BYTES
-from pipelines.transfer import Answer, Body, Transfer
+from pipelines.transfer import Answer, Transfer
 from pipelines.web_address import clean_url, redirect_target
 from schemas.curate_recipe import FetchRecipe
 from schemas.drop_reason import DropReason

@@ -26,7 +26,6 @@ from schemas.sample import STATUS_SUCCESS, read_table
 from schemas.tombstones import root_of, tombstone_names
 
 NUM_THREADS = 4  # each holds one shard's table; bytes are copied outside of the interpreter lock
-SCANNED_COLUMNS = ["uid", "url", "sha256", "drop_reason"]
 
 
 def honour_tombstones(folder: str) -> dict[str, int]:
@@ -69,7 +68,7 @@ def _honoured(folder: str) -> tuple[tuple[str, ...], int]:
 def _recall_shard(rewrite: Rewrite, rules: Rules, name: str) -> int:
     """Stage one shard without the rows that the rules name; returns how many there are."""
     url = table_url(rewrite.folder, name)
-    rows = rules.mask(read_table(url, SCANNED_COLUMNS))
+    rows = rules.mask(read_table(url, rules.columns))
     if rows.any() and not storage.exists(table_url(rewrite.staging, name)):
         table = read_table(url)
         keys = [None if gone else key for key, gone in zip(table["key"].to_pylist(), rows, strict=True)]

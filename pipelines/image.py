@@ -17,8 +17,8 @@ import numpy as np
 import simplejpeg
 
 from pipelines.area_resize import shrink
-from pipelines.blur import Boxes, blur_boxes
-from pipelines.hashes import hash_pixels, sha256_hex
+from pipelines.blur import Boxes, as_fractions, blur_boxes
+from pipelines.hashes import PixelHashes, hash_pixels, sha256_hex
 from pipelines.strip_metadata import strip_metadata
 from schemas.curate_recipe import ImageRecipe
 from schemas.drop_reason import DropReason
@@ -28,7 +28,7 @@ from schemas.image_decode import EXTENSIONS, ImageHeader, Pixels, decode_reduced
 KEPT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")  # what every WebDataset reader opens
 MIME_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 MAX_SIDES = {"jpg": 65500, "png": 1_000_000, "webp": 16383}  # px; what the encoders take
-HASHED_SIDE = 128  # px; a reduced decode leaves at least this for the hashes
+HASHED_SIDE = 128  # px; hashes are of the stored scale, or of a reduced decode, where that leaves at least this
 
 cv2.setNumThreads(1)  # parallel over images, never inside one
 
@@ -92,23 +92,25 @@ def store_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> StoredIm
     A pure function of its arguments. Hashes are those of the image before `boxes` were blurred.
     """
     header = _checked_header(data, recipe)
-    decoded = _decode(data, header, recipe)
-    hashes = hash_pixels(decoded.pixels, decoded.covered)
-    sha256 = sha256_hex(data)
-    pixels = _resize_decoded(decoded, recipe, boxes)
-    kept = _kept_bytes(data, header, recipe) if pixels is decoded.pixels else None
-    stored, mime_type = (kept, header.mime_type) if kept is not None else (None, MIME_TYPES[recipe.format])
-    if stored is None:
-        stored = encode(pixels, recipe)
+    kept = _kept_bytes(data, header, recipe) if _is_kept(header, recipe) and not boxes else None
+    if kept is not None:
+        return _as_it_is(data, header, recipe, kept)
+    decoded = _decode(data, header, target_size(header.width, header.height, recipe) if recipe.fast_decode else None)
+    target = target_size(decoded.width, decoded.height, recipe)
+    scaled = _scale_whole(decoded, target, recipe)
+    is_enough = HASHED_SIDE <= min(scaled.height, scaled.width) < min(decoded.height, decoded.width)
+    hashes = _hash(scaled if is_enough else decoded)  # the smaller one takes less
+    pixels = _finish(scaled, target, recipe, as_fractions(boxes, decoded.width, decoded.height))
+    stored = encode(pixels, recipe)
     return StoredImage(
         data=stored,
-        mime_type=mime_type,
+        mime_type=MIME_TYPES[recipe.format],
         width=pixels.shape[1],
         height=pixels.shape[0],
         original_width=decoded.width,
         original_height=decoded.height,
-        sha256=sha256,
-        image_sha256=sha256 if stored is data else sha256_hex(stored),
+        sha256=sha256_hex(data),
+        image_sha256=sha256_hex(stored),
         phash=hashes.phash,
         thumbnail=hashes.thumbnail,
     )
@@ -116,27 +118,54 @@ def store_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> StoredIm
 
 def inspect_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> StoredImage:
     """Like `store_image` for an image that stays where it is: neither resized nor blurred nor encoded."""
-    header = _checked_header(data, recipe)
-    decoded = _decode(data, header, recipe)
+    return _as_it_is(data, _checked_header(data, recipe), recipe, data)
+
+
+def _as_it_is(data: bytes, header: ImageHeader, recipe: ImageRecipe, kept: bytes) -> StoredImage:
+    """An image that is not encoded anew: decoded for its hashes, and because what does not decode is dropped."""
+    decoded = _decode(data, header, (0, 0) if recipe.fast_decode else None)
     width, height = decoded.width, decoded.height
-    hashes = hash_pixels(decoded.pixels, decoded.covered)
+    hashes = _hash(decoded)
     sha256 = sha256_hex(data)
     return StoredImage(
-        data, header.mime_type, width, height, width, height, sha256, sha256, hashes.phash, hashes.thumbnail
+        data=kept,
+        mime_type=header.mime_type,
+        width=width,
+        height=height,
+        original_width=width,
+        original_height=height,
+        sha256=sha256,
+        image_sha256=sha256 if kept is data else sha256_hex(kept),
+        phash=hashes.phash,
+        thumbnail=hashes.thumbnail,
     )
 
 
-def _decode(data: bytes, header: ImageHeader, recipe: ImageRecipe) -> _Decoded:
-    """In full, or reduced where that leaves twice what is stored and what is hashed."""
+def _hash(decoded: _Decoded) -> PixelHashes:
+    return hash_pixels(decoded.pixels, decoded.covered)
+
+
+def _decode(data: bytes, header: ImageHeader, target: tuple[int, int] | None) -> _Decoded:
+    """In full (`target` None), or reduced where that leaves twice what is stored and what is hashed."""
     enough = None
-    target = target_size(header.width, header.height, recipe)
-    if recipe.fast_decode and target is not None:
+    if target is not None:
         enough = (max(2 * target[0], HASHED_SIDE), max(2 * target[1], HASHED_SIDE))
     pixels, divisor = decode_reduced(data, header, enough)
     if divisor > 1:
         return _Decoded(pixels, header.height, header.width, (header.height / divisor, header.width / divisor))
+    return _whole(pixels)
+
+
+def _whole(pixels: Pixels) -> _Decoded:
     height, width = pixels.shape[:2]
     return _Decoded(pixels, height, width, (height, width))
+
+
+def _is_kept(header: ImageHeader, recipe: ImageRecipe) -> bool:
+    """Whether the recipe leaves the size as it is."""
+    target = target_size(header.width, header.height, recipe)
+    is_whole = recipe.resize in ("keep_ratio", "keep_ratio_largest")
+    return target is None or (is_whole and target == (header.height, header.width))
 
 
 def _kept_bytes(data: bytes, header: ImageHeader, recipe: ImageRecipe) -> bytes | None:
@@ -162,24 +191,22 @@ def target_size(width: int, height: int, recipe: ImageRecipe) -> tuple[int, int]
 
 def resize(pixels: Pixels, recipe: ImageRecipe, boxes: Boxes = ()) -> Pixels:
     """Resize by the recipe's mode; the very same array where nothing is to be done. Raises SampleError."""
-    height, width = pixels.shape[:2]
-    return _resize_decoded(_Decoded(pixels, height, width, (height, width)), recipe, boxes)
+    whole = _whole(pixels)
+    target = target_size(whole.width, whole.height, recipe)
+    return _finish(_scale_whole(whole, target, recipe), target, recipe, boxes)
 
 
-def _resize_decoded(decoded: _Decoded, recipe: ImageRecipe, boxes: Boxes) -> Pixels:
-    """As `resize`, of pixels that may have been decoded at a fraction. Boxes are blurred before a crop or a border."""
-    target = target_size(decoded.width, decoded.height, recipe)
-    if target is None:
-        return blur_boxes(decoded.pixels, boxes)
+def _scale_whole(decoded: _Decoded, target: tuple[int, int] | None, recipe: ImageRecipe) -> _Decoded:
+    """The whole image at the scale that is stored; a strip of which little is kept stays. Raises SampleError."""
+    if target is None or _is_strip(target, recipe):
+        return decoded
     height, width = target
-    if recipe.resize == "center_crop":
-        return _resize_and_crop(decoded, target, recipe.size, boxes)
-    if width * height > recipe.max_pixels or max(width, height) > MAX_SIDES[recipe.format]:
+    is_too_big = width * height > recipe.max_pixels or max(width, height) > MAX_SIDES[recipe.format]
+    if is_too_big and recipe.resize != "center_crop":
         raise SampleError(
             DropReason.ASPECT_RATIO, f"{decoded.width} x {decoded.height} px would become {width} x {height}"
         )
-    resized = blur_boxes(_scale(decoded, target), boxes)
-    return _pad(resized, recipe.size) if recipe.resize == "border" else resized
+    return _whole(_scale(decoded, target))
 
 
 def _scale(decoded: _Decoded, target: tuple[int, int]) -> Pixels:
@@ -191,24 +218,35 @@ def _scale(decoded: _Decoded, target: tuple[int, int]) -> Pixels:
     return np.asarray(cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_LANCZOS4), dtype=np.uint8)
 
 
-def _resize_and_crop(decoded: _Decoded, target: tuple[int, int], size: int, boxes: Boxes) -> Pixels:
-    """Scale so that the shorter side is `size`, then cut the middle square.
+def _finish(scaled: _Decoded, target: tuple[int, int] | None, recipe: ImageRecipe, boxes: Boxes) -> Pixels:
+    """Blur, then crop or add the border."""
+    if target is not None and _is_strip(target, recipe):
+        pixels = _scale_strip(blur_boxes(scaled.pixels, boxes), recipe.size)
+    else:
+        pixels = blur_boxes(scaled.pixels, boxes)
+    if target is not None and recipe.resize == "center_crop":
+        return _crop(pixels, recipe.size)
+    return _pad(pixels, recipe.size) if target is not None and recipe.resize == "border" else pixels
 
-    A very long image is cut before it is scaled up, or a strip of 1 x 60,000 px would become 15 million rows.
-    """
-    height, width = target
-    if width * height > 64 * size * size:
-        pixels = blur_boxes(decoded.pixels, boxes)
-        boxes = ()
-        old_height, old_width = pixels.shape[:2]
-        middle = 4 * min(old_height, old_width)
-        top, left = max(0, (old_height - middle) // 2), max(0, (old_width - middle) // 2)
-        pixels = pixels[top : top + middle, left : left + middle]
-        height, width = (4 * size, size) if width < height else (size, 4 * size)
-        decoded = _Decoded(pixels, pixels.shape[0], pixels.shape[1], (pixels.shape[0], pixels.shape[1]))
-    scaled = blur_boxes(_scale(decoded, (height, width)), boxes)
-    top, left = (height - size) // 2, (width - size) // 2
-    return scaled[top : top + size, left : left + size]
+
+def _is_strip(target: tuple[int, int], recipe: ImageRecipe) -> bool:
+    """A crop leaves little of it: scaled up as a whole, 1 x 60,000 px would become 15 million rows."""
+    return recipe.resize == "center_crop" and target[0] * target[1] > 64 * recipe.size * recipe.size
+
+
+def _scale_strip(pixels: Pixels, size: int) -> Pixels:
+    """The middle of a very long image, its shorter side `size`."""
+    height, width = pixels.shape[:2]
+    middle = 4 * min(height, width)
+    top, left = max(0, (height - middle) // 2), max(0, (width - middle) // 2)
+    pixels = pixels[top : top + middle, left : left + middle]
+    return _scale(_whole(pixels), (4 * size, size) if width < height else (size, 4 * size))
+
+
+def _crop(pixels: Pixels, size: int) -> Pixels:
+    """The middle square."""
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size]
 
 
 def _pad(pixels: Pixels, size: int) -> Pixels:

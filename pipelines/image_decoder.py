@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from functools import lru_cache
 from typing import IO
 
 from pipelines.blur import Boxes
+from pipelines.body import Body
 from pipelines.image_child import MAX_MESSAGE_BYTES, READY, Begin, Reply
 from schemas.drop_reason import DropReason
 from schemas.errors import SampleError, ShardError
@@ -68,17 +68,17 @@ class ImageDecoder:
         else:
             self._send_begin()
 
-    def send(self, row: int, body: bytes | IO[bytes], boxes: Boxes = ()) -> None:
+    def send(self, row: int, body: bytes | Body, boxes: Boxes = ()) -> None:
         """Copy a body to shared memory and announce it."""
         slot = self._free.pop()
         descriptor = self._slots[slot]
         os.lseek(descriptor, 0, os.SEEK_SET)
-        with open(descriptor, "wb", closefd=False) as file:
-            if isinstance(body, bytes):
+        if isinstance(body, bytes):
+            with open(descriptor, "wb", closefd=False) as file:
                 num_bytes = file.write(body)
-            else:
-                shutil.copyfileobj(body, file, 1 << 20)
-                num_bytes = file.tell()
+        else:
+            body.copy_to(descriptor)
+            num_bytes = body.num_bytes
         self._sent.append(_Sent(row, slot, num_bytes, boxes))
         self._announce(self._sent[-1])
 

@@ -7,16 +7,15 @@ turn in the tar comes: one slow URL costs disk, not memory. A thread feeds the p
 from __future__ import annotations
 
 import queue
-import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import IO
 
 from pipelines.blur import Boxes
+from pipelines.body import Body
 from pipelines.image_child import SpooledImage
 from pipelines.image_decoder import ImageDecoder
-from pipelines.transfer import Body
 from schemas.errors import SampleError
 
 STORE_IMAGE = "pipelines.image:store_image"
@@ -50,12 +49,12 @@ class ImageWorkers:
     def submit(self, row: int, body: Body | bytes, boxes: Boxes = ()) -> None:
         """Take over an image; the body is closed when it has been read. Raises what the thread raised."""
         self._raise()
-        size = len(body) if isinstance(body, bytes) else _size_of(body)
+        size = len(body) if isinstance(body, bytes) else body.num_bytes
         with self._changed:
             self._num_images += 1
             self._num_bytes += size
-        if self._num_bytes > MAX_WAITING_BYTES and isinstance(body, tempfile.SpooledTemporaryFile):
-            body.rollover()  # those in flight go on when there is no room: they wait on disk
+        if self._num_bytes > MAX_WAITING_BYTES and isinstance(body, Body):
+            body.spill()  # those in flight go on when there is no room: they wait on disk
         self._waiting.put((row, body, size, boxes))
 
     def wait_for_room(self) -> None:
@@ -125,9 +124,3 @@ class ImageWorkers:
         self._waiting.put(None)
         self._pool.shutdown()
         self._decoder.end()
-
-
-def _size_of(body: Body) -> int:
-    size = body.seek(0, 2)
-    body.seek(0)
-    return size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.transfer import Body
+from pipelines.body import Body
 from schemas.drop_reason import TRANSIENT, DropReason
 from schemas.errors import SampleError, ShardError
 

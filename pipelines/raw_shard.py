@@ -23,6 +23,7 @@ from pipelines.image_workers import STORE_IMAGE, ImageWorkers
 from pipelines.raw_table import PlacedImage, ShardResult, make_table, put_table, read_result
 from pipelines.raw_tar import add_sample, put_tar, scratch_file, work_folder
 from pipelines.recalled_rows import blank, is_recalled, refusal, rules_of
+from pipelines.same_images import SameImages
 from pipelines.sources.open_source import open_source
 from pipelines.sources.source import Piece, Source, SourceRow
 from schemas import storage
@@ -102,7 +103,6 @@ def make_shard(job: ShardJob, report: Report | None = None) -> ShardResult:
                 workers.outcomes = CountedOutcomes(report or Report())
                 collect = _collect_images if source.has_images else _fetch_images
                 rows, uids = collect(job, source, workers)
-                workers.finish()
             rows = _blank_recalled(job, rows, workers.outcomes)
             if source.is_adopted:
                 result = _commit_adopted(job, source, rows, uids, workers.outcomes)
@@ -161,27 +161,30 @@ def _collect_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tup
             workers.submit(index, row.image, row.boxes)
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
+    workers.finish()
     return rows, uids
 
 
 def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple[list[SourceRow], list[str]]:
     """Rows whose images are fetched. Raises ShardError where the network is dead."""
     repeated = _repeated(job)
-    rows, uids, requests = [], [], []
+    rows, uids, images = [], [], SameImages()
     for index, row in enumerate(job.read_rows(source)):
         refusal = _refusal(row, job, False, index in repeated)
         if refusal is not None:
             workers.outcomes[index] = refusal
         else:
-            requests.append((index, row.url))
+            images.add(index, row.url, row.boxes)
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
-    with closing(fetch_rows(job.ingest.fetch, job.name, requests, workers.has_room)) as answers:
+    with closing(fetch_rows(job.ingest.fetch, job.name, images.requests, workers.has_room)) as answers:
         for index, answer in answers:
             if isinstance(answer, SampleError):
                 workers.outcomes[index] = answer
             else:
                 workers.submit(index, answer, rows[index].boxes)
+    workers.finish()
+    images.share(workers.outcomes)
     return rows, uids
 
 

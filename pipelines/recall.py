@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pipelines.honour import NUM_THREADS, SCANNED_COLUMNS, honour_tombstones
+from pipelines.honour import NUM_THREADS, honour_tombstones
 from pipelines.raw_generation import finish_rewrite
 from pipelines.recalled_rows import Rules, as_lists
 from schemas import storage
 from schemas.errors import InputError
 from schemas.generations import folders_below, stale_lines
 from schemas.manifest import load_manifest, table_url
-from schemas.sample import read_table
+from schemas.sample import CURATED, read_table
 from schemas.tombstones import STEPS, load_tombstones, put_tombstone, tombstone_names
 
 
@@ -45,7 +45,7 @@ def recall(root: str, request: Rules, same_images: bool = False, dry_run: bool =
         for folder in raw_folders:
             finish_rewrite(folder)
     if same_images:
-        images = frozenset[str]().union(*(_find(folder, request).images for folder in raw_folders))
+        images = frozenset[str]().union(*(_find(folder, request, with_images=True).images for folder in raw_folders))
         request = Rules(request.uids, request.urls, request.domains, request.images | images)
     raw = {folder: _find(folder, request) for folder in raw_folders}
     curated = {folder: _find(folder, _with_uids(request, raw.values())) for folder in curated_folders}
@@ -77,18 +77,19 @@ def _with_uids(request: Rules, found: Iterable[Found]) -> Rules:
     return Rules(request.uids | _uids_of(found), request.urls, request.domains, request.images)
 
 
-def _find(folder: str, rules: Rules) -> Found:
+def _find(folder: str, rules: Rules, with_images: bool = False) -> Found:
     """The rows of one data set that rules name and that are not recalled yet; reads a few columns of each table."""
     shards = [shard.name for shard in load_manifest(folder).shards]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return _sum(pool.map(partial(_find_in_shard, folder, rules), shards))
+        return _sum(pool.map(partial(_find_in_shard, folder, rules, with_images), shards))
 
 
-def _find_in_shard(folder: str, rules: Rules, name: str) -> Found:
+def _find_in_shard(folder: str, rules: Rules, with_images: bool, name: str) -> Found:
     is_raw = folder.rstrip("/").split("/")[-3] == "raw"
-    table = read_table(table_url(folder, name), SCANNED_COLUMNS if is_raw else ["uid", "url"])
+    columns = list(dict.fromkeys([*rules.columns, *(["sha256"] if with_images else [])]))
+    table = read_table(table_url(folder, name), columns if is_raw else [one for one in columns if one in CURATED.names])
     chosen = table.filter(rules.mask(table))
-    images = set(pc.drop_null(chosen["sha256"]).to_pylist()) if is_raw else set()
+    images = set(pc.drop_null(chosen["sha256"]).to_pylist()) if with_images else set()
     return Found(set(chosen["uid"].to_pylist()), images, chosen.num_rows, int(chosen.num_rows > 0))
 
 

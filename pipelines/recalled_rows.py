@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipelines.hashes import sha256_hex
 from pipelines.sources.source import SourceRow
-from pipelines.web_address import clean_url
+from pipelines.web_address import clean_url, host_name_of, origin_of
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError, SampleError
 from schemas.sample import STATUS_DROPPED
@@ -38,6 +38,12 @@ class Rules:
     domains: frozenset[str] = frozenset()
     images: frozenset[str] = frozenset()
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a raw table that `mask` looks at."""
+        of_url = ["url"] if self.urls or self.domains else []
+        return ["uid", *of_url, *(["sha256"] if self.images else []), "drop_reason"]
+
     def names(self, uid: str, url: str | None) -> bool:
         """Whether a row is recalled by its uid, its URL, or its host."""
         return uid in self.uids or ((bool(self.urls) or bool(self.domains)) and self._names_url(url))
@@ -48,20 +54,29 @@ class Rules:
             return False
         if self.urls and url_hash(cleaned) in self.urls:
             return True
-        labels = (urlsplit(cleaned).hostname or "").rstrip(".").split(".") if self.domains else []
-        return any(".".join(labels[start:]) in self.domains for start in range(len(labels)))
+        host = host_name_of(origin_of(cleaned)).rstrip(".") if self.domains else ""
+        while host and host not in self.domains:
+            host = host.partition(".")[2]
+        return bool(host)
 
     def mask(self, table: pa.Table) -> Mask:
         """The rows of a raw or curated table that are named and not recalled yet."""
-        named = np.array(pc.is_in(table["uid"], pa.array(sorted(self.uids), pa.string())), bool)
+        named = _are_in(table["uid"], self.uids)
         if self.urls or self.domains:
             named |= np.fromiter((self._names_url(url) for url in table["url"].to_pylist()), bool, table.num_rows)
         if self.images and "sha256" in table.column_names:
-            named |= np.array(pc.is_in(table["sha256"], pa.array(sorted(self.images), pa.string())), bool)
+            named |= _are_in(table["sha256"], self.images)
         if "drop_reason" in table.column_names:
             recalled = pc.fill_null(pc.equal(table["drop_reason"], DropReason.RECALLED.value), False)
             named &= ~np.array(recalled, bool)
         return named
+
+
+def _are_in(column: pa.ChunkedArray, values: frozenset[str]) -> Mask:
+    """Which cells are among the values. Arrow's `is_in` would hash all values anew for every table."""
+    if not values:
+        return np.zeros(len(column), bool)
+    return np.fromiter((value in values for value in column.to_pylist()), bool, len(column))
 
 
 def rules_of(folder: str, names: Sequence[str]) -> Rules:

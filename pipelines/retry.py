@@ -28,11 +28,12 @@ from pipelines.raw_table import PlacedImage, dropped_values, read_result, replac
 from pipelines.raw_tar import add_sample, work_folder
 from pipelines.recalled_rows import blank_rows, is_recalled, refusal, rules_of
 from pipelines.run_step import run_shards
+from pipelines.same_images import SameImages
 from pipelines.shared_limits import shared_host_limits
 from pipelines.sources.source import SourceRow, boxes_or_error
 from pipelines.step_folder import BeforeWork, missing_tables, nothing
 from schemas import storage
-from schemas.curate_recipe import CurateRecipe, IngestRecipe
+from schemas.curate_recipe import CurateRecipe, IngestRecipe, SourceRecipe
 from schemas.drop_reason import TRANSIENT
 from schemas.errors import SampleError, StorageError
 from schemas.generations import read_head
@@ -48,7 +49,7 @@ class RetryJob:
 
     rewrite: Rewrite
     ingest: IngestRecipe
-    boxes_column: str | None  # of the raw table
+    source: SourceRecipe  # says what is blurred
     name: str
     tombstones: tuple[str, ...] = ()
 
@@ -79,7 +80,7 @@ def retry_jobs(recipe: CurateRecipe, folder: str) -> list[RetryJob]:
     root = root_of(folder)
     tombstones = tombstone_names(root) if root is not None else ()
     return [
-        RetryJob(rewrite, recipe.ingest, recipe.source.blur_boxes_column, result.entry.name, tombstones)
+        RetryJob(rewrite, recipe.ingest, recipe.source, result.entry.name, tombstones)
         for result in collect_results(folder, [shard.name for shard in manifest.shards])
         if any(reason in TRANSIENT for reason in result.drop_counts)
     ]
@@ -109,16 +110,21 @@ def retry_shard(job: RetryJob) -> None:
 
 def _fetch(job: RetryJob, table: pa.Table, spool: IO[bytes]) -> Outcomes:
     urls, reasons = table["url"].to_pylist(), table["drop_reason"].to_pylist()
-    requests = [(row, urls[row]) for row, reason in enumerate(reasons) if reason in TRANSIENT]
-    boxes = _boxes(table, job.boxes_column)
+    boxes, images = _boxes(table, job.source), SameImages()
+    for row, reason in enumerate(reasons):
+        if reason in TRANSIENT:
+            images.add(row, urls[row], boxes[row])
     with ImageWorkers(image_decoder(), STORE_IMAGE, job.ingest.image, spool) as workers:
-        with closing(fetch_rows(job.ingest.fetch, job.name, requests, workers.has_room, is_retry=True)) as answers:
+        with closing(
+            fetch_rows(job.ingest.fetch, job.name, images.requests, workers.has_room, is_retry=True)
+        ) as answers:
             for row, answer in answers:
                 if isinstance(answer, SampleError):
                     workers.outcomes[row] = answer
                 else:
                     workers.submit(row, answer, boxes[row])
         workers.finish()
+        images.share(workers.outcomes)
     recalled_images = rules_of(job.rewrite.folder, job.tombstones).images
     for row, outcome in workers.outcomes.items():
         if isinstance(outcome, SpooledImage) and outcome.image.sha256 in recalled_images:
@@ -126,11 +132,12 @@ def _fetch(job: RetryJob, table: pa.Table, spool: IO[bytes]) -> Outcomes:
     return workers.outcomes
 
 
-def _boxes(table: pa.Table, column: str | None) -> list[Boxes]:
+def _boxes(table: pa.Table, source: SourceRecipe) -> list[Boxes]:
     """What is to be blurred in each row's image; boxes that cannot be read gave invalid_boxes, which does not heal."""
-    if column is None:
+    if source.blur_boxes_column is None:
         return [()] * table.num_rows
-    return [boxes_or_error({column: value}, column)[0] for value in table[column].to_pylist()]
+    rows = table.select([source.blur_boxes_column]).to_pylist()
+    return [boxes_or_error(row, source)[0] for row in rows]
 
 
 def _stage(job: RetryJob, table: pa.Table, outcomes: Outcomes, spool: IO[bytes]) -> None:

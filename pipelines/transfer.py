@@ -9,13 +9,13 @@ import email.utils
 import os
 import socket
 import ssl
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import pycurl
 
+from pipelines.body import Body
 from pipelines.robots import refused_directive
 from pipelines.web_address import is_public
 from schemas.curate_recipe import FetchRecipe
@@ -23,11 +23,8 @@ from schemas.drop_reason import TRANSIENT, DropReason
 from schemas.errors import SampleError
 
 DEFAULT_USER_AGENT = "pairloom/0.1"
-SPOOL_BYTES = 1 << 20  # a body grows in memory up to this size, then in a temporary file
 DRAIN_BYTES = 1 << 16  # of an unwanted body; reading that much is cheaper than a new connection
 DNS_CACHE_S = 300
-
-Body = tempfile.SpooledTemporaryFile[bytes]
 
 _REASONS = {
     pycurl.E_COULDNT_RESOLVE_HOST: DropReason.DNS_ERROR,
@@ -175,7 +172,7 @@ class Transfer:
             self._refusal = SampleError(DropReason.TOO_MANY_BYTES, f"more than {self._max_bytes} bytes")
             return self._hang_up()
         if self._body is None:
-            self._body = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115  the caller closes it
+            self._body = Body()
         self._body.write(piece)
         return None
 
@@ -202,7 +199,6 @@ class Transfer:
             body, self._body = self._body, None
             if body is None:
                 return Answer(error=SampleError(DropReason.NOT_AN_IMAGE, "empty body"), status=status)
-            body.seek(0)
             return Answer(body=body, status=status)
         if status in (301, 302, 303, 307, 308) and location:
             return Answer(location=location, status=status)

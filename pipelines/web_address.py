@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 MAX_URL_CHARS = 8192
 _SAFE = "/%:@!$&'()*+,;=~-._?[]"  # left alone in a path or query; "%" because most URLs are quoted already
+_IN_QUERY = rf"[A-Za-z0-9{re.escape(_SAFE)}]"
+_IN_PATH = rf"[A-Za-z0-9{re.escape(_SAFE.replace('?', ''))}]"
+_CLEAN = re.compile(rf"https?://[a-z0-9.-]+/{_IN_PATH}*(?:\?{_IN_QUERY}+)?")
 
 
 def clean_url(text: str | None) -> str | None:
     """The URL as it goes over the wire: http(s), ASCII, without fragment. None where it is not one."""
     if text is None or len(text) > MAX_URL_CHARS:
         return None
+    if _CLEAN.fullmatch(text):  # most are: many times as fast, and a recall looks at every URL there is
+        return text
+    return clean_slowly(text)
+
+
+def clean_slowly(text: str) -> str | None:
+    """As `clean_url`, part by part."""
     try:
         parts = urlsplit(text.strip())
         host = parts.hostname

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.recipe_io import StrictModel
 from schemas.signal_recipe import SCORE_COLUMNS, HeadSignals, Name, SignalRecipe
 
+DEFAULT_CAPTION_COLUMN = "caption"
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -25,7 +26,7 @@ class SourceRecipe(StrictModel):
       Karpathy's `dataset_*.json`. Then `path` may be that file itself, with `images` the folder that its names are
       relative to (default: the folder of the file).
 
-    A list of captions counts as that many rows.
+    A list of captions counts as that many rows, and so do several caption columns.
     """
 
     kind: Literal["url_table", "webdataset", "parquet_images", "folder"]
@@ -33,10 +34,16 @@ class SourceRecipe(StrictModel):
     images: str | None = None  # folder, parquet_images: where the image files lie
     name: Name = "main"
     url_column: str = "url"
-    caption_column: str = "caption"
+    caption_column: str | Annotated[list[str], Field(min_length=1)] = DEFAULT_CAPTION_COLUMN
     image_column: str = "image"  # parquet_images, folder
     keep_columns: list[str] = []
-    blur_boxes_column: str | None = None  # [[x_min, y_min, x_max, y_max], ...] as fractions of the sides: face_bboxes
+    blur_boxes_column: str | None = None  # [[x_min, y_min, x_max, y_max], ...] such as DataComp's face_bboxes
+    blur_boxes_unit: Literal["fractions", "pixels"] = "fractions"  # of the sides; pixels: of the upright image
+
+    @property
+    def caption_columns(self) -> tuple[str, ...]:
+        """The columns that hold captions."""
+        return (self.caption_column,) if isinstance(self.caption_column, str) else tuple(self.caption_column)
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> SourceRecipe:
@@ -46,6 +53,19 @@ class SourceRecipe(StrictModel):
             raise ValueError("blur_boxes_column: tars stay as they are, so their images cannot be blurred")
         if self.blur_boxes_column and self.kind == "url_table" and self.blur_boxes_column not in self.keep_columns:
             raise ValueError(f"blur_boxes_column: add {self.blur_boxes_column} to keep_columns, a retry blurs by it")
+        return self
+
+    @model_validator(mode="after")
+    def _captions_are_told_apart(self) -> SourceRecipe:
+        several = self.caption_columns
+        if len(several) > 1 and self.kind == "webdataset":
+            raise ValueError("caption_column: a sample of a tar has one caption; name one field of its JSON")
+        if len(set(several)) < len(several):
+            raise ValueError("caption_column: a column is there twice")
+        if len(several) > 1 and "caption_column" in self.keep_columns:
+            raise ValueError(
+                "keep_columns: with several caption columns, caption_column says which one a row came from"
+            )
         return self
 
 

@@ -19,6 +19,7 @@ class DropReason(StrEnum):
     INVALID_URL = "invalid_url"
     MISSING_IMAGE = "missing_image"  # a tar or table row without image bytes
     INVALID_BOXES = "invalid_boxes"  # what is to be blurred cannot be read
+    SECOND_IMAGE = "second_image"  # adopted tars: another image of the same key is the sample's
     # ingest: the fetch
     PRIVATE_ADDRESS = "private_address"
     DNS_ERROR = "dns_error"

@@ -22,7 +22,7 @@ from schemas.errors import InputError
 
 SHARDS_PER_FOLDER = 1000
 BLOCK = 512  # bytes of a tar block
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff", "heic", "heif")
 
 
 def shard_name(shard_index: int) -> str:

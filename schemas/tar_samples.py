@@ -7,9 +7,23 @@ from schemas.shard import IMAGE_EXTENSIONS, Member
 TarSample = dict[str, Member]  # extension -> member
 
 
+def images_of(sample: TarSample) -> list[Member]:
+    """The images of one key by name, whatever the tar's order: `x.jpg`, `x.png`, `x.0.jpg`, ..., `x.10.jpg`.
+
+    The first is the sample's picture.
+    """
+    images = [member for extension, member in sample.items() if _suffix(member) in IMAGE_EXTENSIONS]
+    return sorted(images, key=_place_among_images)
+
+
+def _place_among_images(member: Member) -> tuple[int, str, int]:
+    part, _, suffix = member.extension.rpartition(".")
+    return len(part), part, IMAGE_EXTENSIONS.index(suffix)
+
+
 def image_of(sample: TarSample) -> Member | None:
     """The member that is the picture."""
-    return next((sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample), None)
+    return next(iter(images_of(sample)), None)
 
 
 def group_samples(members: list[Member]) -> dict[str, TarSample]:
@@ -26,10 +40,12 @@ def group_samples(members: list[Member]) -> dict[str, TarSample]:
     for long_key, group in by_long_key.items():
         short_key = group[0].key
         has_caption = any(_suffix(member) in ("txt", "json") for member in group)
-        if long_key != short_key and short_key in by_long_key and not has_caption:
-            continue  # one more part of the sample (`x.depth.png` beside `x.jpg`)
+        is_part = long_key != short_key and short_key in by_long_key and not has_caption
         for member in group:
-            _put(samples, long_key, member)
+            if not is_part:
+                _put(samples, long_key, _suffix(member), member)
+            elif _suffix(member) in IMAGE_EXTENSIONS:  # one more image of the sample: `x.0.jpg`, `x.depth.png`
+                _put(samples, short_key, member.extension, member)
     return {key: sample for key, sample in samples.items() if _is_sample(sample)}
 
 
@@ -37,14 +53,14 @@ def _suffix(member: Member) -> str:
     return member.extension.rpartition(".")[2]
 
 
-def _put(samples: dict[str, TarSample], key: str, member: Member) -> None:
-    suffix, again, name = _suffix(member), 0, key
-    while suffix in samples.setdefault(name, {}):
+def _put(samples: dict[str, TarSample], key: str, extension: str, member: Member) -> None:
+    again, name = 0, key
+    while extension in samples.setdefault(name, {}):
         again += 1
         name = f"{key}+{again}"
-    samples[name][suffix] = member
+    samples[name][extension] = member
 
 
 def _is_sample(sample: TarSample) -> bool:
     """Not some other file that lies in the tar, such as a README."""
-    return any(extension in sample for extension in (*IMAGE_EXTENSIONS, "txt", "json"))
+    return any(_suffix(member) in (*IMAGE_EXTENSIONS, "txt", "json") for member in sample.values())

@@ -7,6 +7,7 @@
 /redirect/<n>/<path>       n redirects, then the file
 /redirect_to?url=<url>     one redirect to anywhere
 /slow/<seconds>/<path>     the file after a while
+/held/<path>               the file as soon as the test sets `release`
 /drip/<seconds>/<path>     the file byte after byte, as slowly as that in all
 /truncated/<path>          half of the body that Content-Length promises
 /endless                   a body that never ends, without Content-Length
@@ -52,6 +53,7 @@ class TestServer(ThreadingHTTPServer):
         self.num_connections = 0
         self.num_open = self.most_open = 0  # requests being answered at once
         self.lock = threading.Lock()
+        self.release = threading.Event()
 
     @property
     def url(self) -> str:
@@ -188,6 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
         seconds, _, file = path.partition("/")
         time.sleep(float(seconds))
         self._get_files(file, query)
+
+    def _get_held(self, path: str, query: Mapping[str, str]) -> None:
+        self.server.release.wait(60)
+        self._get_files(path, query)
 
     def _get_drip(self, path: str, query: Mapping[str, str]) -> None:
         seconds, _, file = path.partition("/")

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.fetch import Fetcher
-from pipelines.web_address import clean_url, is_public, redirect_target
+from pipelines.web_address import clean_slowly, clean_url, is_public, redirect_target
 from schemas.curate_recipe import FetchRecipe
 from schemas.drop_reason import DropReason
 from schemas.errors import SampleError
@@ -107,17 +109,19 @@ def test_a_thousand_at_once_over_few_connections(server: TestServer) -> None:
 
 
 def test_one_slow_host_does_not_hold_up_the_others(server: TestServer) -> None:
+    """One host answers nothing until all of the other's answers are here."""
     with serve(pages={"a.jpg": BODY}) as other:
-        urls = [f"{server.url}/slow/1/a.jpg?{index}" for index in range(20)]
+        urls = [f"{server.url}/held/a.jpg?{index}" for index in range(20)]
         urls += [f"{other.url}/files/a.jpg?{index}" for index in range(100)]
-        ends: dict[int, float] = {}
-        start = time.monotonic()
-        for row, outcome in fetcher(per_host=10, timeout_s=5).fetch(list(enumerate(urls))):
-            ends[row] = time.monotonic() - start
+        ended: list[int] = []
+        for row, outcome in fetcher(per_host=10, timeout_s=60, first_byte_timeout_s=60).fetch(list(enumerate(urls))):
+            ended.append(row)
             assert not isinstance(outcome, SampleError)
             outcome.close()
-        assert max(ends[row] for row in range(20, 120)) < 0.9
-        assert 1.9 < max(ends.values()) < 4
+            if len(ended) == 100:
+                server.release.set()
+        assert sorted(ended[:100]) == list(range(20, 120))
+        assert server.most_open == 10
 
 
 def test_redirects_may_wait_for_their_turn(server: TestServer) -> None:
@@ -130,14 +134,14 @@ def test_redirects_may_wait_for_their_turn(server: TestServer) -> None:
 def test_each_limit_of_time_ends_what_it_is_for(server: TestServer) -> None:
     """Nobody answers at 192.0.2.1 (reserved for documentation), or the network refuses it at once."""
     start = time.monotonic()
-    limits = {"timeout_s": 30, "connect_timeout_s": 0.5, "first_byte_timeout_s": 1, "obey_robots_txt": False}
+    limits = {"timeout_s": 300, "connect_timeout_s": 0.5, "first_byte_timeout_s": 1, "obey_robots_txt": False}
     urls = ["http://192.0.2.1/a.jpg", f"{server.url}/slow/20/a.jpg", f"{server.url}/drip/2/a.jpg"]
     nowhere, silent, slow = fetch(fetcher(**limits), urls)
     assert reason(nowhere) in (DropReason.TIMEOUT, DropReason.CONNECTION_ERROR)
     assert reason(silent) == DropReason.TIMEOUT
     assert "no answer within 1 s" in str(silent)
     assert slow == BODY, "it began in time, and the whole may take longer"
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 100
 
 
 def test_private_addresses_are_refused(server: TestServer) -> None:
@@ -183,7 +187,7 @@ def test_large_bodies_spool_to_disk(server: TestServer) -> None:
     [(_, outcome)] = list(fetcher().fetch([(0, f"{server.url}/files/large.bin")]))
     assert not isinstance(outcome, SampleError)
     with outcome:
-        assert outcome._rolled  # type: ignore[attr-defined]
+        assert not outcome._pieces
         assert len(outcome.read()) == 5_000_000
 
 
@@ -213,6 +217,11 @@ def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 )  # fmt: skip
 def test_clean_urls(text: str, expected: str | None) -> None:
     assert clean_url(text) == expected
+
+
+@given(st.from_regex(r"https?://[a-zA-Z0-9.\-]{1,9}(:[0-9]{0,3})?(/[ -~é]{0,20})?(\?[ -~]{0,10})?(#[a-z]{0,2})?\n?"))
+def test_what_is_clean_already_is_told_without_taking_it_apart(url: str) -> None:
+    assert clean_url(url) == clean_slowly(url)
 
 
 def test_redirect_targets() -> None:

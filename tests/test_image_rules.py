@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import warnings
 from collections.abc import Callable
@@ -93,6 +94,19 @@ def test_avif_is_stored_as_jpeg() -> None:
     assert (stored.mime_type, stored.width) == ("image/jpeg", 90)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="pillow-heif is not installed")
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_heic_is_stored_as_jpeg(orientation: int) -> None:
+    """Its own turn counts, which libheif does; EXIF's orientation does not (ISO 23008-12): nothing turns twice."""
+    exif, pixels, buffer = Image.Exif(), photo(90, 60), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(buffer, "HEIF", exif=exif, quality=95)
+    stored = store_image(buffer.getvalue(), recipe())
+    assert stored.mime_type == "image/jpeg"
+    assert (stored.height, stored.width) == pixels.shape[:2]
+    assert np.abs(decode_rgb(stored.data).astype(int) - pixels).mean() < 6
+
+
 @pytest.mark.parametrize("given", [(1600, 1200), (1923, 1081), (1101, 1501)])
 @pytest.mark.parametrize("mode", ["keep_ratio", "center_crop", "border"])
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -155,6 +169,23 @@ def test_boxes_are_blurred_by_the_published_numbers() -> None:
     stored = store_image(encoded(pixels, "PNG"), recipe(format="png"), boxes)
     assert largest_difference(decode_rgb(stored.data), expected) <= 1
     assert stored.phash == store_image(encoded(pixels, "PNG"), recipe()).phash
+
+
+@pytest.mark.parametrize("mode", ["keep_ratio", "none", "center_crop"])
+def test_boxes_in_pixels_are_those_of_the_image_as_received(mode: str) -> None:
+    """Of the upright image, before it is decoded at a fraction, scaled or cut."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # stored turned by a quarter
+    Image.fromarray(np.rot90(pixels)).save(buffer, "JPEG", exif=exif, quality=95)
+    settings = recipe(resize=mode, size=200, format="png")
+    fractions = store_image(buffer.getvalue(), settings, read_boxes([[0.2, 0.1, 0.4, 0.6]]))
+    in_pixels = store_image(buffer.getvalue(), settings, read_boxes([[300, 100, 600, 600]], "pixels"))
+    assert fractions.data == in_pixels.data
+    assert in_pixels.data != store_image(buffer.getvalue(), settings).data
+    for far in ([[1e5, 0, 2e5, 9]], [[0, 0, float("inf"), 1]]):
+        with pytest.raises(SampleError, match="no box of four"):
+            store_image(buffer.getvalue(), settings, read_boxes(far, "pixels"))
 
 
 @pytest.mark.parametrize("cell", ["faces", [1, 2, 3, 4], [[1, 2, 3]], [[0, 0, 40, 50]], [[0, 0, float("nan"), 1]], 7])

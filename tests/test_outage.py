@@ -104,10 +104,8 @@ def test_one_host_that_dies_is_given_up_and_the_others_go_on() -> None:
         assert fetch(loop, urls_of(running, 8)) == [BODY] * 8
         dying, *alive = running
         dying.die()
-        start = time.monotonic()
         results = fetch(loop, [f"{dying.url}/files/a.jpg?{index}" for index in range(500)] + urls_of(alive, 300))
         assert results[500:] == [BODY] * 300
         assert {reason(result) for result in results[:500]} == {DropReason.CONNECTION_ERROR}
         last = [result for result in results[:500] if isinstance(result, SampleError) and "in a row" in str(result)]
         assert len(last) > 400
-        assert time.monotonic() - start < 20

@@ -203,14 +203,15 @@ def test_a_datacomp_shard_is_adopted(tmp_path: Path, ray_session: None) -> None:
     assert json.loads(rows[0]["face_bboxes"]) == fields["face_bboxes"]
 
 
-def test_boxes_of_a_column_are_blurred(tmp_path: Path, ray_session: None) -> None:
+@pytest.mark.parametrize(("unit", "scale"), [("fractions", 1.0), ("pixels", 100.0)])
+def test_boxes_of_a_column_are_blurred(tmp_path: Path, ray_session: None, unit: str, scale: float) -> None:
     pixels = np.zeros((100, 100, 3), np.uint8)
     pixels[::4] = 255
-    boxes = [[[0.2, 0.2, 0.8, 0.8]], [], None, [[20.0, 20.0, 80.0, 80.0]]]
+    boxes = [[[0.2 * scale, 0.2 * scale, 0.8 * scale, 0.8 * scale]], [], None, [[20.0, 20.0, 80.0 * scale, 80.0]]]
     images = [encoded(np.roll(pixels, n, 0), "PNG") for n in range(4)]
     pq.write_table(pa.table({"image": images, "caption": list("abcd"), "face_bboxes": boxes}), tmp_path / "a.parquet")
     recipe = make_recipe(tmp_path, {"kind": "parquet_images", "path": str(tmp_path / "a.parquet"),
-                                    "blur_boxes_column": "face_bboxes"})  # fmt: skip
+                                    "blur_boxes_column": "face_bboxes", "blur_boxes_unit": unit})  # fmt: skip
     folder = ingest(recipe)
     rows = read_rows(folder)
     assert [row["drop_reason"] for row in rows] == [None, None, None, "invalid_boxes"]

@@ -4,8 +4,8 @@ Where `path` names tables (csv, tsv, json, jsonl, parquet) or caption files as C
 (`annotations`), or a folder that holds one at its top, rows come from them: `image_column` is a file name below
 `source.images` (the table's own folder where that is not given), `caption_column` its caption, or a list of captions.
 Hugging Face's `metadata.csv` and `metadata.jsonl` are found in any folder below `path`.
-A .json with the name of an image beside it is that image's: its caption is used where there is no .txt, so that
-img2dataset's output of plain files is taken as it is.
+A .json with the name of an image beside it is that image's: its caption is used where there is no .txt, or where the
+recipe names its field, so that img2dataset's output of plain files is taken as it is.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import replace
 import pyarrow as pa
 
 from pipelines.sources.annotations import kind_of, read_annotations
-from pipelines.sources.parquet_tables import Columns, kept_fields, read_piece, schema_of, stage_rows
+from pipelines.sources.parquet_tables import CAPTION, Columns, kept_fields, read_piece, schema_of, stage_rows
 from pipelines.sources.source import (
     Piece,
     Prepared,
     SourceFile,
     SourceRow,
     boxes_or_error,
-    caption_of,
+    caption_beside,
     clean_text,
     format_of,
     list_source_files,
@@ -66,9 +66,9 @@ class Folder:
     def __init__(self, recipe: SourceRecipe) -> None:
         self._recipe = recipe
         boxes = (recipe.blur_boxes_column,) if recipe.blur_boxes_column else ()
-        required = (recipe.image_column, recipe.caption_column, *recipe.keep_columns, *boxes)
+        required = (recipe.image_column, *recipe.caption_columns, *recipe.keep_columns, *boxes)
         optional = (UID_COLUMN, recipe.url_column)
-        self._columns = Columns(recipe.caption_column, required, optional, tuple(recipe.keep_columns))
+        self._columns = Columns(recipe.caption_columns, required, optional, tuple(recipe.keep_columns))
 
     def list_files(self) -> list[SourceFile]:
         """Captions tables, or images, each with its caption file, that are one row each."""
@@ -80,8 +80,9 @@ class Folder:
         tables = [file for file in files if self._is_captions_table(file.path, named, beside)]
         if tables:
             return tables
-        if self._recipe.keep_columns:
-            raise RecipeError("source.keep_columns: images beside .txt files have no columns; give a captions table")
+        if self._recipe.keep_columns or len(self._recipe.caption_columns) > 1:
+            name = "keep_columns" if self._recipe.keep_columns else "caption_column"
+            raise RecipeError(f"source.{name}: images beside .txt files have no columns; give a captions table")
         if not images:
             raise InputError(f"source.path: {self._recipe.path}: holds no image and no captions table")
         return [_one_row(image, [by_path.get(f"{_stem(image.path)}.{end}") for end in SIDECARS]) for image in images]
@@ -116,7 +117,9 @@ class Folder:
 
     def _named_as_asked(self, row: Row) -> Row:
         """The row under the recipe's column names, where it has other usual ones."""
-        wanted = ((self._recipe.image_column, IMAGE_NAMES), (self._recipe.caption_column, CAPTION_NAMES))
+        wanted: list[tuple[str, tuple[str, ...]]] = [(self._recipe.image_column, IMAGE_NAMES)]
+        if len(self._recipe.caption_columns) == 1:
+            wanted.append((self._recipe.caption_columns[0], CAPTION_NAMES))
         for column, usual in wanted:
             found = next((name for name in usual if name in row), None)
             if column not in row and found is not None:
@@ -129,7 +132,7 @@ class Folder:
 
     def kept_schema(self, path: str) -> pa.Schema:
         """Types of keep_columns."""
-        return kept_fields(path, self._columns.kept) if not is_image(path) else pa.schema([])
+        return kept_fields(path, self._columns) if not is_image(path) else pa.schema([])
 
     def read_rows(self, piece: Piece) -> Iterator[SourceRow]:
         """Rows with the bytes of their image file."""
@@ -140,11 +143,11 @@ class Folder:
         parent = self._recipe.images or piece.origin.rpartition("/")[0]
         for row in read_piece(piece, self._columns, BATCH_ROWS):
             name = clean_text(row[self._recipe.image_column])
-            boxes, box_error = boxes_or_error(row, self._recipe.blur_boxes_column)
+            boxes, box_error = boxes_or_error(row, self._recipe)
             error = row_error(row) or box_error
             yield SourceRow(
                 url=clean_text(row.get(self._recipe.url_column)),
-                caption=clean_text(row[self._recipe.caption_column]),
+                caption=clean_text(row[CAPTION]),
                 uid=own_uid(row.get(UID_COLUMN)),
                 image=read_below(parent, name) if name and error is None else None,
                 kept=kept_values(row, kept),
@@ -154,12 +157,11 @@ class Folder:
 
     def _row_of_image(self, path: str) -> SourceRow:
         """An image with the caption of its .txt, else of its .json, and then the url and uid too."""
-        caption = clean_text(_read(f"{_stem(path)}.txt"))
         fields = parse_fields(_read(f"{_stem(path)}.json"))
-        boxes, error = boxes_or_error(fields, self._recipe.blur_boxes_column)
+        boxes, error = boxes_or_error(fields, self._recipe)
         return SourceRow(
             url=clean_text(fields.get(self._recipe.url_column)),
-            caption=caption or caption_of(fields, self._recipe.caption_column),
+            caption=caption_beside(_read(f"{_stem(path)}.txt"), fields, self._recipe),
             uid=own_uid(fields.get(UID_COLUMN)),
             image=_read(path),
             error=error,

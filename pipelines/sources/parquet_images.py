@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.parquet_tables import Columns, kept_fields, read_piece, schema_of
+from pipelines.sources.parquet_tables import CAPTION, Columns, kept_fields, read_piece, schema_of
 from pipelines.sources.source import (
     Piece,
     Prepared,
@@ -41,9 +41,9 @@ class ParquetImages:
     def __init__(self, recipe: SourceRecipe) -> None:
         self._recipe = recipe
         boxes = (recipe.blur_boxes_column,) if recipe.blur_boxes_column else ()
-        required = (recipe.image_column, recipe.caption_column, *recipe.keep_columns, *boxes)
+        required = (recipe.image_column, *recipe.caption_columns, *recipe.keep_columns, *boxes)
         optional = (UID_COLUMN, recipe.url_column)
-        self._columns = Columns(recipe.caption_column, required, optional, tuple(recipe.keep_columns))
+        self._columns = Columns(recipe.caption_columns, required, optional, tuple(recipe.keep_columns))
 
     def list_files(self) -> list[SourceFile]:
         """Parquet files that the source path names."""
@@ -66,17 +66,17 @@ class ParquetImages:
 
     def kept_schema(self, path: str) -> pa.Schema:
         """Types of keep_columns."""
-        return kept_fields(path, self._columns.kept)
+        return kept_fields(path, self._columns)
 
     def read_rows(self, piece: Piece) -> Iterator[SourceRow]:
         """Rows with images."""
         kept = self.kept_schema(piece.path)
         folder = self._recipe.images or piece.origin.rpartition("/")[0]
         for row in read_piece(piece, self._columns, BATCH_ROWS):
-            boxes, error = boxes_or_error(row, self._recipe.blur_boxes_column)
+            boxes, error = boxes_or_error(row, self._recipe)
             yield SourceRow(
                 url=clean_text(row.get(self._recipe.url_column)),
-                caption=clean_text(row[self._recipe.caption_column]),
+                caption=clean_text(row[CAPTION]),
                 uid=own_uid(row.get(UID_COLUMN)),
                 image=_image_bytes(row[self._recipe.image_column], folder),
                 kept=kept_values(row, kept),

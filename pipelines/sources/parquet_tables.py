@@ -1,4 +1,4 @@
-"""Rows of parquet tables, read by row groups. A list of captions counts as that many rows.
+"""Rows of parquet tables, read by row groups. Several captions, in a list or in columns, count as that many rows.
 
 Text formats are turned into parquet once (`stage_text`), so that any shard can read its rows without the rest.
 """
@@ -23,16 +23,23 @@ from schemas import storage
 from schemas.errors import InputError
 
 STAGED_ROWS = 10_000  # of a row group of a staged table
+CAPTION = "pairloom_caption"  # of every row that is read here: its caption
+CAPTION_FROM = "caption_column"  # travels along where there are several caption columns: the one it came from
 
 
 @dataclass(frozen=True)
 class Columns:
     """The columns that a source reads."""
 
-    caption: str
-    required: tuple[str, ...]  # with the caption and the kept ones
+    captions: tuple[str, ...]
+    required: tuple[str, ...]  # with the captions and the kept ones
     optional: tuple[str, ...]
     kept: tuple[str, ...]
+
+    @property
+    def of_caption(self) -> tuple[str, ...]:
+        """What every row says of its caption."""
+        return (CAPTION, CAPTION_FROM) if len(self.captions) > 1 else (CAPTION,)
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -49,29 +56,35 @@ def stage_text(file: SourceFile, columns: Columns, target: str) -> Prepared:
 
 def stage_rows(rows: Iterator[Row], columns: Columns, where: str, target: str) -> Prepared:
     """Write the columns of some rows as parquet; `where` names their file in an InputError."""
-    schema = pa.schema([pa.field(name, pa.string()) for name in (*columns.all, ERROR_COLUMN)])
+    schema = pa.schema([pa.field(name, pa.string()) for name in (*columns.all, *columns.of_caption, ERROR_COLUMN)])
     seen: dict[str, None] = {}
     num_rows = 0
     with storage.build_locally(target) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in _batches(_one_caption_a_row(rows, columns.caption, seen)):
+        for batch in _batches(one for row in _noting(rows, seen) for one in _one_caption_a_row(row, columns)):
             arrays = [pa.array([_cell(row.get(name)) for row in batch], pa.string()) for name in schema.names]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             num_rows += len(batch)
+        if seen.keys() == {ERROR_COLUMN}:
+            raise InputError(f"{where}: none of {num_rows} rows can be read; is it a table of objects with columns?")
         if num_rows:  # JSON names its columns in its rows
-            require_columns(columns.required, list(seen), where)
+            require_columns(columns.required, [name for name in seen if name != ERROR_COLUMN], where)
     return Prepared(num_rows, {name: "string" for name in columns.kept})
 
 
-def _one_caption_a_row(rows: Iterator[Row], caption: str, seen: dict[str, None]) -> Iterator[Row]:
+def _noting(rows: Iterator[Row], seen: dict[str, None]) -> Iterator[Row]:
+    """The rows; their columns are noted in `seen`."""
     for row in rows:
         if row.keys() - seen.keys():
             seen.update(dict.fromkeys(row))
-        captions = row.get(caption)
-        if isinstance(captions, list):
-            for one in captions or [None]:
-                yield {**row, caption: one}
-        else:
-            yield row
+        yield row
+
+
+def _one_caption_a_row(row: Row, columns: Columns) -> Iterator[Row]:
+    """The row once for each of its captions; a column without any counts as one that will be dropped."""
+    for name in columns.captions:
+        value = row.get(name)
+        for one in (value or [None]) if isinstance(value, list) else [value]:
+            yield {**row, **dict(zip(columns.of_caption, (one, name), strict=False))}
 
 
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -124,10 +137,11 @@ def schema_of(path: str) -> pa.Schema:
         return table.schema_arrow
 
 
-def kept_fields(path: str, kept: Sequence[str]) -> pa.Schema:
+def kept_fields(path: str, columns: Columns) -> pa.Schema:
     """Fields of the columns that travel along; dictionaries as their values."""
     schema = schema_of(path)
-    return pa.schema([pa.field(name, _plain_type(schema.field(name).type)) for name in kept])
+    fields = [pa.field(name, _plain_type(schema.field(name).type)) for name in columns.kept]
+    return pa.schema([*fields, *(pa.field(name, pa.string()) for name in columns.of_caption if name != CAPTION)])
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
@@ -135,13 +149,13 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def prepare_parquet(path: str, columns: Columns, where: str) -> Prepared:
-    """Check the columns and count the rows; a list of captions counts as that many."""
+    """Check the columns and count the rows; several captions count as that many."""
     with _open(path) as table:
         schema = table.schema_arrow
         require_columns(columns.required, schema.names, where)
         num_rows = table.metadata.num_rows
-        if _is_list(schema.field(columns.caption).type):
-            num_rows = int(_captions_of_rows(table, columns.caption).sum())
+        if not _has_one_caption_a_row(schema, columns):
+            num_rows = int(_captions_of_rows(table, columns).sum())
     kept = {name: str(_plain_type(schema.field(name).type)) for name in columns.kept}
     return Prepared(num_rows, kept)
 
@@ -150,32 +164,47 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def _captions_of_rows(table: pq.ParquetFile, caption: str) -> npt.NDArray[np.int64]:
-    """Captions of each table row; a row without any counts as one that will be dropped."""
-    lengths = [
-        np.asarray(pc.fill_null(pc.list_value_length(batch.column(0)), 0))
-        for batch in table.iter_batches(columns=[caption])
-    ]
-    return np.maximum(np.concatenate(lengths) if lengths else np.zeros(0, np.int64), 1).astype(np.int64)
+def _has_one_caption_a_row(schema: pa.Schema, columns: Columns) -> bool:
+    """Whether a table's rows are ours; those of staged tables are."""
+    one = len(columns.captions) == 1 and not _is_list(schema.field(columns.captions[0]).type)
+    return one or CAPTION in schema.names
+
+
+def _captions_of_rows(table: pq.ParquetFile, columns: Columns) -> npt.NDArray[np.int64]:
+    """Captions of each table row; a column without any counts as one that will be dropped."""
+    counts = np.zeros(table.metadata.num_rows, np.int64)
+    for name in columns.captions:
+        if not _is_list(table.schema_arrow.field(name).type):
+            counts += 1
+            continue
+        lengths = [
+            np.asarray(pc.fill_null(pc.list_value_length(batch.column(0)), 0))
+            for batch in table.iter_batches(columns=[name])
+        ]
+        counts += np.maximum(np.concatenate(lengths) if lengths else np.zeros(0, np.int64), 1)
+    return counts
 
 
 def read_piece(piece: Piece, columns: Columns, batch_size: int) -> Iterator[Row]:
-    """Rows of a piece of a prepared file as column -> value; text columns may come as bytes."""
+    """Rows of a piece of a prepared file as column -> value, with CAPTION; text columns may come as bytes."""
     with _open(piece.path) as table:
         schema = table.schema_arrow
-        names = [name for name in (*columns.all, ERROR_COLUMN) if name in schema.names]
+        staged = (*columns.of_caption, ERROR_COLUMN) if ERROR_COLUMN in schema.names else ()
+        names = [name for name in (*columns.all, *staged) if name in schema.names]
         num_rows = piece.num_rows if piece.num_rows is not None else table.metadata.num_rows
-        if not _is_list(schema.field(columns.caption).type):
-            yield from _slice(table, names, piece.first_row, num_rows, batch_size)
+        if _has_one_caption_a_row(schema, columns):
+            for row in _slice(table, names, piece.first_row, num_rows, batch_size):
+                row.setdefault(CAPTION, row[columns.captions[0]])
+                yield row
             return
-        ends = np.cumsum(_captions_of_rows(table, columns.caption))
+        ends = np.cumsum(_captions_of_rows(table, columns))
         first = int(np.searchsorted(ends, piece.first_row, side="right"))
         last = int(np.searchsorted(ends, piece.first_row + num_rows - 1, side="right"))
         place = int(ends[first - 1]) if first else 0
         for row in _slice(table, names, first, last - first + 1, batch_size):
-            for caption in row[columns.caption] or [None]:
+            for one in _one_caption_a_row(row, columns):
                 if piece.first_row <= place < piece.first_row + num_rows:
-                    yield {**row, columns.caption: caption}
+                    yield one
                 place += 1
 
 

@@ -14,11 +14,12 @@ import pyarrow as pa
 
 from pipelines.blur import Boxes, read_boxes
 from schemas import storage
+from schemas.curate_recipe import DEFAULT_CAPTION_COLUMN, SourceRecipe
 from schemas.errors import InputError, SampleError
 from schemas.shard import Place
 
 COMPRESSIONS = ("gz", "zst")
-COLUMNS_SHOWN = 40
+COLUMNS_SHOWN, COLUMN_CHARS_SHOWN = 40, 60  # in messages
 CAPTION_NAMES = ("caption", "text", "txt", "TEXT")  # tried in a sample's JSON where the recipe's column is not there
 _UID = re.compile(r"[0-9a-f]{32}")
 
@@ -110,22 +111,22 @@ def own_uid(value: object) -> str | None:
     return text if text is not None and _UID.fullmatch(text) else None
 
 
-def boxes_of(row: Mapping[str, Any], column: str | None) -> Boxes:
+def boxes_of(row: Mapping[str, Any], recipe: SourceRecipe) -> Boxes:
     """Boxes to blur, as lists or as JSON text. Raises SampleError: invalid_boxes."""
-    value = row.get(column) if column is not None else None
+    value = row.get(recipe.blur_boxes_column) if recipe.blur_boxes_column is not None else None
     if isinstance(value, bytes | str):
         text = clean_text(value)
         try:
             value = json.loads(text) if text is not None else None
         except ValueError:
             value = text
-    return read_boxes(value)
+    return read_boxes(value, recipe.blur_boxes_unit)
 
 
-def boxes_or_error(row: Mapping[str, Any], column: str | None) -> tuple[Boxes, SampleError | None]:
+def boxes_or_error(row: Mapping[str, Any], recipe: SourceRecipe) -> tuple[Boxes, SampleError | None]:
     """The boxes of a row, or what is wrong with them: an image whose boxes cannot be read is dropped."""
     try:
-        return boxes_of(row, column), None
+        return boxes_of(row, recipe), None
     except SampleError as error:
         return (), error
 
@@ -164,13 +165,21 @@ def caption_of(fields: dict[str, Any], column: str) -> str | None:
     return None
 
 
+def caption_beside(text: bytes | None, fields: dict[str, Any], recipe: SourceRecipe) -> str | None:
+    """Caption of an image with .txt and .json beside it: the field that the recipe names, the .txt, another field."""
+    [column] = recipe.caption_columns
+    named = fields.get(column) if column != DEFAULT_CAPTION_COLUMN else None
+    return (caption_of({column: named}, column) if named else None) or clean_text(text) or caption_of(fields, column)
+
+
 def require_columns(required: Sequence[str], there: Sequence[str], where: str) -> None:
     """Raise InputError naming the first missing column, the columns there are and the nearest one."""
     for name in required:
         if name not in there:
-            nearest = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
+            shown = [(clean_text(one) or "")[:COLUMN_CHARS_SHOWN] for one in there[:COLUMNS_SHOWN]]
+            nearest = difflib.get_close_matches(name, shown, n=1, cutoff=0.5)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise InputError(f"{where}: no column {name}; there are {', '.join(there[:COLUMNS_SHOWN]) or 'none'}{hint}")
+            raise InputError(f"{where}: no column {name}; there are {', '.join(filter(None, shown)) or 'none'}{hint}")
 
 
 def format_of(path: str) -> str:
@@ -196,7 +205,7 @@ def list_source_files(paths: str | list[str], accepts: Callable[[str], bool], wh
     for path in [paths] if isinstance(paths, str) else paths:
         infos = storage.expand_with_info(path)
         if not infos:
-            raise InputError(f"source.path: {path}: no such file or folder")
+            raise InputError(f"source.path: {path}: no such file or folder, or an empty one")
         accepted = {
             url: info for url, info in infos.items() if accepts(url) and storage.name_of(url)[:1] not in (".", "_")
         }

@@ -113,6 +113,8 @@ def header_of(url: str) -> list[str]:
         names: list[str] | None = next(_csv_reader(file, "," if format_of(url) == "csv" else "\t"), None)
     if not names:
         raise InputError(f"{url}: empty; the first line must name the columns")
+    if any("\0" in name for name in names):
+        raise InputError(f"{url}: the first line holds NUL bytes; is this a text file, and UTF-8 rather than UTF-16?")
     return names
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.sources.parquet_tables import (
+    CAPTION,
     Columns,
     kept_fields,
     prepare_parquet,
@@ -37,6 +38,7 @@ from schemas.errors import SampleError
 
 UID_COLUMN = "uid"
 BATCH_ROWS = 4096
+STAGED_FORM = 2  # raised when staged tables get another form, for an interrupted ingest may go on with a newer release
 
 
 def is_table(path: str) -> bool:
@@ -46,7 +48,7 @@ def is_table(path: str) -> bool:
 
 def staged_path(file: SourceFile, staging_folder: str) -> str:
     """Where the staged copy of this very content lies."""
-    identity = f"{file.path}\0{file.size}\0{file.etag}".encode()
+    identity = f"{STAGED_FORM}\0{file.path}\0{file.size}\0{file.etag}".encode()
     return storage.join(staging_folder, f"{hashlib.sha256(identity).hexdigest()[:16]}.parquet")
 
 
@@ -90,8 +92,8 @@ class UrlTable:
     def __init__(self, recipe: SourceRecipe) -> None:
         self._recipe = recipe
         boxes = (recipe.blur_boxes_column,) if recipe.blur_boxes_column else ()
-        required = (recipe.url_column, recipe.caption_column, *recipe.keep_columns, *boxes)
-        self._columns = Columns(recipe.caption_column, required, (UID_COLUMN,), tuple(recipe.keep_columns))
+        required = (recipe.url_column, *recipe.caption_columns, *recipe.keep_columns, *boxes)
+        self._columns = Columns(recipe.caption_columns, required, (UID_COLUMN,), tuple(recipe.keep_columns))
 
     def list_files(self) -> list[SourceFile]:
         """Tables that the source path names."""
@@ -107,17 +109,17 @@ class UrlTable:
 
     def kept_schema(self, path: str) -> pa.Schema:
         """Types of keep_columns."""
-        return kept_fields(path, self._columns.kept)
+        return kept_fields(path, self._columns)
 
     def read_rows(self, piece: Piece) -> Iterator[SourceRow]:
         """Rows without images."""
         kept = self.kept_schema(piece.path)
         has_uid = UID_COLUMN in schema_of(piece.path).names
         for row in read_piece(piece, self._columns, BATCH_ROWS):
-            boxes, box_error = boxes_or_error(row, self._recipe.blur_boxes_column)
+            boxes, box_error = boxes_or_error(row, self._recipe)
             yield SourceRow(
                 url=clean_text(row[self._recipe.url_column]),
-                caption=clean_text(row[self._recipe.caption_column]),
+                caption=clean_text(row[CAPTION]),
                 uid=own_uid(row[UID_COLUMN]) if has_uid else None,
                 kept=kept_values(row, kept),
                 error=row_error(row) or box_error,

@@ -1,7 +1,9 @@
 """Existing WebDataset tars, adopted where they are: their images are checked and measured, never copied.
 
 A sample is what shares a key: `<key>.<image extension>`, `<key>.txt`, `<key>.json`, in any order and case, anywhere
-in its tar. Captions come from the .txt, else from the JSON; url, uid and keep_columns from the JSON.
+in its tar. Captions come from the JSON's field that the recipe names, else from the .txt, else from the JSON; url, uid
+and keep_columns from the JSON. Of several images of one key the first by name is the sample's; each other one is a row
+that is dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pipelines.sources.source import (
     Prepared,
     SourceFile,
     SourceRow,
-    caption_of,
+    caption_beside,
     clean_text,
     list_source_files,
     own_uid,
@@ -26,8 +28,10 @@ from pipelines.sources.source import (
 )
 from schemas import storage
 from schemas.curate_recipe import SourceRecipe
+from schemas.drop_reason import DropReason
+from schemas.errors import SampleError
 from schemas.shard import Member, ShardReader, index_tar
-from schemas.tar_samples import TarSample, group_samples, image_of
+from schemas.tar_samples import TarSample, group_samples, images_of
 
 
 class WebdatasetTars:
@@ -64,6 +68,8 @@ class WebdatasetTars:
                 for key, sample in samples.items():
                     assert reader is not None
                     yield self._row(key, sample, reader)
+                    for member in images_of(sample)[1:]:
+                        yield _second_image(member, reader)
             finally:
                 if reader is not None:
                     reader.close()
@@ -73,11 +79,10 @@ class WebdatasetTars:
             return reader.read(member.place.offset, member.place.num_bytes) if member is not None else None
 
         fields = parse_fields(read(sample.get("json")))
-        image = image_of(sample)
-        caption = read(sample.get("txt"))
+        image = next(iter(images_of(sample)), None)
         return SourceRow(
             url=clean_text(fields.get(self._recipe.url_column)),
-            caption=clean_text(caption) or caption_of(fields, self._recipe.caption_column),
+            caption=caption_beside(read(sample.get("txt")), fields, self._recipe),
             uid=own_uid(fields.get("uid")),
             image=read(image),
             kept={name: _as_text(fields.get(name)) for name in self._recipe.keep_columns},
@@ -85,6 +90,13 @@ class WebdatasetTars:
             place=image.place if image is not None else None,
             original_size=_original_size(fields),
         )
+
+
+def _second_image(member: Member, reader: ShardReader) -> SourceRow:
+    """A row for an image that is not its key's first: it has no caption, so it is never taken for a sample."""
+    message = f"{member.key}.{member.extension}: another image of this key is the sample's"
+    data = reader.read(member.place.offset, member.place.num_bytes)
+    return SourceRow(None, None, image=data, error=SampleError(DropReason.SECOND_IMAGE, message))
 
 
 def _as_text(value: object) -> str | None:
