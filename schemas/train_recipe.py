@@ -141,7 +141,7 @@ class BatchRecipe(StrictModel):
 class OptimizerRecipe(StrictModel):
     """The optimizer and its schedule, in samples."""
 
-    name: Literal["adamw", "lamb"] = "adamw"  # lamb: zero.stage 0 only, for it needs whole parameters
+    name: Literal["adamw", "lamb", "muon"] = "adamw"  # others than adamw: zero.stage 0, for they need whole parameters
     learning_rate: Rate
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -224,8 +224,11 @@ class TrainRecipe(StrictModel):
             raise ValueError(
                 "model.activation_checkpointing and optimizer.layer_decay belong to task.kind: contrastive"
             )
-        if self.optimizer.name == "lamb" and self.zero.stage != 0:
-            raise ValueError(f"optimizer.name: lamb needs whole parameters; zero.stage {self.zero.stage} cuts them up")
+        name, stage = self.optimizer.name, self.zero.stage
+        if name != "adamw" and stage != 0:
+            raise ValueError(f"optimizer.name: {name} needs whole parameters; zero.stage {stage} cuts them up")
+        if name == "muon" and self.task.kind == "llava":
+            raise ValueError("optimizer.name: muon belongs to task.kind: contrastive")
         is_loaded = self.task.kind == "contrastive" and (self.init_from or self.model.path or self.model.dual)
         if self.model.image_size is not None and not is_loaded:
             raise ValueError(

@@ -42,6 +42,7 @@ def build_curated(root: str | Path, pairs: Sequence[tuple[bytes, str]], samples_
                         "caption": caption,
                         "width": header.width,
                         "height": header.height,
+                        "image_sha256": hashlib.sha256(image).hexdigest(),
                         "mime_type": header.mime_type,
                         "weight": 1.0,
                         "duplicate_group": uid,

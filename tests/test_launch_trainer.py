@@ -30,7 +30,7 @@ launch_trainer(parse_recipe(json.loads(sys.argv[1]), TrainRecipe, "test"), num_p
 
 
 @contextmanager
-def launcher(run: Path, data: str) -> Iterator[subprocess.Popen[bytes]]:
+def launcher(run: Path | str, data: str) -> Iterator[subprocess.Popen[bytes]]:
     """The launcher with two ranks in a process of its own."""
     recipe = tiny_recipe(run, data, *SETTINGS, "zero.stage=2")
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, recipe.model_dump_json()])

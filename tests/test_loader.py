@@ -2,12 +2,16 @@
 
 import logging
 import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 import pytest
 
 from schemas import storage
@@ -61,6 +65,21 @@ def test_a_resumed_loader_goes_on(data: str) -> None:
     assert whole(list(shares(loader(data), 2, 5, 1))) == whole([loader(data).share(step) for step in (2, 3, 4)])
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_mixture_is_the_same_on_any_number_of_ranks(data: str, tmp_path: Path, world_size: int) -> None:
+    others = build_curated(tmp_path, [(image, f"other {caption}") for image, caption in colour_pairs(12)])
+    datasets = [open_pairs(DataSource(path=path)) for path in (data, others)]
+    orders = [Order(dataset.shard_sizes, 0, index) for index, dataset in enumerate(datasets)]
+    stream = Stream(orders, [3.0, 1.0], LANES, BATCH)
+    ranks = [replace(loader(data, rank, world_size), datasets=datasets, stream=stream) for rank in range(world_size)]
+    found = [whole(parts) for parts in zip(*(shares(one, 0, 12, 1) for one in ranks), strict=True)]
+    alone = replace(loader(data), datasets=datasets, stream=stream)
+    assert found == [whole([alone.share(step)]) for step in range(12)]
+    own = datasets[1].rows_by_uid()
+    assert [sum(uid in own for uid in uids) for uids, _, _ in found] == [2] * 12
+    assert {uid for uids, _, _ in found[:6] for uid in uids if uid in own} == set(own)  # an epoch of its 12 samples
+
+
 def test_broken_samples_are_replaced_and_told(data: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "pairloom"):
         found = list(shares(loader(data), 0, 5, 0))  # one epoch
@@ -109,6 +128,28 @@ def test_errors_come_out_of_the_workers_as_they_are(data: str, num_workers: int)
     failing = replace(loader(data), datasets=[Failing()])  # type: ignore[list-item]
     with pytest.raises(StorageError, match=r"^cannot read s3://bucket/0\.tar: slow down$"):
         next(shares(failing, 0, 2, num_workers))
+
+
+def test_workers_end_with_a_rank_that_is_killed(tmp_path: Path) -> None:
+    """Also those that wait for room in the pipe to it."""
+    data = build_curated(tmp_path, [(image, caption * 10_000) for image, caption in colour_pairs(16)])
+    rank = multiprocessing.get_context("fork").Process(target=take_one_and_wait, args=(data,))
+    rank.start()
+    assert rank.pid is not None
+    deadline = time.monotonic() + 60
+    while not (workers := psutil.Process(rank.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)  # until the pipe is full
+    assert workers
+    os.kill(rank.pid, signal.SIGKILL)
+    rank.join()
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+def take_one_and_wait(data: str) -> None:
+    found = shares(loader(data), 0, 100, 1)
+    next(found)
+    time.sleep(600)
 
 
 def test_nothing_but_broken_samples_stops(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoConfig
 
 from schemas.errors import StorageError
 from schemas.preprocess import load_preprocess
+from tests.curated_builder import build_curated, colour_pairs
 from tests.ranks import run_ranks
 from tests.tiny_models import write_clip, write_tokenizer
 from tests.tiny_runs import BATCH, metrics_of, results_of, tiny_data, tiny_recipe, train_in_ranks
@@ -180,8 +181,13 @@ for line in sys.stdin:  # a life for each line: forked, for importing takes long
 
 @pytest.mark.slow
 def test_killed_ten_times_it_is_the_run_that_was_not_killed(tmp_path: Path) -> None:
-    data = tiny_data(tmp_path / "data")
-    settings = (f"run.total_samples={NUM_STEPS * BATCH}", f"run.checkpoint_every_samples={3 * BATCH}")
+    data, others = tiny_data(tmp_path / "data"), build_curated(tmp_path / "others", colour_pairs(10))
+    settings = (
+        "data.augment.random_resized_crop=[0.5, 1.0]",
+        f"data.train=[{{path: {data}, weight: 3}}, {{path: {others}}}]",
+        f"run.total_samples={NUM_STEPS * BATCH}",
+        f"run.checkpoint_every_samples={3 * BATCH}",
+    )
     draw = random.Random(0)
     kills = sorted(draw.sample(range(1, NUM_STEPS - 30), NUM_KILLS))
     for name, steps in (("whole", []), ("killed", kills)):

@@ -1,6 +1,7 @@
 """What a recipe can ask of the training beside the loss: each does what it says, on any number of ranks."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,22 +13,24 @@ from torch import nn
 from schemas.errors import RecipeError
 from schemas.train_recipe import OptimizerRecipe
 from tests.ranks import run_ranks
-from tests.tiny_runs import BATCH, metrics_of, tiny_data, tiny_recipe, train_in_ranks
+from tests.tiny_runs import BATCH, metrics_of, results_of, tiny_data, tiny_recipe, train_in_ranks
 from trainers.export.hugging_face import export
-from trainers.optimizers import Lamb
+from trainers.optimizers import Lamb, Muon, build_optimizer
 from trainers.parameter_groups import depths_of, group_parameters
 from trainers.schedule import rate_factor
 
 DECAY = 0.6
 AVERAGE = [f"optimizer.average_decay={DECAY}", "run.keep_checkpoints=9", f"run.checkpoint_every_samples={BATCH}"]
 LAMB = ["optimizer.name=lamb", "zero.stage=0", "optimizer.learning_rate=0.01"]
+MUON = ["optimizer.name=muon", "zero.stage=0", f"run.checkpoint_every_samples={2 * BATCH}"]
 PATCHES = ["task.patch_dropout=0.5", "model.preset=clip-test-tiny", "task.loss=clip"]
 HALF = "batch.micro_batch_size=2"
 CHECKPOINTED = "model.activation_checkpointing=true"
-ONE = {"plain": [], "patches": PATCHES, "lamb": LAMB}
+ONE = {"plain": [], "patches": PATCHES, "lamb": LAMB, "muon": MUON}
 TWO = {
     "patches": [*PATCHES, HALF],
     "lamb": LAMB,
+    "muon": MUON,
     "average": [*AVERAGE, "zero.stage=2"],
     "checkpointed": [CHECKPOINTED, "zero.stage=1", HALF],
     "checkpointed-3": [CHECKPOINTED, "zero.stage=3"],
@@ -52,7 +55,13 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.parametrize(
     ("two", "one"),
-    [("patches", "patches"), ("lamb", "lamb"), ("checkpointed", "plain"), ("checkpointed-3", "plain")],
+    [
+        ("patches", "patches"),
+        ("lamb", "lamb"),
+        ("muon", "muon"),
+        ("checkpointed", "plain"),
+        ("checkpointed-3", "plain"),
+    ],
 )
 def test_two_ranks_equal_one_process(runs: Path, two: str, one: str) -> None:
     assert losses(runs / f"2-{two}") == pytest.approx(losses(runs / f"1-{one}"), rel=2e-6)
@@ -105,6 +114,14 @@ def test_a_run_goes_on_with_its_average(runs: Path, tmp_path: Path) -> None:
     assert all(torch.allclose(found[key], average[key], atol=1e-6) for key in average)
 
 
+def test_muon_goes_on_with_the_same_bits(runs: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", str(runs / "data" / "curated" / "train")
+    shutil.copytree(runs / "1-muon", run)
+    shutil.rmtree(run / "checkpoints" / "step-0000006")
+    run_ranks(train_in_ranks, 1, [tiny_recipe(run, data, *MUON)])
+    assert results_of(run) == results_of(runs / "1-muon")
+
+
 def test_schedules() -> None:
     settings = {"learning_rate": 1.0, "warmup_samples": 10}
     cosine = OptimizerRecipe(**settings)
@@ -150,6 +167,40 @@ def test_a_step_of_lamb_is_as_long_as_the_matrix() -> None:
     assert torch.allclose(matrix, torch.full((2, 2), 2.7))  # 3 - 0.1 * 6 * (1.03 / 2.06) = 2.7
     assert torch.allclose(vector, torch.tensor([0.9, 1.1]))  # Adam's first step: the sign
     assert math.isclose(float(optimizer.state[matrix]["step"]), 1.0)
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+def test_a_step_of_muon_is_torchs(shape: tuple[int, int]) -> None:
+    """torch computes in bf16, so its steps are near ours, not equal."""
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.2}
+    optimizers = (
+        Muon([{"params": [ours], **settings, "is_hidden": True}], (0.9, 0.95), 1e-8),
+        torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.allclose(ours, theirs, atol=0.01)
+    assert float((ours.detach() - 1).abs().mean()) > 0.05
+
+
+def test_muon_takes_the_matrices_of_layers() -> None:
+    model = nn.ModuleDict({"vision_model": nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2)])})})
+    model["head"] = nn.Linear(2, 2)
+    recipe = OptimizerRecipe(name="muon", learning_rate=0.1)
+    groups = group_parameters(model, recipe)
+    assert [group.names for group in groups if group.is_hidden] == [("vision_model.layers.0.weight",)]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = build_optimizer(recipe, groups)
+    optimizer.step()
+    layer, head = model["vision_model"]["layers"][0], model["head"]
+    assert "exp_avg_sq" not in optimizer.state[layer.weight]
+    assert all("exp_avg_sq" in optimizer.state[one] for one in (layer.bias, head.weight, head.bias))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""What a locked tower gives for each sample, computed once a run.
+"""What a locked tower gives for each image or caption, computed once a run.
 
-A locked tower without augmentation is a function of the sample, and often most of a step's time. Its outputs are kept
+A locked tower without augmentation is a function of its input, and often most of a step's time. Its outputs are kept
 in memory and appended to a file of the run, so that a resumed run goes on with the same bits.
 """
 
@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-MAX_BYTES = 4 << 30  # a rank and tower; samples beyond it are computed every time
-UID_BYTES = 32
+MAX_BYTES = 4 << 30  # a rank and tower; inputs beyond it are computed every time
+KEY_CHARS = 32
 
 
 class LockedCache:
-    """Pooled outputs [P] by uid."""
+    """Pooled outputs [P] by the uid of a sample, or by the hash of its image."""
 
     def __init__(self, path: Path, width: int) -> None:
         self._path, self._width = path, width
-        self._record = np.dtype([("uid", f"S{UID_BYTES}"), ("values", np.float32, (width,))])
+        self._record = np.dtype([("key", f"S{KEY_CHARS}"), ("values", np.float32, (width,))])
         self._rows: dict[str, npt.NDArray[np.float32]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -34,21 +34,22 @@ class LockedCache:
         records = np.fromfile(self._path, self._record, count=num_records)
         with self._path.open("r+b") as file:
             file.truncate(num_records * self._record.itemsize)
-        self._rows = {record["uid"].decode(): record["values"] for record in records}
+        self._rows = {record["key"].decode(): record["values"] for record in records}
 
-    def lookup(self, uids: Sequence[str], compute: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:
-        """Outputs [B, P] of samples; `compute` gives those at the positions that are not known yet."""
-        missing = [index for index, uid in enumerate(uids) if uid not in self._rows]
+    def lookup(self, names: Sequence[str], compute: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:
+        """Outputs [B, P] of inputs; `compute` gives those at the positions that are not known yet."""
+        keys = [name[:KEY_CHARS] for name in names]
+        missing = list({key: index for index, key in enumerate(keys) if key not in self._rows}.values())
         fresh = compute(missing).cpu().numpy().astype(np.float32) if missing else np.empty((0, self._width), np.float32)
-        found = {uids[index]: values for index, values in zip(missing, fresh, strict=True)}
-        rows = np.stack([found[uid] if uid in found else self._rows[uid] for uid in uids])
+        found = {keys[index]: values for index, values in zip(missing, fresh, strict=True)}
+        rows = np.stack([found[key] if key in found else self._rows[key] for key in keys])
         self._keep(found)
         return torch.from_numpy(rows)
 
     def _keep(self, found: dict[str, npt.NDArray[np.float32]]) -> None:
         if not found or (len(self._rows) + len(found)) * self._record.itemsize > MAX_BYTES:
             return
-        records = np.array([(uid.encode(), values) for uid, values in found.items()], self._record)
+        records = np.array([(key.encode(), values) for key, values in found.items()], self._record)
         with self._path.open("ab") as file:
             file.write(records.tobytes())
         self._rows |= found

@@ -17,15 +17,17 @@ _TOWER = re.compile(r"(?P<tower>(?:vision|text)_model)\..*?\b(?:embeddings|embed
 def group_parameters(model: nn.Module, optimizer: OptimizerRecipe) -> list[ParameterGroup]:
     """Matrices decay; vectors, biases and scalars do not. Layers near the input learn slower with `layer_decay`."""
     depths = depths_of([name for name, _ in model.named_parameters()])
-    members: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    members: dict[tuple[bool, bool, float], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = optimizer.learning_rate * optimizer.layer_decay ** depths[name]
-            members[parameter.ndim < 2, rate].append((name, parameter))
+            is_hidden = optimizer.name == "muon" and parameter.ndim == 2 and _LAYER.search(name) is not None
+            members[parameter.ndim < 2, is_hidden, rate].append((name, parameter))
     groups = []
-    for (is_vector, rate), named in sorted(members.items(), key=lambda item: item[0]):
+    for (is_vector, is_hidden, rate), named in sorted(members.items(), key=lambda item: item[0]):
         names, parameters = zip(*named, strict=True)
-        groups.append(ParameterGroup(names, parameters, 0.0 if is_vector else optimizer.weight_decay, rate))
+        decay = 0.0 if is_vector else optimizer.weight_decay
+        groups.append(ParameterGroup(names, parameters, decay, rate, is_hidden))
     return groups
 
 

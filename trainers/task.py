@@ -24,6 +24,7 @@ class TrainSample:
     pixels: Pixels | None  # null: a text-only conversation
     caption: str
     conversation: Conversation | None = None
+    image_id: str | None = None  # samples of equal bytes share it; null: not known
     grid: Grid | None = None  # NaFlex: rows and columns of patches; what follows them in `pixels` is padding
 
 
@@ -35,6 +36,7 @@ class ParameterGroup:
     parameters: tuple[nn.Parameter, ...]
     weight_decay: float
     learning_rate: float  # at the peak of the schedule
+    is_hidden: bool = False  # matrices inside of layers, which Muon takes; told apart for Muon only
 
 
 class Task(Protocol):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +30,7 @@ from trainers.task import TrainSample
 logger = logging.getLogger("pairloom.data")
 MAX_REPLACEMENTS = 20  # in a row, for one slot; more means that the data set itself is broken
 STEPS_AHEAD = 2  # that each worker has ready
+SECONDS_BETWEEN_LOOKS = 1.0  # of a worker, whether its rank is alive
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Share:
     uids: list[str]
     captions: list[str]
     conversations: list[Conversation | None]
+    image_ids: list[str | None]
     has_image: list[bool]
     replaced: list[str]  # what was broken, one line each
     grids: list[Grid] = field(default_factory=list)  # NaFlex: of each picture
@@ -45,9 +50,9 @@ class Share:
         """The samples, in order."""
         images, grids = iter(self.pixels.numpy()), iter(self.grids)
         return [
-            TrainSample(uid, next(images) if has_image else None, caption, conversation, grid=next(grids, None))
-            for uid, caption, conversation, has_image in zip(
-                self.uids, self.captions, self.conversations, self.has_image, strict=True
+            TrainSample(uid, next(images) if has_image else None, caption, conversation, image_id, next(grids, None))
+            for uid, caption, conversation, image_id, has_image in zip(
+                self.uids, self.captions, self.conversations, self.image_ids, self.has_image, strict=True
             )
         ]
 
@@ -106,6 +111,7 @@ class Loader(TorchDataset[Share | Failure]):
             [raw.uid for raw in found],
             [raw.caption for raw in found],
             [raw.conversation for raw in found],
+            [raw.image_id for raw in found],
             [raw.image is not None for raw in found],
             replaced,
             grids,
@@ -215,5 +221,13 @@ def _from_workers(loader: Loader, numbers: range, num_workers: int) -> Iterator[
 def _calm_worker(_: int) -> None:
     """One thread; and signals that reach the whole job are the rank's to answer, which still needs its workers."""
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), name="parent", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _leave_with(parent: int) -> None:
+    """End this process after its parent; torch's own workers wait for ever when what they have sent fills the pipe."""
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os._exit(1)

@@ -16,6 +16,7 @@ class RawSample(NamedTuple):  # a tuple is made three times as fast as a frozen 
     caption: str
     conversation: Conversation | None = None
     key: str = ""  # its name in the tar
+    image_id: str | None = None  # samples of equal bytes share it; null: not known
 
 
 class Dataset(Protocol):

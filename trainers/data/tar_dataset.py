@@ -22,8 +22,8 @@ from trainers.data.shard_cache import Part, PartsReader, ShardCache, plan_parts
 from trainers.mirror import cache_folder
 
 OPEN_SHARDS = 32  # tables and tars that one process keeps open
-COLUMNS = ["uid", "key", "caption", "duplicate_group", "offset", "num_bytes"]
-IN_TARS = ["uid", "key", "caption", "offset", "num_bytes"]
+IN_TARS = ["uid", "key", "caption", "image_sha256", "offset", "num_bytes"]
+COLUMNS = [*IN_TARS, "duplicate_group"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Rows:
     uids: list[str]
     keys: list[str]
     captions: list[str]
+    image_ids: list[str | None]
     offsets: list[int]
     num_bytes: list[int]
 
@@ -63,7 +64,7 @@ class CuratedDataset:
         if uid in self._recalled:
             raise SampleError(DropReason.RECALLED, f"uid {uid} was recalled after this data set was made")
         image = self._reader(shard).view(rows.offsets[row], rows.num_bytes[row])
-        return RawSample(uid, image, rows.captions[row], None, rows.keys[row])
+        return RawSample(uid, image, rows.captions[row], None, rows.keys[row], rows.image_ids[row])
 
     def read_ahead(self, shard: int) -> None:
         """Begin to fetch a remote tar."""
@@ -91,7 +92,7 @@ class CuratedDataset:
 
     def _make_rows(self, shard: int) -> Rows:
         table = self._leave_out(self._read_table(shard))
-        return Rows(*(table[name].to_pylist() for name in ("uid", "key", "caption", "offset", "num_bytes")))
+        return Rows(*(table[name].to_pylist() for name in IN_TARS))
 
     def _read_table(self, shard: int) -> pa.Table:
         return read_table(table_url(self._folder, self._manifest.shards[shard].name), COLUMNS)

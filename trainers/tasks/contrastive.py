@@ -83,7 +83,8 @@ class ContrastiveTask:
         batch = {}
         if "vision" in self._caches:
             batch["pooled_image"] = self._caches["vision"].lookup(
-                uids, lambda missing: self._pool_images([samples[index] for index in missing])
+                [sample.image_id or sample.uid for sample in samples],
+                lambda missing: self._pool_images([samples[index] for index in missing]),
             )
         else:
             batch |= _stack(samples)

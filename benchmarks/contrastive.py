@@ -1,0 +1,272 @@
+r"""Training step of CLIP beside the plain Hugging Face model in a bare torch loop, on the same batches in the same run.
+
+    python -m benchmarks.contrastive                                             # CPU: ViT-B/32, batch 64, fp32
+    python -m benchmarks.contrastive --run                                       # and a whole run, its loader included
+    python -m benchmarks.contrastive --preset clip-vit-l-14 --batch 256 --precision bf16 \
+        --steps 20 --warm-up 5 --peak-tflops 989  # a GPU
+
+Each program is measured in processes of its own, one after another and around again. All get the same pixels and
+tokens, ready in memory. The bare loop is `CLIPModel(..., return_loss=True)`, `backward` and `torch.optim.AdamW` as it
+comes; with bf16 under `torch.autocast`. Ours is what `pairloom train` does with a batch: normalise, towers, loss in
+blocks, ZeRO, gradient norm, fused AdamW. open_clip's step joins where it can be imported and there is a GPU. `--run`
+trains from tars of made pictures and adds samples/s with the loader at work, and the share of its time that the model
+waits for data. CPU time tells more than samples/s where other work shares the machine.
+
+MFU counts the products of the matrices and of the attention, three times the forward, against --peak-tflops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CAPTION = "a photograph of two dogs that run along the beach behind a red ball, number {}"
+OPEN_CLIP_NAMES = {"clip-vit-b-32": "ViT-B-32", "clip-vit-b-16": "ViT-B-16", "clip-vit-l-14": "ViT-L-14"}
+
+
+def main() -> None:
+    """Print one table, ratios to the bare loop last."""
+    options = parse()
+    if options.measure:
+        print(json.dumps(measure(options)))
+        return
+    names = ["bare torch", "pairloom, ZeRO 0", "pairloom, ZeRO 1"] + (["open_clip"] if has_open_clip() else [])
+    rates: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(options.rounds):
+        for name in names:
+            rates[name].append(in_a_process(name, options.threads))
+            print(f"{name}: {rates[name][-1]['samples_per_s']:.2f} samples/s", file=sys.stderr, flush=True)
+    if options.run:
+        rates["pairloom, a whole run"] = [whole_run(options)]
+    base = statistics.median(one["samples_per_s"] for one in rates[names[0]])
+    for name, found in rates.items():
+        rate = statistics.median(one["samples_per_s"] for one in found)
+        parts = [f"{name:24} {rate:9.2f} samples/s  {rate / base:6.3f} of the bare loop"]
+        if "cpu_ms" in found[0]:
+            parts.append(f"{statistics.median(one['cpu_ms'] for one in found):8.1f} ms of CPU a sample")
+        parts.append(f"{max(one['bytes'] for one in found) / 1e9:6.2f} GB at most")
+        if options.peak_tflops:
+            parts.append(f"MFU {rate * rates[names[0]][0]['flops'] / options.peak_tflops / 1e12:.1%}")
+        if "data_wait_fraction" in found[0]:
+            parts.append(f"data wait {found[0]['data_wait_fraction']:.2%}")
+        print("  ".join(parts), flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="clip-vit-b-32")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--steps", type=int, default=2, help="that are counted, in each process")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before those; more on a GPU")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision; without it no MFU is printed")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--run", action="store_true", help="also a whole run from tars")
+    parser.add_argument("--measure", help="one program, in this process; for the processes that main starts")
+    return parser.parse_args()
+
+
+def has_open_clip() -> bool:
+    """True where open_clip's step can be measured."""
+    import torch
+
+    try:
+        import open_clip  # noqa: F401
+    except (ImportError, RuntimeError):  # RuntimeError: torchvision beside a torch that it was not built for
+        return False
+    return torch.cuda.is_available()
+
+
+def in_a_process(name: str, threads: int) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.contrastive", *sys.argv[1:], "--measure", name]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment(threads))
+    found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def environment(threads: int) -> dict[str, str]:
+    """One rank's."""
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "DS_IGNORE_CUDA_DETECTION": "1", "TORCHDYNAMO_DISABLE": "1"}
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    threads = {"OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, **quiet, **rank, **threads}
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Samples/s of the median step, peak memory, and FLOPs of a sample."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        step, flops = make_step(options, Path(folder))
+        times, cpu_times = [], []
+        for _ in range(options.warm_up + options.steps):
+            start, cpu_start = time.perf_counter(), time.process_time()
+            step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+            cpu_times.append(time.process_time() - cpu_start)
+    seconds, cpu = (statistics.median(found[options.warm_up :]) / options.batch for found in (times, cpu_times))
+    return {"samples_per_s": 1 / seconds, "cpu_ms": cpu * 1e3, "bytes": peak_bytes(), "flops": flops}
+
+
+def peak_bytes() -> int:
+    """Of the GPU where there is one, else of this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], Any], float]:
+    """A call that takes one optimizer step, and the FLOPs of a sample in it."""
+    import numpy as np
+    import torch
+
+    from trainers.engine import device, start_engine, start_process_group
+    from trainers.step import take_step
+    from trainers.task import TrainSample
+    from trainers.tasks.contrastive import ContrastiveTask
+    from trainers.tokenizer import train_tokenizer
+
+    train_tokenizer((CAPTION.format(n) for n in range(2000)), 1000, str(folder / "tokenizer"), 77)
+    stage = int(options.measure[-1]) if options.measure.startswith("pairloom") else 0
+    recipe = make_recipe(options, str(folder), "unused", stage)
+    if options.measure.startswith("pairloom"):
+        start_process_group()
+    task = ContrastiveTask(recipe, str(folder / "tokenizer"))
+    size, draw = task.preprocess.size, np.random.default_rng(0)
+    samples = [
+        TrainSample(str(n), draw.integers(0, 256, (size, size, 3), np.uint8), CAPTION.format(n))
+        for n in range(options.batch)
+    ]
+    batch = {name: tensor.to(device()) for name, tensor in task.collate(samples).items()}
+    flops = 3 * forward_flops(task.model.hf.config, batch["input_ids"].shape[1])
+    if options.measure.startswith("pairloom"):
+        engine = start_engine(task, recipe)
+        return lambda: take_step(task, engine, [batch], options.batch), flops
+    pixels = torch.from_numpy(task.preprocess.normalise(np.stack([one.pixels for one in samples]))).to(device())
+    if options.measure == "open_clip":
+        return open_clip_step(options, pixels), flops
+    return bare_step(options, task.model.hf.config, {"pixel_values": pixels, **without_pixels(batch)}), flops
+
+
+def without_pixels(batch: dict[str, Any]) -> dict[str, Any]:
+    """The tokens."""
+    return {name: tensor for name, tensor in batch.items() if name != "pixels"}
+
+
+def make_recipe(options: argparse.Namespace, folder: str, data: str, stage: int) -> Any:
+    """The recipe of both the steps and the whole run."""
+    from schemas.recipe_io import parse_recipe
+    from schemas.train_recipe import TrainRecipe
+
+    settings = {
+        "run": {"dir": f"{folder}/run", "total_samples": (options.warm_up + options.steps) * options.batch},
+        "task": {"kind": "contrastive", "loss": "clip"},
+        "model": {"preset": options.preset},
+        "tokenizer": {"path": f"{folder}/tokenizer"},
+        "data": {"train": [{"path": data}]},
+        "batch": {"global_batch_size": options.batch},
+        "optimizer": {"learning_rate": 1e-4, "weight_decay": 0.1},
+        "zero": {"stage": stage},
+        "precision": options.precision,
+    }
+    return parse_recipe(settings, TrainRecipe, "benchmark")
+
+
+def bare_step(options: argparse.Namespace, config: Any, batch: dict[str, Any]) -> Callable[[], Any]:
+    """The plain model, as its documentation trains it."""
+    import torch
+    from transformers import CLIPModel
+
+    model = CLIPModel(config).to(batch["pixel_values"].device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1)
+    return torch_step(options, model, optimizer, lambda: model(**batch, return_loss=True).loss)
+
+
+def open_clip_step(options: argparse.Namespace, pixels: Any) -> Callable[[], Any]:
+    """open_clip's model and loss of the same size, in its own training's precision."""
+    import open_clip
+    import torch
+
+    name = OPEN_CLIP_NAMES[options.preset]
+    model = open_clip.create_model(name, device=pixels.device).train()
+    tokens = open_clip.get_tokenizer(name)([CAPTION.format(n) for n in range(len(pixels))]).to(pixels.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
+    loss_of = open_clip.ClipLoss()
+    return torch_step(options, model, optimizer, lambda: loss_of(*model(pixels, tokens)[:3]))
+
+
+def torch_step(
+    options: argparse.Namespace, model: Any, optimizer: Any, loss_of: Callable[[], Any]
+) -> Callable[[], Any]:
+    """Forward, backward and update of a bare loop."""
+    import torch
+
+    kind = next(model.parameters()).device.type
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with torch.autocast(kind, torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = loss_of()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def forward_flops(config: Any, text_length: int) -> float:
+    """Of one sample: two a product and sum."""
+    vision, text = config.vision_config, config.text_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    embedding = 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
+    return embedding + sum(
+        tower.num_hidden_layers
+        * (
+            2 * length * (4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size)
+            + 4 * length**2 * tower.hidden_size
+        )
+        for tower, length in ((vision, patches + 1), (text, text_length))
+    )
+
+
+def whole_run(options: argparse.Namespace) -> dict[str, float]:
+    """`pairloom train` under ZeRO 1 on tars of made pictures, without its first steps."""
+    from benchmarks.loader import drawn
+    from cluster.launch_trainer import launch_trainer
+    from tests.curated_builder import build_curated
+    from trainers.tokenizer import train_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        train_tokenizer((CAPTION.format(n) for n in range(2000)), 1000, f"{folder}/tokenizer", 77)
+        data = build_curated(folder, [(drawn(n), CAPTION.format(n)) for n in range(4 * options.batch)], options.batch)
+        recipe = make_recipe(options, folder, data, 1)
+        os.environ.pop("OMP_NUM_THREADS", None)
+        launch_trainer(recipe)
+        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    counted = lines[options.warm_up :]
+    return {
+        "samples_per_s": statistics.median(line["samples_per_s"] for line in counted),
+        "bytes": max(line["memory_bytes"] for line in counted),
+        "data_wait_fraction": statistics.mean(line["data_wait_fraction"] for line in counted),
+    }
+
+
+if __name__ == "__main__":
+    main()
