@@ -1,22 +1,18 @@
 """A loopback HTTP server that costs next to nothing: answers are made before the first request, one process, epoll.
 
-    GET /<folder>/<number>.jpg        image number % the number of images in the folder
-    GET /slow/<folder>/<number>.jpg   the same, after SLOW_S seconds: a tail of slow URLs
+    GET /<folder>/<number>.jpg   image number % the number of images in the folder
 
 Everything else (robots.txt) is a 404. Run as `python benchmarks/image_server.py FOLDER`; it prints its port.
 """
 
 from __future__ import annotations
 
-import heapq
 import selectors
 import socket
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SLOW_S = 5.0
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -38,7 +34,6 @@ class ImageServer:
             folder.name: [self._page(path) for path in sorted(folder.iterdir())] for folder in root.iterdir()
         }
         self._selector = selectors.DefaultSelector()
-        self._later: list[tuple[float, int, Connection, bytes]] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -52,15 +47,11 @@ class ImageServer:
     def serve(self) -> None:
         """Answer until the process is ended."""
         while True:
-            wait_s = max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
-            for key, _ in self._selector.select(wait_s):
+            for key, _ in self._selector.select():
                 if key.data is None:
                     self._accept()
                 else:
                     self._go_on(key.data)
-            while self._later and self._later[0][0] <= time.monotonic():
-                _, _, connection, page = heapq.heappop(self._later)
-                self._send(connection, page)
 
     def _accept(self) -> None:
         link, _ = self._listener.accept()
@@ -88,15 +79,8 @@ class ImageServer:
 
     def _answer(self, connection: Connection, path: str) -> None:
         parts = path.strip("/").split("/")
-        is_slow = parts[0] == "slow"
         pages = self._pages.get(parts[-2] if len(parts) > 1 else "", [])
         page = pages[int(parts[-1].partition(".")[0]) % len(pages)] if pages else NOT_FOUND
-        if is_slow:
-            heapq.heappush(self._later, (time.monotonic() + SLOW_S, id(connection), connection, page))
-        else:
-            self._send(connection, page)
-
-    def _send(self, connection: Connection, page: bytes) -> None:
         connection.to_send = memoryview(page)
         self._write(connection)
 

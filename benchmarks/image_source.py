@@ -56,12 +56,8 @@ def serve(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
             process.kill()
 
 
-def write_urls(path: Path, base: str, rows: int, slow_every: int = 0) -> None:
+def write_urls(path: Path, base: str, rows: int) -> None:
     """A table of URLs, all different."""
     urls = [f"{base}/{index}.jpg" for index in range(rows)]
-    if slow_every:
-        for index in range(slow_every - 1, rows, slow_every):
-            server, _, rest = urls[index].removeprefix("http://").partition("/")
-            urls[index] = f"http://{server}/slow/{rest}"
     captions = [f"picture number {index}" for index in range(rows)]
     pq.write_table(pa.table({"url": urls, "caption": captions}), path)

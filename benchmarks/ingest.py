@@ -1,7 +1,6 @@
 """Speed and memory of ingest beside img2dataset: same images, same loopback server, same cores, one after the other.
 
     python benchmarks/ingest.py --data FOLDER                     # the table; --peer-python: who has img2dataset
-    python benchmarks/ingest.py --rows 1000000 --tiny             # is memory flat?
 
 Pictures come from --data FOLDER (photographs; enlarged and cropped) or are made: coloured noise with the spectrum of
 photographs (amplitude falls as 1 / frequency). What is timed is the whole call, from the list of URLs to the finished
@@ -83,11 +82,9 @@ class Measured:
         )
 
 
-def measure(
-    name: str, images: int, server: psutil.Process, run: Callable[[], int], log: Path | None = None
-) -> Measured:
+def measure(name: str, images: int, server: psutil.Process, run: Callable[[], int]) -> Measured:
     """Run something that starts its processes below this one and returns how many images it stored."""
-    watch = TreeWatch(os.getpid(), log)
+    watch = TreeWatch(os.getpid())
     watch.start()
     before = server.cpu_times()
     started_at = time.monotonic()
@@ -225,27 +222,6 @@ def _summary(
             "peer": asdict(max(peers, key=lambda run: run.images / run.wall_s)) if peers else None}  # fmt: skip
 
 
-def run_long(args: argparse.Namespace, work: Path, base: str, server: psutil.Process) -> dict[str, Any]:
-    """Many rows of tiny images, and what memory does meanwhile."""
-    table, log = work / "urls.parquet", Path(args.log or work / "memory.jsonl")
-    write_urls(table, f"{base}/tiny", args.rows, args.slow_every)
-    run = measure(
-        "pairloom", args.rows, server, lambda: run_pairloom(work / "long", table, "none", args.shard_rows), log
-    )
-    print(run.row(args.cores))
-    samples = [json.loads(line) for line in log.read_text().splitlines()]
-    growth = {}
-    for name in ("driver", "worker", "decoder"):
-        values = [sample[name] for sample in samples if name in sample]
-        if len(values) < 10:
-            continue
-        fifth = len(values) // 5
-        early, late = np.median(values[fifth : 2 * fifth]), np.median(values[-fifth:])
-        growth[name] = float(late - early)
-        print(f"{name}: {early:.0f} MB in the second fifth, {late:.0f} MB in the last: {late - early:+.0f} MB")
-    return {"rows": args.rows, "growth_mb": growth, "run": asdict(run)}
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -258,11 +234,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer-settings", nargs="+", default=["2x16", "2x64", "4x16"], metavar="PxT",
                         help="processes x threads")  # fmt: skip
     parser.add_argument("--no-peer", action="store_true")
-    parser.add_argument("--rows", type=int, help="with --tiny: rows of the long run")
-    parser.add_argument("--tiny", action="store_true", help="the long run for memory, tiny images kept as they are")
-    parser.add_argument("--shard-rows", type=int, default=10_000)
-    parser.add_argument("--slow-every", type=int, default=0, help="every n-th URL takes 5 s")
-    parser.add_argument("--log", help="memory over time, JSON lines")
     parser.add_argument("--json", type=Path, help="write all figures there")
     args = parser.parse_args()
     if args.no_peer:
@@ -278,18 +249,14 @@ def main() -> None:
         os.environ.setdefault("RAY_worker_niceness", "0")  # as the other program
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
         cases = args.case or list(CASES)
-        write_pictures(
-            work / "pictures", args.data, ["tiny"] if args.tiny else sorted({CASES[case].size for case in cases})
-        )
+        write_pictures(work / "pictures", args.data, sorted({CASES[case].size for case in cases}))
         print(f"pictures: {args.data or 'made (noise with the spectrum of photographs)'}")
-        if args.peer_settings and not args.tiny:
+        if args.peer_settings:
             args.peer_python = find_peer(args.peer_python, work)
         start_ray()
         with serve(work / "pictures") as (base, server):
-            figures = [run_long(args, work, base, server)] if args.tiny else [
-                run_case(case, args, work, base, server) for case in cases]  # fmt: skip
-            if not args.tiny:
-                print_table(figures, args.cores)
+            figures = [run_case(case, args, work, base, server) for case in cases]
+            print_table(figures, args.cores)
         if args.json:
             args.json.write_text(json.dumps(figures, indent=1))
         ray.shutdown()
