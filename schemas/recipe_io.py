@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from schemas import storage
 from schemas.errors import RecipeError
@@ -22,6 +22,13 @@ class StrictModel(BaseModel):
     """Base of every recipe part: frozen, and no key that is not known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _holds_no_nul(cls, value: object) -> object:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a NUL character, which no path and no name may")
+        return value
 
 
 Recipe = TypeVar("Recipe", bound=StrictModel)

@@ -182,6 +182,8 @@ class EvaluateRecipe(StrictModel):
             raise ValueError("evaluate.train_data belongs to kind: linear-probe, which needs it")
         if (self.classes or self.templates) and self.kind not in ("zero-shot", "linear-probe"):
             raise ValueError(f"evaluate: {self.kind} has no classes and templates")
+        if self.num_patches is not None and self.kind == "vqa":
+            raise ValueError("evaluate: vqa takes pictures as the model does; it has no num_patches")
         return self
 
 
