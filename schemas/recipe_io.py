@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from schemas import storage
 from schemas.errors import RecipeError
@@ -23,12 +23,13 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _holds_no_nul(cls, value: object) -> object:
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError("holds a NUL character, which no path and no name may")
-        return value
+    def _holds_no_nul(cls, settings: Any) -> Any:
+        for key, value in settings.items() if isinstance(settings, dict) else ():
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"{key} holds a NUL character, which no path and no name may")
+        return settings
 
 
 Recipe = TypeVar("Recipe", bound=StrictModel)
