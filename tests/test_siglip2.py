@@ -168,7 +168,10 @@ def test_wrong_recipes_are_refused(root: Path) -> None:
         "NaFlex is for SigLIP, this is a clip": ["model={preset: clip-test-tiny, num_patches: [16]}"],
         "patches of 32 px": ["model={preset: siglip-demo, num_patches: [16]}"],
         "not for the towers of a siglip2": [NAFLEX, "task.patch_dropout=0.5"],
-        "model.image_size: not for": [f"model={{path: {root / 'one' / 'export'}, image_size: 96}}", "tokenizer={}"],
+        "model.image_size: NaFlex takes pictures of any size": [
+            f"model={{path: {root / 'one' / 'export'}, image_size: 96}}",
+            "tokenizer={}",
+        ],
     }
     data = str(root / "data" / "curated" / "train")
     recipes = [tiny_recipe(root / f"bad{i}", data, *parts) for i, parts in enumerate(cases.values())]
