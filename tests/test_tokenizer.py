@@ -100,4 +100,5 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused() -> None:
 
 
 def config_of(model_type: str, eos: int) -> SimpleNamespace:
-    return SimpleNamespace(model_type=model_type, text_config=SimpleNamespace(vocab_size=300, eos_token_id=eos))
+    text = SimpleNamespace(model_type=f"{model_type}_text_model", vocab_size=300, eos_token_id=eos)
+    return SimpleNamespace(model_type=model_type, text_config=text)
