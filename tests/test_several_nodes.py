@@ -38,7 +38,8 @@ def walk(pictures: Path, root: Path, *options: str) -> tuple[dict[str, Any], dic
     assert done.returncode == 0, done.stderr[-2000:]
     files = [path for step in STEPS for path in (root / step).rglob("*") if path.suffix in (".tar", ".parquet")]
     digests = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return json.loads(done.stdout.splitlines()[-1]), digests
+    told = [line for line in done.stdout.splitlines() if line.startswith("{")]  # Ray also writes there
+    return json.loads(told[-1]), digests
 
 
 @pytest.mark.slow
