@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from image_peer import find_peer
 from image_source import make_picture
 from PIL import Image
 
@@ -30,7 +30,6 @@ from pipelines.image import store_image
 from schemas.curate_recipe import ImageRecipe
 from schemas.image_decode import decode_rgb
 
-PEER = "img2dataset==1.47.0"
 SIDES = [(123, 456), (208, 495), (321, 421), (389, 535), (416, 264), (456, 123), (524, 316),  # img2dataset's tests
          (256, 256), (300, 257), (1200, 801), (1732, 1155)]  # fmt: skip
 MODES = ["keep_ratio", "keep_ratio_largest", "center_crop", "border", "none"]
@@ -165,15 +164,6 @@ def parity(python: str, folder: Path, fast_decode: bool = False) -> list[str]:
         print(f"{mode:<20} {kind:<12} {len(of_kind):>6} {same[0]:>10} {same[1]:>11} {mean:>6.2f} {largest:>8}")
     print(f"{len(jobs)} cases, {len(wrong)} of them differ")
     return wrong
-
-
-def find_peer(python: str | None, folder: Path) -> str:
-    """The interpreter that has img2dataset; an environment is made where none is given."""
-    if python:
-        return python
-    subprocess.run([sys.executable, "-m", "venv", str(folder / "peer")], check=True)
-    subprocess.run([str(folder / "peer/bin/pip"), "install", "--quiet", PEER], check=True)
-    return str(folder / "peer/bin/python")
 
 
 def main() -> None:
