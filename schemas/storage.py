@@ -7,7 +7,6 @@ Remote calls are retried on transient errors; a full disk or a refused access is
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import uuid
@@ -22,7 +21,7 @@ from schemas.errors import InputError, StorageError
 
 T = TypeVar("T")
 
-COPY_BYTES = 1 << 22
+COPY_BYTES = 1 << 22  # a piece of what is read and written in pieces
 ONE_REQUEST_BYTES = 5 << 30  # what S3 takes in one put
 
 
@@ -296,24 +295,3 @@ def remove(url: str) -> None:
     """Remove a file or a folder with all it holds; nothing happens where there is none."""
     if exists(url):
         _attempt("remove", url, lambda: filesystem(url).rm(local_path(url), recursive=True))
-
-
-def sha256_of(url: str) -> str:
-    """Hex sha256 of a file's content, read in pieces."""
-    digest = hashlib.sha256()
-    with open_read(url) as file:
-        while piece := file.read(COPY_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def fingerprint(url: str) -> str:
-    """Content fingerprint of a model folder or a file: sha256 over relative names and contents."""
-    files = expand(url)
-    if not files:
-        raise InputError(f"{url}: no such file or folder")
-    digest = hashlib.sha256()
-    for file in files:
-        relative = file.removeprefix(url.rstrip("/"))
-        digest.update(f"{relative}\0{sha256_of(file)}\n".encode())
-    return digest.hexdigest()

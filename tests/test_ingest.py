@@ -24,6 +24,7 @@ from pipelines.ingest import ingest
 from pipelines.raw_shard import ShardJob, make_shard
 from pipelines.sources.source import Piece
 from schemas import storage
+from schemas.digests import sha256_of
 from schemas.errors import InputError, ShardError, StorageError
 from schemas.manifest import load_manifest, resolve
 from schemas.sample import make_uid, read_table
@@ -292,7 +293,7 @@ def test_object_storage(tmp_path: Path, image_server: TestServer, pages: dict[st
     job = ShardJob(recipe.source, recipe.ingest, folder, 5, (Piece(path, path, 0, 3),))
     result = make_shard(job)
     assert result.entry.url == f"{folder}/0000/0000005-{str(result.entry.sha256)[:8]}.tar"
-    assert storage.sha256_of(result.entry.url) == result.entry.sha256
+    assert sha256_of(result.entry.url) == result.entry.sha256
     assert make_shard(job) == result, "done already"
     table = read_table(f"{folder}/0000/0000005.parquet").to_pylist()
     data = ShardReader(result.entry.url).read(table[2]["offset"], table[2]["num_bytes"])

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from schemas import remote_storage, storage
+from schemas.digests import sha256_of
 from schemas.errors import InputError, PairloomError, StorageError
 from schemas.manifest import load_manifest, resolve, table_url, tar_url
 from schemas.preprocess import Preprocess
@@ -241,7 +242,7 @@ def _check_funnel(summary: dict[str, Any], raw: str) -> None:
     assert steps["ingest"]["drop_counts"] == {"http_not_found": 1, "not_an_image": 1}
     assert steps["ingest"]["num_rows"] == 32
     for shard in load_manifest(raw).shards:
-        assert storage.sha256_of(tar_url(raw, shard)) == shard.sha256
+        assert sha256_of(tar_url(raw, shard)) == shard.sha256
 
 
 def _check_resume(proxy: FaultyProxy, recipe: Path, raw: str) -> None:

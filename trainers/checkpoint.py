@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from schemas import storage
+from schemas.digests import sha256_of
 from schemas.errors import InputError, RecipeError
 from trainers.distributed import join_lists, rank, world_size
 from trainers.engine import Engine
@@ -99,7 +99,7 @@ def verify(checkpoint: Path) -> None:
 
 
 def _is_whole(path: Path, digest: str) -> bool:
-    return path.exists() and storage.sha256_of(str(path)) == digest
+    return path.exists() and sha256_of(str(path)) == digest
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from schemas import storage
+from schemas.digests import sha256_of
 from schemas.errors import PairloomError, StorageError
 from trainers.average import averaged_state
 from trainers.checkpoint import (
@@ -147,7 +148,7 @@ class Saver:
             relative = path.relative_to(folder).as_posix()
             if relative not in pending.hashes and not relative.startswith("optimizer/"):
                 _sync(path)
-                pending.hashes[relative] = storage.sha256_of(str(path))
+                pending.hashes[relative] = sha256_of(str(path))
 
 
 def _lines(hashes: Mapping[str, str]) -> list[str]:

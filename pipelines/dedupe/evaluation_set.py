@@ -16,6 +16,7 @@ from pipelines.dedupe.wide import WideHashes, unpack_hashes
 from pipelines.hashes import hash_pixels, phash256
 from pipelines.run_step import run_shards
 from schemas import storage
+from schemas.digests import fingerprint
 from schemas.errors import InputError, SampleError
 from schemas.image_decode import decode_rgb
 from schemas.manifest import ShardEntry, entry_of_table, is_complete, load_manifest, resolve, table_url, tar_url
@@ -55,7 +56,7 @@ def is_raw(path: str) -> bool:
 
 def fingerprint_of(path: str) -> str:
     """Changes when the set does. Raises InputError where nothing is there."""
-    return load_manifest(resolve(path)).hash() if is_raw(path) else storage.fingerprint(path)
+    return load_manifest(resolve(path)).hash() if is_raw(path) else fingerprint(path)
 
 
 def read_evaluation_set(path: str, wants_256: bool = False) -> EvaluationImages:

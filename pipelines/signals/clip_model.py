@@ -20,6 +20,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from schemas import storage
+from schemas.digests import sha256_of
 from schemas.errors import InputError
 from schemas.image_decode import Pixels
 from schemas.naflex import load_any_preprocess
@@ -51,7 +52,7 @@ def model_fingerprint(folder: str) -> str:
         raise InputError(f"{folder}: not a Hugging Face model folder (config.json and *.safetensors)")
     digest = hashlib.sha256()
     for name in used:
-        digest.update(f"{name}\0{storage.sha256_of(names[name])}\n".encode())
+        digest.update(f"{name}\0{sha256_of(names[name])}\n".encode())
     return digest.hexdigest()
 
 

@@ -21,6 +21,7 @@ from pipelines.signals.reuse import reuse_columns
 from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas import storage
 from schemas.curate_recipe import CurateRecipe
+from schemas.digests import sha256_of
 from schemas.errors import InputError
 from schemas.manifest import ShardEntry, load_manifest
 from schemas.recipe_io import step_hash
@@ -103,7 +104,7 @@ def _folder_for(recipe: CurateRecipe, signal: SignalRecipe, raw_hash: str, dedup
 def _content(url: str, where: str) -> str:
     if not storage.exists(url):
         raise InputError(f"{where}: {url}: no such file")
-    return storage.sha256_of(url)
+    return sha256_of(url)
 
 
 def _cluster_inputs(signal: ClusterSignals) -> dict[str, str]:

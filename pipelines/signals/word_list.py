@@ -15,6 +15,7 @@ from pipelines.run_step import run_shards
 from pipelines.signals.scorer import SCORE_SIGNALS
 from pipelines.signals.wordnet import FILES, WordNet
 from schemas import storage
+from schemas.digests import sha256_of
 from schemas.errors import InputError
 from schemas.manifest import table_url
 from schemas.sample import STATUS_SUCCESS, read_table, write_table
@@ -31,7 +32,7 @@ def fingerprints(rules: WordListSignals) -> dict[str, str]:
     for url in urls.values():
         if not storage.exists(url):
             raise InputError(f"signals.{rules.name}: {url}: no such file")
-    return {name: storage.sha256_of(url) for name, url in urls.items()}
+    return {name: sha256_of(url) for name, url in urls.items()}
 
 
 class WordList:

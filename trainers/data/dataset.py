@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from schemas import storage
 from schemas.conversation import Conversation, load_conversations
+from schemas.digests import sha256_of
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError, SampleError
 from schemas.manifest import load_manifest, resolve
@@ -63,7 +64,7 @@ class ConversationDataset:
         self._conversations = load_conversations(source.path)
         # One shard: they are in memory, and conversations about one image often lie together in the file.
         self.shard_sizes: Sequence[int] = [len(self._conversations)]
-        self.manifest_hash: str | None = storage.sha256_of(source.path)
+        self.manifest_hash: str | None = sha256_of(source.path)
         self._images: str | None = None
         self._curated: CuratedDataset | None = None
         if source.images is not None and _is_curated(source.images):

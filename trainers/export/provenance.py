@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from schemas import storage
+from schemas.digests import sha256_of
 from schemas.errors import InputError
 from schemas.manifest import load_manifest, resolve
 from schemas.train_recipe import TrainRecipe
@@ -36,7 +37,7 @@ def data_identities(recipe: TrainRecipe) -> list[dict[str, str | None]]:
 def _identity(path: str) -> str | None:
     """Null where the data is no longer there."""
     if path.endswith((".json", ".jsonl")):
-        return storage.sha256_of(path) if storage.exists(path) else None
+        return sha256_of(path) if storage.exists(path) else None
     try:
         return load_manifest(resolve(path)).hash()
     except InputError:

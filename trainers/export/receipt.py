@@ -19,6 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from schemas import storage
 from schemas.conversation import IMAGE_MARK, Turn
+from schemas.digests import sha256_of
 from schemas.errors import InputError
 from schemas.image_decode import Pixels
 from schemas.naflex import AnyPreprocess, load_any_preprocess
@@ -51,7 +52,7 @@ def make_receipt(folder: str, checkpoint_model: str, run_tokenizer: str) -> dict
         "largest_pixel_difference": pixel_difference(folder),
         "num_texts_that_differ": token_mismatches(folder, run_tokenizer),
         **prompts,
-        "sha256": {storage.name_of(url): storage.sha256_of(url) for url in _weight_files(folder)},
+        "sha256": {storage.name_of(url): sha256_of(url) for url in _weight_files(folder)},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 
