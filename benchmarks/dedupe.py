@@ -181,7 +181,7 @@ def measure_semantic(num: int, width: int) -> dict[str, Any]:
     settings = DedupeRecipe.model_validate({"semantic": {"features": "clip"}})
     with tempfile.TemporaryDirectory() as folder:
         first_shards = tuple(range(0, num // ROWS_PER_SHARD, SHARDS_PER_BATCH))
-        plan = Plan(len(first_shards), first_shards, 1, plan_search(num, 0))
+        plan = Plan(num, len(first_shards), first_shards, 1, plan_search(num, 0))
         known = [ray.put(Known([], [], [], num // ROWS_PER_SHARD))]
         job = Job(settings, plan, Tables(folder, plan), known)
         batches = write_features(folder, job, num, width)

@@ -22,7 +22,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pipelines.curate import curate
-from pipelines.dedupe import parts
+from pipelines.dedupe import joined, parts
 from schemas.curate_recipe import CurateRecipe
 from schemas.errors import PairloomError
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=1, help="of a node")
     parser.add_argument("--kill", choices=sorted(WRITTEN_BY), default=None, help="the last node, in the middle of it")
     options = parser.parse_args()
-    parts.ROWS_PER_PART, parts.ROWS_PER_BATCH = 30, 20
+    parts.ROWS_PER_PART, parts.ROWS_PER_BATCH, joined.ROWS_PER_JOIN = 30, 20, 50
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a short path: sockets lie there
     os.environ["RAY_TMPDIR"] = folder  # else every other ray.init() of this machine would join this cluster
     node: dict[str, Any] = {"num_cpus": options.cpus, "object_store_memory": 128 << 20}

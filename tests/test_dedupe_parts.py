@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.dedupe import linked, parts
+from pipelines.dedupe import joined, linked, parts
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.kmeans import normalised
 from schemas.curate_recipe import CurateRecipe
@@ -66,6 +66,7 @@ def test_the_cut_of_the_work_never_shows(tmp_path: Path, ray_session: None, monk
     monkeypatch.setattr(parts, "ROWS_PER_PART", 9)
     monkeypatch.setattr(parts, "ROWS_PER_BATCH", 11)
     monkeypatch.setattr(linked, "HASHES_PER_PARTITION", 20)
+    monkeypatch.setattr(joined, "ROWS_PER_JOIN", 15)
     shuffled = [pairs[place] for place in np.random.default_rng(SEED).permutation(len(pairs))]
     cut = run_cut(tmp_path / "cut", shuffled, 4)
     assert cut == whole

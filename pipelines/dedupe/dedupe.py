@@ -38,6 +38,7 @@ import ray
 from pipelines.dedupe.decide import REASONS, Known
 from pipelines.dedupe.evaluation_set import EvaluationImages, fingerprint_of, read_evaluation_set
 from pipelines.dedupe.figures import Contamination, Figures
+from pipelines.dedupe.joined import join_links
 from pipelines.dedupe.parts import (
     ROWS_PER_PART,
     Batch,
@@ -45,7 +46,6 @@ from pipelines.dedupe.parts import (
     Tables,
     cut_batches,
     decide_part,
-    join_links,
     link_part,
     make_plan,
     move_part,
@@ -155,7 +155,7 @@ def _decide(job: Job, batches: Sequence[Batch]) -> tuple[Figures, int]:
         figures += Figures([Contamination(by_features=counts) for counts in alike])
     if num_parts > 1:
         run_shards("dedupe: link", partial(link_part, job), range(num_searches + num_parts))
-        (largest,) = run_shards("dedupe: join", partial(join_links, job), [0])
+        largest = join_links(job.tables.join, job.tables.roots)
         if largest > ROWS_PER_PART:
             logger.warning("dedupe: one task decides about %d hashes that are linked; give it more memory", largest)
         run_shards("dedupe: move", partial(move_part, job), range(num_parts))

@@ -2,7 +2,7 @@
 
 Samples are linked by equal bytes or pixels and by hashes within the radius, confirmed or not. Each sample stands for a
 *node*: its pHash, or where it has none its bytes. Tasks find pairs of nodes, part by part, and hand on a spanning
-forest of what they found; one task joins the forests. A link too many costs time and changes no result, one too few
+forest of what they found; `joined` joins the forests. A link too many costs time and changes no result, one too few
 would.
 
 Every sample belongs to the part that its node's root falls into. A node without a link is its own root.
@@ -99,15 +99,6 @@ def roots_of(nodes: Hashes, links: Rows) -> Hashes:
     if not len(links):
         return nodes
     return np.where(links["node"][places] == nodes, links["root"][places], nodes)
-
-
-def join_forests(forests: SpillTable, roots: SpillTable) -> int:
-    """Join the forests of all tasks; returns how many nodes the largest component has."""
-    rows = forests.read(0)
-    links = forest(rows["node"], rows["root"])
-    roots.write(0, links, spread(links["node"], roots.num_parts))
-    _, sizes = np.unique(links["root"], return_counts=True)
-    return int(sizes.max()) + 1 if len(sizes) else 1
 
 
 def part_of(nodes: npt.NDArray[np.uint64], links: Rows, num_parts: int) -> npt.NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """The rounds of tasks of a dedupe: batches of shards are read, parts of the samples are decided, batches are written.
 
     read    batch of shards -> samples by part of their node, hashes by part of the search, keys of equal bytes
-    link    part of the search, or of the keys -> links of nodes; then one task joins them
+    link    part of the search, or of the keys -> links of nodes; then rounds join them (`joined`)
     move    part of the nodes -> samples whose root lies in another part
     decide  part -> decisions, by batch of shards
     write   batch -> the tables of its shards
@@ -26,6 +26,7 @@ from pipelines.dedupe.alike import nearest_in_set
 from pipelines.dedupe.decide import Decisions, Known, decide
 from pipelines.dedupe.feature_files import read_features
 from pipelines.dedupe.figures import Figures
+from pipelines.dedupe.joined import hand_on, plan_join
 from pipelines.dedupe.linked_wide import WideSearchPlan, plan_wide_search
 from pipelines.dedupe.slim import Folders, Slim, read_slim
 from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
@@ -52,6 +53,7 @@ class Batch:
 class Plan:
     """How the work is cut."""
 
+    num_rows: int  # samples; an upper bound
     num_batches: int
     first_shards: tuple[int, ...]  # of each batch of our own
     num_parts: int
@@ -75,8 +77,8 @@ class Tables:
         self.samples = table("samples", batches, parts)
         self.hashes = table("hashes", batches, searches)
         self.keys = table("keys", batches, parts)
-        self.forests = table("forests", searches + parts, 1)
-        self.roots = table("roots", 1, parts)
+        self.join = plan_join(storage.join(self.folder, "join"), searches + parts, plan.num_rows)
+        self.roots = table("roots", self.join.num_parts, parts)
         self.moved = table("moved", parts, parts)
         self.drafts = table("drafts", parts, 1)
         self.left = table("left", parts, len(plan.first_shards))
@@ -119,7 +121,7 @@ def make_plan(num_rows: int, batches: Sequence[Batch], num_own: int, settings: D
         plan_search = plan_wide_search if settings.perceptual.bits == 256 else linked.plan_search
         search = plan_search(num_rows, settings.perceptual.max_distance)
     num_parts = max(1, -(-num_rows // ROWS_PER_PART))
-    return Plan(len(batches), first_shards, num_parts, search)
+    return Plan(num_rows, len(batches), first_shards, num_parts, search)
 
 
 def read_batch(job: Job, batch: Batch) -> list[Counter[int]]:
@@ -162,13 +164,7 @@ def link_part(job: Job, task: int) -> None:
         pairs = search.links(tables.hashes, task)
     else:
         pairs = linked.equal_part(tables.keys, task - search.num_tasks)
-    links = linked.forest(*pairs)
-    tables.forests.write(task, links, np.zeros(len(links), np.int64))
-
-
-def join_links(job: Job, _: int) -> int:
-    """The root of every linked node; returns how many nodes the largest component has."""
-    return linked.join_forests(job.tables.forests, job.tables.roots)
+    hand_on(tables.join, 0, task, linked.forest(*pairs))
 
 
 def move_part(job: Job, part: int) -> None:
