@@ -36,7 +36,7 @@ from raw_tables import ROWS_PER_SHARD, write_raw
 from cluster.ray_session import start_ray
 from pipelines.dedupe.decide import Known
 from pipelines.dedupe.dedupe import dedupe
-from pipelines.dedupe.linked import SearchPlan, plan_search, search_part, write_hashes
+from pipelines.dedupe.linked import SearchPlan, plan_search
 from pipelines.dedupe.parts import Batch, Job, Plan, Tables
 from pipelines.dedupe.perceptual import Pairs, as_pairs, find_pairs
 from pipelines.dedupe.semantic_rounds import decide_semantic
@@ -88,19 +88,23 @@ def _is_listed(pairs: Any, pair: tuple[int, int]) -> bool:
 
 def search_on_ray(hashes: Hashes, radius: int, folder: str) -> Pairs:
     """All pairs, as the step finds them: hashes to files by bucket, one task a part of the search."""
-    plan = plan_search(len(hashes), radius)
+    plan = plan_search(len(hashes), radius, 0)
     starts = range(0, len(hashes), HASHES_PER_FILE)
     table = SpillTable(folder, len(starts), plan.num_tasks)
     shared = [ray.put(hashes)]  # in a list, so that a task takes the reference and not a copy
     run_shards("hashes", partial(_write_file, table, plan, shared), range(len(starts)))
-    found = run_shards("search", partial(search_part, table, plan), range(plan.num_tasks))
+    found = run_shards("search", partial(_search_part, table, plan), range(plan.num_tasks))
     left, right = (np.concatenate(side) for side in zip(*found, strict=True))
     return as_pairs(hashes, left, right)
 
 
 def _write_file(table: SpillTable, plan: SearchPlan, shared: list[Any], file: int) -> None:
     hashes = ray.get(shared[0])[file * HASHES_PER_FILE : (file + 1) * HASHES_PER_FILE]
-    write_hashes(table, file, hashes, plan)
+    table.write(file, np.tile(hashes, len(plan.groups)), plan.parts_of(hashes))
+
+
+def _search_part(table: SpillTable, plan: SearchPlan, part: int) -> tuple[Hashes, Hashes]:
+    return plan.pairs(table.read(part), part)
 
 
 def measure_hashes(hashes: Hashes, radius: int) -> dict[str, Any]:
@@ -181,7 +185,7 @@ def measure_semantic(num: int, width: int) -> dict[str, Any]:
     settings = DedupeRecipe.model_validate({"semantic": {"features": "clip"}})
     with tempfile.TemporaryDirectory() as folder:
         first_shards = tuple(range(0, num // ROWS_PER_SHARD, SHARDS_PER_BATCH))
-        plan = Plan(num, len(first_shards), first_shards, 1, plan_search(num, 0))
+        plan = Plan(num, len(first_shards), first_shards, 1, plan_search(num, 0, 0))
         known = [ray.put(Known([], [], [], num // ROWS_PER_SHARD))]
         job = Job(settings, plan, Tables(folder, plan), known)
         batches = write_features(folder, job, num, width)

@@ -104,7 +104,7 @@ def test_equal_hashes_of_other_colours_are_no_duplicates(tmp_path: Path, ray_ses
     assert decisions[uid_of(pairs[1])]["drop_reason"] is None
     assert [decisions[uid]["drop_reason"] for uid in reds] == [None, "perceptual_duplicate"]
     details = load_manifest(folder).details
-    assert details["num_flat_candidates"] == 3
+    assert details["num_flat_images"] == 3
     assert details["num_flat_duplicates"] == 1
 
 

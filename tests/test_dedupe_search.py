@@ -14,10 +14,10 @@ from pipelines.dedupe.components import connect
 from pipelines.dedupe.exact import first_of_equals
 from pipelines.dedupe.figures import GIANT_GROUP, GroupSizes
 from pipelines.dedupe.greedy import Block, walk
-from pipelines.dedupe.linked import SearchPlan, forest, roots_of, search_part, write_hashes
+from pipelines.dedupe.linked import SearchPlan, forest, plan_search, roots_of
 from pipelines.dedupe.perceptual import Pairs, as_pairs, even_distance, find_pairs
 from pipelines.dedupe.slim import caption_hash
-from pipelines.dedupe.spill import SpillTable
+from pipelines.dedupe.spill import SpillTable, pack
 from tests.dedupe_builder import hashes_with_neighbours
 
 SEED = 7
@@ -50,15 +50,44 @@ def test_every_pair_within_the_radius_is_found_once(kind: str, max_distance: int
 def test_a_search_in_parts_finds_the_same_pairs(tmp_path: Path, num_planned_for: int) -> None:
     """Hashes come in several files, some of them twice; each group of tables is cut in three."""
     hashes = hashes_with_neighbours("random")
-    plan = SearchPlan(4, tuple(plan_groups(num_planned_for, 4)), 3)
+    plan = SearchPlan(4, 0, tuple(plan_groups(num_planned_for, 4)), 3)
     table = SpillTable(str(tmp_path), 2, plan.num_tasks)
-    write_hashes(table, 0, hashes[:2000], plan)
-    write_hashes(table, 1, hashes[1000:], plan)
-    found = [search_part(table, plan, part) for part in range(plan.num_tasks)]
+    for file, some in enumerate((hashes[:2000], hashes[1000:])):
+        plan.hand_out(table, file, samples_of(some, np.zeros((len(some), 192), np.uint8)))
+    found = [plan.links(table, part) for part in range(plan.num_tasks)]
     left, right = (np.concatenate(side) for side in zip(*found, strict=True))
     pairs = as_pairs(hashes, left, right)
     assert len(pairs.left) == len(as_set(pairs))
     assert as_set(pairs) == brute_force(hashes, 4)
+
+
+def samples_of(hashes: npt.NDArray[np.uint64], thumbnails: npt.NDArray[np.uint8]) -> Any:
+    return pack({"phash": hashes, "has_phash": np.ones(len(hashes), bool), "thumbnail": thumbnails})
+
+
+@pytest.mark.parametrize("max_difference", [0.0, 6.0, 12.0])
+def test_only_hashes_whose_colours_may_agree_are_linked(tmp_path: Path, max_difference: float) -> None:
+    """No pair that the thumbnails confirm is lost, whoever shares a hash; of the others few are left."""
+    generator = np.random.default_rng(SEED)
+    hashes = generator.choice(hashes_with_neighbours("random", 300), 600)
+    tones = np.tile(generator.integers(0, 220, (20, 3)), 64)
+    thumbnails = (tones[generator.integers(0, 20, 600)] + generator.integers(0, 16, (600, 192))).astype(np.uint8)
+    plan = plan_search(len(hashes), 8, max_difference)
+    table = SpillTable(str(tmp_path), 2, plan.num_tasks)
+    plan.hand_out(table, 0, samples_of(hashes[:400], thumbnails[:400]))
+    plan.hand_out(table, 1, samples_of(hashes[300:], thumbnails[300:]))
+    links = [plan.links(table, part) for part in range(plan.num_tasks)]
+    linked = {frozenset(pair) for left, right in links for pair in zip(left.tolist(), right.tolist(), strict=True)}
+    is_near = np.bitwise_count(hashes[:, None] ^ hashes[None, :]) <= 8
+    colours = np.abs(thumbnails[:, None].astype(int) - thumbnails[None, :]).sum(axis=2)
+    differ = hashes[:, None] != hashes[None, :]
+    near, confirmed = (
+        {frozenset((int(hashes[one]), int(hashes[other]))) for one, other in np.argwhere(differ & chosen)}
+        for chosen in (is_near, is_near & (colours <= max_difference * 192))
+    )
+    assert confirmed <= linked <= near
+    assert len(near) > 50
+    assert len(linked) < len(near) / 2
 
 
 def test_odd_radii_shrink_only_where_distances_are_even() -> None:

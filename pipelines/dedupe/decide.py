@@ -72,7 +72,7 @@ def decide(slim: Slim, settings: DedupeRecipe, known: Known) -> tuple[Decisions,
         images = images[np.argsort(ranks[images])]
         near = near_duplicates(slim, images, settings.perceptual)
         _drop_near(decisions, images, near)
-        figures.num_flat_candidates = int(near.is_flat.sum())
+        figures.num_flat_images = int(near.is_flat.sum())
         figures.num_flat_duplicates = int((near.is_flat & (near.kept_instead >= 0)).sum())
     if settings.placeholders is not None:
         _drop_placeholders(decisions, slim, settings.placeholders, known.tables)

@@ -93,7 +93,7 @@ class Figures:
     num_images: int = 0
     images: GroupSizes = field(default_factory=GroupSizes)  # samples of one image
     groups: GroupSizes = field(default_factory=GroupSizes)
-    num_flat_candidates: int = 0
+    num_flat_images: int = 0  # of those that were compared
     num_flat_duplicates: int = 0
 
     def __add__(self, other: Figures) -> Figures:
@@ -102,7 +102,7 @@ class Figures:
             self.num_images + other.num_images,
             self.images + other.images,
             self.groups + other.groups,
-            self.num_flat_candidates + other.num_flat_candidates,
+            self.num_flat_images + other.num_flat_images,
             self.num_flat_duplicates + other.num_flat_duplicates,
         )
 
@@ -112,7 +112,7 @@ class Figures:
         told |= self.images.told("most_repeated_images")  # placeholders show here
         told |= self.groups.told("largest_groups")
         if settings.perceptual is not None:
-            told["num_flat_candidates"] = self.num_flat_candidates
+            told["num_flat_images"] = self.num_flat_images
             told["num_flat_duplicates"] = self.num_flat_duplicates
         if settings.decontaminate:
             told["contamination"] = [

@@ -56,7 +56,6 @@ class Walked:
     kept_instead: Indices  # -1: the image is kept
     distance: npt.NDArray[np.int32]  # bits, to the one kept instead
     root: Indices  # first image of its component
-    is_flat: npt.NDArray[np.bool_]
 
 
 def candidates_of(hash_of: Indices, num_hashes: int, pairs: Pairs) -> Candidates:
@@ -100,7 +99,7 @@ def walk(max_colour_difference: float, block: Block, max_distance_256: int | Non
     images = np.arange(len(node_of))
     kept_instead = np.where(kept_node[node_of] >= 0, first[kept_node[node_of]], first[node_of])
     kept_instead = np.where(kept_instead == images, -1, kept_instead)
-    return Walked(kept_instead, distance[node_of], first[root[node_of]], is_flat(block.thumbnails))
+    return Walked(kept_instead, distance[node_of], first[root[node_of]])
 
 
 def is_flat(thumbnails: Thumbnails) -> npt.NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """Which samples may depend on each other: they are decided together, by one task.
 
-Samples are linked by equal bytes or pixels and by hashes within the radius, confirmed or not. Each sample stands for a
-*node*: its pHash, or where it has none its bytes. Tasks find pairs of nodes, part by part, and hand on a spanning
+Samples are linked by equal bytes or pixels, and by hashes within the radius whose images may have the same colours: those
+alone can be confirmed later (`colours`), and what is not confirmed decides nothing. Each sample stands for a *node*: its pHash, or where it has none its bytes. Tasks find pairs of nodes, part by part, and hand on a spanning
 forest of what they found; `joined` joins the forests. A link too many costs time and changes no result, one too few
 would.
 
@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dedupe.buckets import Group, Hashes, pairs_of_group, plan_groups
+from pipelines.dedupe.colours import colour_rows, may_agree, merged
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.perceptual import HASHES_PER_PARTITION, partition_of
+from pipelines.dedupe.slim import THUMBNAIL_BYTES
 from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
 
 EQUAL_KEYS = ("received", "stored", "pixels")  # columns of `Slim` (halves of a hash): equal values make one image
@@ -28,6 +30,7 @@ class SearchPlan:
     """How the hashes are cut: each group of tables into partitions of its keys; one task searches one of them."""
 
     radius: int  # 0: nothing to search for
+    colour_limit: int  # sum of the differences of two thumbnails that agree
     groups: tuple[Group, ...]
     partitions_per_group: int
 
@@ -37,37 +40,40 @@ class SearchPlan:
         return len(self.groups) * self.partitions_per_group
 
     def hand_out(self, table: SpillTable, file: int, samples: Rows) -> None:
-        """Hand the hashes of some samples to the tasks that search them."""
-        write_hashes(table, file, np.unique(samples["phash"][samples["has_phash"]]), self)
+        """Hand the hashes of some samples, and what colours they have, to the tasks that search them."""
+        rows = colour_rows(samples)
+        table.write(file, np.tile(rows, len(self.groups)), self.parts_of(rows["hash"]))
 
     def links(self, table: SpillTable, part: int) -> tuple[Hashes, Hashes]:
-        """Pairs of nodes of near hashes."""
-        return search_part(table, self, part)
+        """Pairs of nodes of near hashes, of images whose colours may agree."""
+        rows = merged(table.read(part))
+        left, right = self.pairs(np.ascontiguousarray(rows["hash"]), part)
+        agree = may_agree(rows, left, right, self.colour_limit)
+        return left[agree], right[agree]
+
+    def parts_of(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        """The tasks that search each hash: one for each group, group by group."""
+        parts = [
+            partition_of(hashes, np.uint64(group.first), self.partitions_per_group) + place * self.partitions_per_group
+            for place, group in enumerate(self.groups)
+        ]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def pairs(self, hashes: Hashes, part: int) -> tuple[Hashes, Hashes]:
+        """Near pairs that this part of the search is to find."""
+        return pairs_of_group(hashes, self.groups[part // self.partitions_per_group], self.radius)
 
 
-def plan_search(num_hashes: int, radius: int) -> SearchPlan:
+def plan_search(num_hashes: int, radius: int, max_colour_difference: float) -> SearchPlan:
     """`num_hashes` may be an upper bound."""
     groups = tuple(plan_groups(num_hashes, radius)) if radius else ()
-    return SearchPlan(radius, groups, max(1, -(-num_hashes // HASHES_PER_PARTITION)))
+    limit = int(max_colour_difference * THUMBNAIL_BYTES)
+    return SearchPlan(radius, limit, groups, max(1, -(-num_hashes // HASHES_PER_PARTITION)))
 
 
 def nodes_of(samples: Rows) -> Hashes:
     """The node that each sample (record of `Slim`) stands for. Bytes that look like a pHash make one link too many."""
     return np.where(samples["has_phash"], samples["phash"], samples["received"][:, 0])
-
-
-def write_hashes(table: SpillTable, file: int, hashes: Hashes, plan: SearchPlan) -> None:
-    """Hand distinct hashes to the tasks that search them: one of each group."""
-    parts = [
-        partition_of(hashes, np.uint64(group.first), plan.partitions_per_group) + place * plan.partitions_per_group
-        for place, group in enumerate(plan.groups)
-    ]
-    table.write(file, np.tile(hashes, len(parts)), np.concatenate([np.empty(0, np.int64), *parts]))
-
-
-def search_part(table: SpillTable, plan: SearchPlan, part: int) -> tuple[Hashes, Hashes]:
-    """Near pairs that this part of the search is to find."""
-    return pairs_of_group(table.read(part), plan.groups[part // plan.partitions_per_group], plan.radius)
 
 
 def key_rows(samples: Rows) -> Rows:

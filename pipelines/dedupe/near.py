@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dedupe.components import Indices
-from pipelines.dedupe.greedy import Block, blocks_of, candidates_of, walk
+from pipelines.dedupe.greedy import Block, blocks_of, candidates_of, is_flat, walk
 from pipelines.dedupe.perceptual import Pairs, find_pairs
 from pipelines.dedupe.slim import Slim
 from pipelines.dedupe.wide import find_wide_pairs
@@ -22,7 +22,7 @@ class Near:
     kept_instead: Indices  # -1: the image is kept
     distance: npt.NDArray[np.int32]  # bits, to the one kept instead
     root: Indices  # first image of its component
-    is_flat: npt.NDArray[np.bool_]  # told for candidates only
+    is_flat: npt.NDArray[np.bool_]
 
 
 def near_duplicates(slim: Slim, images: Indices, settings: PerceptualRecipe) -> Near:
@@ -31,7 +31,7 @@ def near_duplicates(slim: Slim, images: Indices, settings: PerceptualRecipe) -> 
         kept_instead=np.full(len(images), -1),
         distance=np.zeros(len(images), np.int32),
         root=np.arange(len(images)),
-        is_flat=np.zeros(len(images), bool),
+        is_flat=is_flat(slim.thumbnail[images]),
     )
     hash_of, num_hashes, pairs_of_hashes = _search(slim, images, settings)
     candidates = candidates_of(hash_of, num_hashes, pairs_of_hashes)
@@ -42,7 +42,6 @@ def near_duplicates(slim: Slim, images: Indices, settings: PerceptualRecipe) -> 
         dropped = result.kept_instead >= 0
         near.kept_instead[members[dropped]] = members[result.kept_instead[dropped]]
         near.distance[members], near.root[members] = result.distance, members[result.root]
-        near.is_flat[members] = result.is_flat
     return near
 
 

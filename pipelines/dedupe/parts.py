@@ -116,10 +116,14 @@ def cut_batches(folders: Sequence[tuple[Folders, Manifest]]) -> list[Batch]:
 def make_plan(num_rows: int, batches: Sequence[Batch], num_own: int, settings: DedupeRecipe) -> Plan:
     """`num_own`: batches of our own; they come first."""
     first_shards = tuple(batch.shards[0][0] for batch in batches[:num_own])
-    search: linked.SearchPlan | WideSearchPlan = linked.plan_search(num_rows, 0)
-    if settings.perceptual is not None:
-        plan_search = plan_wide_search if settings.perceptual.bits == 256 else linked.plan_search
-        search = plan_search(num_rows, settings.perceptual.max_distance)
+    rule = settings.perceptual
+    search: linked.SearchPlan | WideSearchPlan
+    if rule is None:
+        search = linked.plan_search(num_rows, 0, 0)
+    elif rule.bits == 256:
+        search = plan_wide_search(num_rows, rule.max_distance)
+    else:
+        search = linked.plan_search(num_rows, rule.max_distance, rule.max_colour_difference)
     num_parts = max(1, -(-num_rows // ROWS_PER_PART))
     return Plan(num_rows, len(batches), first_shards, num_parts, search)
 

@@ -36,12 +36,12 @@ def even_distance(hashes: Hashes, max_distance: int) -> int:
 
 def as_pairs(hashes: Hashes, left: Hashes, right: Hashes) -> Pairs:
     """Pairs of hashes as places among `hashes` (sorted, distinct), sorted."""
-    lower, higher = _places(hashes, np.minimum(left, right)), _places(hashes, np.maximum(left, right))
+    lower, higher = places_of(hashes, np.minimum(left, right)), places_of(hashes, np.maximum(left, right))
     order = np.lexsort((higher, lower))
     return Pairs(lower[order], higher[order], np.bitwise_count(left ^ right).astype(np.int32)[order])
 
 
-def _places(hashes: Hashes, values: Hashes) -> Indices:
+def places_of(hashes: Hashes, values: Hashes) -> Indices:
     """Where each value lies; looked up in their order, which a cache likes ten times better than any other."""
     order = np.argsort(values)
     places = np.empty(len(values), np.int64)
