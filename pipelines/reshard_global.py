@@ -1,9 +1,9 @@
 """Reshard with `shuffle: global`: any sample can land beside any other. Two passes, every kept image written twice.
 
-Pass one: a task copies the kept samples of some raw shards into one spill file, in the order of their buckets. Pass
-two: a task gathers one bucket from all spill files, orders it and writes its output shards. A sample's bucket and place
-come from a hash of (seed, uid), so the bytes hang on nothing else. The units of resume are the spill file and the
-bucket.
+Pass one: a task copies the kept samples of some raw shards into one spill file, bucket by bucket (`spilled_samples`).
+Pass two: a task gathers one bucket from all spill files, orders it and writes its output shards. A sample's bucket and
+place come from a hash of (seed, uid), so the bytes hang on nothing else. The units of resume are the spill file and the
+bucket. Every byte is read once in a pass; only requests, two for each bucket and spill file, grow with the square.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.balance.draw import mixed
-from pipelines.curated_shard import Job, Readers, Sample, read_entry, read_kept, write_shard
+from pipelines.curated_shard import Job, Readers, read_entry, read_kept, write_shard
 from pipelines.duplicate_rows import pack_uids
 from pipelines.run_step import run_shards
+from pipelines.spilled_samples import copy_bucket, read_copied, write_buckets
 from pipelines.step_folder import missing_tables
 from schemas import storage
 from schemas.curate_recipe import ReshardRecipe
 from schemas.manifest import Manifest, ShardEntry, table_url
-from schemas.sample import read_table, write_table
+from schemas.sample import read_table
 from schemas.shard import shard_name
 
 logger = logging.getLogger("pairloom")
 NUM_THREADS = 8
 SHARDS_PER_BUCKET = 16  # output shards; what a task of pass two holds on its disk
-SPILL, SPILL_OFFSET, BUCKET, PLACE = "pairloom.spill", "pairloom.spill_offset", "pairloom.bucket", "pairloom.place"
-COPY_BYTES = 1 << 22
+SPILL_EXTENSION = "spill"
+PLACE = "pairloom.place"  # column of the spilled rows: where a sample comes in its bucket
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def shuffle_globally(recipe: ReshardRecipe, job: Job, raw: Manifest, selection: 
     _tell_cost(raw, selection, num_buckets)
     size = recipe.raw_shards_per_group
     spills = [
-        SpillJob(f"spill/{shard_name(start // size)}", tuple(members[start : start + size]), job.seed, num_buckets)
+        SpillJob(shard_name(start // size), tuple(members[start : start + size]), job.seed, num_buckets)
         for start in range(0, len(members), size)
     ]
     buckets = _plan(counts, recipe.samples_per_shard, tuple(spill.name for spill in spills))
@@ -76,7 +77,7 @@ def shuffle_globally(recipe: ReshardRecipe, job: Job, raw: Manifest, selection: 
     missing = set(missing_tables(job.folder, outputs))
     todo = [bucket for bucket in buckets if missing & set(_outputs_of(bucket))]
     if todo:
-        left = set(missing_tables(job.folder, [spill.name for spill in spills]))
+        left = set(missing_tables(_spill_folder(job), [spill.name for spill in spills], SPILL_EXTENSION))
         to_spill = [spill for spill in spills if spill.name in left]
         run_shards("shuffle", partial(write_spill, job), to_spill, len(spills) - len(to_spill))
     written: dict[str, ShardEntry] = {}
@@ -130,37 +131,33 @@ def _outputs_of(bucket: BucketJob) -> list[str]:
     return [shard_name(index) for index in range(bucket.first_output, bucket.first_output + bucket.num_outputs)]
 
 
-def _data_url(job: Job, name: str) -> str:
-    return storage.join(job.folder, f"{name}.bin")
+def _spill_folder(job: Job) -> str:
+    return storage.join(job.folder, "spill")
+
+
+def _spill_url(job: Job, name: str) -> str:
+    return storage.join(_spill_folder(job), f"{name}.{SPILL_EXTENSION}")
 
 
 def write_spill(job: Job, spill: SpillJob) -> None:
-    """Write the images of some raw shards in the order of their buckets, then the table, which marks it as done."""
+    """Write the kept samples of some raw shards in the order of their buckets; within one by their draws."""
     kept = pa.concat_tables([read_kept(job, shard) for shard in spill.raw_shards], promote_options="permissive")
     draws = mixed(pack_uids(kept["uid"].to_pylist()), spill.seed)
     buckets = _bucket_of(draws, spill.num_buckets)
     order = np.lexsort((draws, buckets))
-    kept = kept.take(pa.array(order))
-    sizes = kept["num_bytes"].to_numpy()
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])[:-1]
-    kept = kept.append_column(SPILL_OFFSET, pa.array(offsets, pa.int64()))
-    kept = kept.append_column(BUCKET, pa.array(buckets[order], pa.int32()))
-    kept = kept.append_column(PLACE, pa.array(draws[order], pa.uint64()))
+    rows = kept.take(pa.array(order)).append_column(PLACE, pa.array(draws[order], pa.uint64()))
+    edges = np.searchsorted(buckets[order], np.arange(spill.num_buckets + 1))
     with tempfile.TemporaryDirectory() as scratch:
         readers = Readers(job.raw_folder, spill.raw_shards, scratch)
-        with storage.build_locally(_data_url(job, spill.name)) as path, open(path, "wb") as file:
-            for batch in kept.to_batches(1000):
-                for sample in batch.to_pylist():
-                    file.write(readers.read(sample))
+        write_buckets(_spill_url(job, spill.name), rows, edges, readers.read)
         readers.close()
-    write_table(table_url(job.folder, spill.name), kept)
 
 
 def write_bucket(job: Job, bucket: BucketJob) -> list[ShardEntry]:
     """Gather one bucket from all spill files and write the output shards that are not there yet."""
     with tempfile.TemporaryDirectory() as scratch:
-        tables = [_gather(job, name, bucket.index, Path(scratch)) for name in bucket.spills]
-        samples = pa.concat_tables(tables, promote_options="permissive")
+        copied = [_copy(job, name, bucket.index, Path(scratch)) for name in bucket.spills]
+        samples = pa.concat_tables([rows for rows in copied if rows is not None], promote_options="permissive")
         order = np.lexsort((np.asarray(samples["uid"].to_pylist()), samples[PLACE].to_numpy()))
         edges = [len(order) * part // bucket.num_outputs for part in range(bucket.num_outputs + 1)]
         missing = set(missing_tables(job.folder, _outputs_of(bucket)))
@@ -168,33 +165,16 @@ def write_bucket(job: Job, bucket: BucketJob) -> list[ShardEntry]:
         for part, name in enumerate(_outputs_of(bucket)):
             if name in missing:
                 rows = samples.take(pa.array(order[edges[part] : edges[part + 1]])).to_pylist()
-                entries.append(write_shard(job.folder, bucket.first_output + part, rows, partial(_read, Path(scratch))))
+                entries.append(
+                    write_shard(job.folder, bucket.first_output + part, rows, partial(read_copied, Path(scratch)))
+                )
             else:
                 entries.append(read_entry(job.folder, name))
     return entries
 
 
-def _gather(job: Job, name: str, bucket: int, scratch: Path) -> pa.Table:
-    """The rows of a bucket in one spill file; their images, which lie side by side, are copied to local disk."""
-    table = read_table(table_url(job.folder, name))
-    table = table.filter(pc.equal(table[BUCKET], bucket))
-    local = scratch / name.replace("/", "-")
-    if table.num_rows:
-        first = table[SPILL_OFFSET][0].as_py()
-        num_bytes = pc.sum(table["num_bytes"]).as_py()
-        with open(local, "wb") as file:
-            for start in range(0, num_bytes, COPY_BYTES):
-                length = min(COPY_BYTES, num_bytes - start)
-                file.write(storage.read_range(_data_url(job, name), first + start, length))
-        here = pc.subtract(table[SPILL_OFFSET], first)
-        table = table.set_column(table.schema.get_field_index(SPILL_OFFSET), SPILL_OFFSET, here)
-    return table.append_column(SPILL, pa.array([local.name] * table.num_rows, pa.string()))
-
-
-def _read(scratch: Path, sample: Sample) -> bytes:
-    with open(scratch / sample[SPILL], "rb") as file:
-        file.seek(sample[SPILL_OFFSET])
-        return file.read(sample["num_bytes"])
+def _copy(job: Job, name: str, bucket: int, scratch: Path) -> pa.Table | None:
+    return copy_bucket(_spill_url(job, name), bucket, scratch / name.replace("/", "-"))
 
 
 def remove_spills(folder: str) -> None:

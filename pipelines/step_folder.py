@@ -71,13 +71,13 @@ def latest_folder(root: str, step: str, name: str) -> str | None:
         return None
 
 
-def missing_tables(folder: str, names: Iterable[str]) -> list[str]:
-    """The shards of `names` whose table is not there yet. Lists folders of 1,000 shards, never keys one by one."""
+def missing_tables(folder: str, names: Iterable[str], extension: str = "parquet") -> list[str]:
+    """The shards of `names` whose table (or other file) is not there. Lists folders of 1,000, never keys one by one."""
     names = list(names)
     there: set[str] = set()
     for part in sorted({name.partition("/")[0] for name in names}):
         there.update(f"{part}/{storage.name_of(url)}" for url in storage.list_files(storage.join(folder, part)))
-    return [name for name in names if f"{name}.parquet" not in there]
+    return [name for name in names if f"{name}.{extension}" not in there]
 
 
 def remove_scratch(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import log2
 from pathlib import Path
 
@@ -20,7 +21,7 @@ Edges = npt.NDArray[np.int64]
 
 
 def chain(nodes: list[int]) -> Edges:
-    return np.array(list(zip(nodes, nodes[1:], strict=False))).T
+    return np.array(list(pairwise(nodes))).T
 
 
 def edges_of(kind: str) -> Edges:

@@ -47,8 +47,8 @@ def merged(rows: Rows) -> Rows:
 def may_agree(rows: Rows, left: Hashes, right: Hashes, limit: int) -> npt.NDArray[np.bool_]:
     """For pairs of the hashes of `rows` whether thumbnails of theirs may differ by at most `limit` in all."""
     low, high = np.ascontiguousarray(rows["low"]), np.ascontiguousarray(rows["high"])
-    places = (places_of(rows["hash"], side) for side in (left, right))
-    return _may_agree(low, high, *places, limit // CELL_PIXELS)
+    lefts, rights = places_of(rows["hash"], left), places_of(rows["hash"], right)
+    return _may_agree(low, high, lefts, rights, limit // CELL_PIXELS)
 
 
 @compiled

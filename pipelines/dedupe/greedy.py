@@ -104,7 +104,7 @@ def walk(max_colour_difference: float, block: Block, max_distance_256: int | Non
 
 def is_flat(thumbnails: Thumbnails) -> npt.NDArray[np.bool_]:
     """True for images of one colour: their hash is noise, only the colour tells them apart."""
-    pixels = thumbnails.reshape(len(thumbnails), -1, 3)
+    pixels = thumbnails.reshape(len(thumbnails), thumbnails.shape[1] // 3, 3)
     flat: npt.NDArray[np.bool_] = np.ptp(pixels, axis=1).max(axis=1) <= FLAT_RANGE
     return flat
 

@@ -1,9 +1,9 @@
 """Which samples may depend on each other: they are decided together, by one task.
 
-Samples are linked by equal bytes or pixels, and by hashes within the radius whose images may have the same colours: those
-alone can be confirmed later (`colours`), and what is not confirmed decides nothing. Each sample stands for a *node*: its pHash, or where it has none its bytes. Tasks find pairs of nodes, part by part, and hand on a spanning
-forest of what they found; `joined` joins the forests. A link too many costs time and changes no result, one too few
-would.
+Samples are linked by equal bytes or pixels, and by hashes within the radius whose images may have the same colours:
+what can never be confirmed decides nothing (`colours`). Each sample stands for a *node*: its pHash, or its bytes where
+it has none. Tasks find pairs of nodes, part by part, and hand on a spanning forest of what they found; the forests are
+then joined (`joined`). A link too many costs time and changes no result, one too few would.
 
 Every sample belongs to the part that its node's root falls into. A node without a link is its own root.
 """
