@@ -151,7 +151,7 @@ def write_features(folder: str, job: Job, num: int, width: int) -> list[Batch]:
     batches = []
     for index, first in enumerate(job.plan.first_shards):
         shards = range(first, min(first + SHARDS_PER_BATCH, num // ROWS_PER_SHARD))
-        batches.append(Batch(index, Folders(folder), tuple((shard, str(shard)) for shard in shards)))
+        batches.append(Batch(index, Folders(folder, features=folder), tuple((shard, str(shard)) for shard in shards)))
         for shard in shards:
             rows = centres[generator.integers(0, 5000, ROWS_PER_SHARD)]
             rows = rows + 0.9 * generator.standard_normal(rows.shape, dtype=np.float32)
@@ -185,12 +185,12 @@ def measure_semantic(num: int, width: int) -> dict[str, Any]:
     settings = DedupeRecipe.model_validate({"semantic": {"features": "clip"}})
     with tempfile.TemporaryDirectory() as folder:
         first_shards = tuple(range(0, num // ROWS_PER_SHARD, SHARDS_PER_BATCH))
-        plan = Plan(num, len(first_shards), first_shards, 1, plan_search(num, 0, 0))
-        known = [ray.put(Known([], [], [], num // ROWS_PER_SHARD))]
+        plan = Plan(num, first_shards, 1, plan_search(num, 0, 0))
+        known = [ray.put(Known([], [], [], num // ROWS_PER_SHARD, np.ones(len(first_shards), bool)))]
         job = Job(settings, plan, Tables(folder, plan), known)
         batches = write_features(folder, job, num, width)
         start = time.perf_counter()
-        sizes = decide_semantic(job, batches, folder, num)
+        sizes = decide_semantic(job, batches, num)
         seconds = time.perf_counter() - start
         job.tables.decisions = SpillTable(job.tables.decisions.folder, 1, len(first_shards))
         dropped = sum(int((job.tables.decisions.read(part)["reason"] > 0).sum()) for part in range(len(first_shards)))

@@ -31,9 +31,9 @@ def decisions_of(folder: str) -> dict[str, dict[str, Any]]:
     return {row["uid"]: row for row in rows}
 
 
-def clip_folder(root: Path, raw: str, feature_of: dict[str, npt.NDArray[np.float32]]) -> str:
-    """A clip signal of given features: the columns and files that `measure_signal` writes."""
-    folder, shards = str(root / "signals/tiny/0"), load_manifest(raw).shards
+def clip_folder(root: Path, raw: str, feature_of: dict[str, npt.NDArray[np.float32]], folder: str | None = None) -> str:
+    """A clip signal of given features: the columns and files that `measure_signal` writes, in any folder or its own."""
+    folder, shards = folder or str(root / "signals/tiny/0"), load_manifest(raw).shards
     for shard in shards:
         uids = read_table(table_url(raw, shard.name), ["uid"])["uid"].to_pylist()
         scores = pa.array([0.3] * len(uids), pa.float32())

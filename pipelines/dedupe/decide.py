@@ -40,6 +40,7 @@ class Known:
     feature_folders: Sequence[str | None]  # clip signal of each rule; None: it compares no features
     tables: Sequence[str]  # URL of the raw table of each shard, as `Slim.shard` numbers them
     num_own: int  # shards; those after them belong to earlier data sets
+    with_features: npt.NDArray[np.bool_]  # of each batch: semantic dedupe compares its images
 
 
 @dataclass

@@ -17,7 +17,8 @@ An *image* is all samples with the same bytes, as received or as stored, or the 
   follow it. `distance` is 0 for exact duplicates and null for semantic ones, which have a `similarity`.
 - `duplicate_group` joins everything that is linked, chains included: folds are cut by it.
 - `against` names earlier raw folders. Their tables are read (never their images), what they hold comes before all of
-  ours in the keep order, and nothing is decided about it: the new batch is deduplicated as if appended to them.
+  ours in the keep order, and nothing is decided about it: the new batch is deduplicated as if appended to them, by
+  features too where they have them of the same model.
 
 The result depends neither on the order of the shards nor on the number of workers. How the work is cut: `parts`.
 """
@@ -36,6 +37,7 @@ import pyarrow as pa
 import ray
 
 from pipelines.dedupe.decide import REASONS, Known
+from pipelines.dedupe.earlier import find_earlier, tell_what_is_not_compared
 from pipelines.dedupe.evaluation_set import EvaluationImages, fingerprint_of, read_evaluation_set
 from pipelines.dedupe.figures import Contamination, Figures
 from pipelines.dedupe.joined import join_links
@@ -56,13 +58,13 @@ from pipelines.dedupe.slim import Folders, uid_texts
 from pipelines.dedupe.spill import Rows
 from pipelines.run_step import run_shards
 from pipelines.signals.target_set import features_of_images
-from pipelines.step_folder import BeforeWork, StepFolder, latest_folder, missing_tables, nothing
+from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from schemas import storage
 from schemas.curate_recipe import CurateRecipe
 from schemas.dedupe_recipe import DecontaminateRecipe
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError
-from schemas.manifest import Manifest, ShardEntry, load_manifest, resolve, table_url
+from schemas.manifest import Manifest, ShardEntry, load_manifest, table_url
 from schemas.recipe_io import settings_of, step_hash
 from schemas.sample import DEDUPE, read_table, table_bytes, write_table
 from schemas.signal_recipe import ClipSignals
@@ -81,7 +83,9 @@ def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping
         parents.append(load_manifest(signal_folders[recipe.dedupe.hashes]).hash())
     for _, features in recipe.dedupe.features_used():
         parents.append(load_manifest(signal_folders[features]).hash())
-    parents += [load_manifest(resolve(path)).hash() for path in recipe.dedupe.against]
+    earlier = find_earlier(recipe)
+    parents += [one.manifest.hash() for one in earlier]
+    parents += [load_manifest(one.folders.features).hash() for one in earlier if one.folders.features is not None]
     settings = settings_of(recipe.dedupe, exclude={"name", "score_signal", "hashes", "against"})
     inputs = {
         f"evaluation set {index}": fingerprint_of(rule.path) for index, rule in enumerate(recipe.dedupe.decontaminate)
@@ -100,38 +104,35 @@ def dedupe(
         return target.url
     before_work()
     settings, raw = recipe.dedupe, load_manifest(raw_folder)
-    scores, hashes = ((name and signal_folders[name]) or None for name in (settings.score_signal, settings.hashes))
-    folders = [(Folders(raw_folder, scores, hashes), raw)]
-    folders += [_earlier(resolve(path), settings.hashes) for path in settings.against]
+    earlier = find_earlier(recipe)
+    not_compared = tell_what_is_not_compared(recipe, earlier)
+    folders = [(_own_folders(recipe, raw_folder, signal_folders), raw)]
+    folders += [(one.folders, one.manifest) for one in earlier]
     batches = cut_batches(folders)
     own = [batch for batch in batches if batch.shards[0][0] < len(raw.shards)]
-    plan = make_plan(sum(manifest.num_samples for _, manifest in folders), batches, len(own), settings)
+    plan = make_plan(sum(manifest.num_samples for _, manifest in folders), batches, settings)
     sets = [_read_set(recipe, rule) for rule in settings.decontaminate]
     compared = [signal_folders.get(settings.features_of(rule) or "") for rule in settings.decontaminate]
     urls = [table_url(folder.raw, shard.name) for folder, manifest in folders for shard in manifest.shards]
-    job = Job(settings, plan, Tables(target.url, plan), [ray.put(Known(sets, compared, urls, len(raw.shards)))])
+    with_features = np.array([batch.folders.features is not None for batch in batches])
+    known = ray.put(Known(sets, compared, urls, len(raw.shards), with_features))
+    job = Job(settings, plan, Tables(target.url, plan), [known])
     figures, num_left = _decide(job, batches)
     if settings.semantic is not None:
-        figures.groups = decide_semantic(job, own, signal_folders[settings.semantic.features], num_left)
+        figures.groups = decide_semantic(job, batches, num_left)
     shards, counts = _write(job, own, target.url, raw)
     if sets:
         table = figures.contamination_table(settings, sets)
         storage.put_bytes(storage.join(target.url, "contamination.parquet"), table_bytes(table))
-    target.finish(shards, counts, figures.told(settings, sets))
+    target.finish(shards, counts, figures.told(settings, sets) | not_compared)
     storage.remove(job.tables.folder)
     return target.url
 
 
-def _earlier(raw_folder: str, hashes: str | None) -> tuple[Folders, Manifest]:
-    """An earlier data set, with its signal of the same name where 256-bit hashes are compared."""
-    manifest = load_manifest(raw_folder)
-    if hashes is None:
-        return Folders(raw_folder), manifest
-    root = raw_folder.rstrip("/").rsplit("/", 3)[0]
-    folder = latest_folder(root, "signals", hashes)
-    if folder is None or load_manifest(folder).parents[0] != manifest.hash():
-        raise InputError(f"dedupe.against: {raw_folder} has no signal {hashes} of its images; measure it there first")
-    return Folders(raw_folder, hashes=folder), manifest
+def _own_folders(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping[str, str]) -> Folders:
+    settings = recipe.dedupe
+    names = (settings.score_signal, settings.hashes, settings.semantic and settings.semantic.features)
+    return Folders(raw_folder, *(signal_folders[name] if name else None for name in names))
 
 
 def _read_set(recipe: CurateRecipe, rule: DecontaminateRecipe) -> EvaluationImages:

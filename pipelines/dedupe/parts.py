@@ -24,7 +24,7 @@ import ray
 from pipelines.dedupe import linked
 from pipelines.dedupe.alike import nearest_in_set
 from pipelines.dedupe.decide import Decisions, Known, decide
-from pipelines.dedupe.feature_files import read_features
+from pipelines.dedupe.feature_files import features_of_rows
 from pipelines.dedupe.figures import Figures
 from pipelines.dedupe.joined import hand_on, plan_join
 from pipelines.dedupe.linked_wide import WideSearchPlan, plan_wide_search
@@ -54,13 +54,12 @@ class Plan:
     """How the work is cut."""
 
     num_rows: int  # samples; an upper bound
-    num_batches: int
-    first_shards: tuple[int, ...]  # of each batch of our own
+    first_shards: tuple[int, ...]  # of each batch
     num_parts: int
     search: linked.SearchPlan | WideSearchPlan
 
     def batch_of(self, shards: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """The batch that each shard of our own belongs to."""
+        """The batch that each shard belongs to."""
         return np.searchsorted(np.array(self.first_shards), shards, side="right") - 1
 
 
@@ -68,7 +67,7 @@ class Tables:
     """What lies between the rounds."""
 
     def __init__(self, folder: str, plan: Plan) -> None:
-        batches, parts, searches = plan.num_batches, plan.num_parts, plan.search.num_tasks
+        batches, parts, searches = len(plan.first_shards), plan.num_parts, plan.search.num_tasks
         self.folder = storage.join(folder, "spill")
 
         def table(name: str, num_files: int, num_parts: int) -> SpillTable:
@@ -81,8 +80,8 @@ class Tables:
         self.roots = table("roots", self.join.num_parts, parts)
         self.moved = table("moved", parts, parts)
         self.drafts = table("drafts", parts, 1)
-        self.left = table("left", parts, len(plan.first_shards))
-        self.decisions = table("decisions", parts, len(plan.first_shards))
+        self.left = table("left", parts, batches)
+        self.decisions = table("decisions", parts, batches)
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,8 @@ def cut_batches(folders: Sequence[tuple[Folders, Manifest]]) -> list[Batch]:
     return batches
 
 
-def make_plan(num_rows: int, batches: Sequence[Batch], num_own: int, settings: DedupeRecipe) -> Plan:
-    """`num_own`: batches of our own; they come first."""
-    first_shards = tuple(batch.shards[0][0] for batch in batches[:num_own])
+def make_plan(num_rows: int, batches: Sequence[Batch], settings: DedupeRecipe) -> Plan:
+    """`num_rows` samples in all."""
     rule = settings.perceptual
     search: linked.SearchPlan | WideSearchPlan
     if rule is None:
@@ -125,7 +123,7 @@ def make_plan(num_rows: int, batches: Sequence[Batch], num_own: int, settings: D
     else:
         search = linked.plan_search(num_rows, rule.max_distance, rule.max_colour_difference)
     num_parts = max(1, -(-num_rows // ROWS_PER_PART))
-    return Plan(num_rows, len(batches), first_shards, num_parts, search)
+    return Plan(num_rows, tuple(batch.shards[0][0] for batch in batches), num_parts, search)
 
 
 def read_batch(job: Job, batch: Batch) -> list[Counter[int]]:
@@ -147,17 +145,24 @@ def read_batch(job: Job, batch: Batch) -> list[Counter[int]]:
 
 
 def _compare_features(job: Job, batch: Batch, samples: Rows) -> list[Counter[int]]:
-    """Note in our own samples which evaluation image is nearest by its features; returns the counts, set by set."""
+    """Note in our own samples which evaluation image is nearest by its features; returns the counts, set by set.
+
+    Features of one shard are held at a time, and of their cosines a block (`alike`).
+    """
     known: Known = ray.get(job.known[0])
     counts: list[Counter[int]] = [Counter() for _ in known.sets]
     if batch.shards[0][0] >= known.num_own:
         return counts
     for number, (rule, evaluation) in enumerate(zip(job.settings.decontaminate, known.sets, strict=True)):
         folder = known.feature_folders[number]
-        if folder is not None and rule.semantic is not None and evaluation.features is not None:
-            features = read_features(folder, batch.shards, samples)
-            place, cosine, counts[number] = nearest_in_set(features, evaluation.features, rule.semantic)
-            samples["alike"][:, number], samples["similarity"][:, number] = place, cosine
+        if folder is None or rule.semantic is None or evaluation.features is None:
+            continue
+        for shard, name in batch.shards:
+            rows = np.flatnonzero(samples["shard"] == shard)
+            features = features_of_rows(folder, name, samples["row"][rows])
+            place, cosine, hits = nearest_in_set(features, evaluation.features, rule.semantic)
+            samples["alike"][rows, number], samples["similarity"][rows, number] = place, cosine
+            counts[number] += hits
     return counts
 
 
@@ -179,7 +184,7 @@ def move_part(job: Job, part: int) -> None:
 
 
 def decide_part(job: Job, part: int) -> tuple[Figures, int]:
-    """Decide about one part; returns what the manifest tells, and how many images of our own are left."""
+    """Decide about one part; returns what the manifest tells, and how many images are left that have features."""
     samples, home = _with_homes(job, part)
     if job.plan.num_parts > 1:
         samples = np.concatenate([samples[home == part], job.tables.moved.read(part)])
@@ -191,7 +196,8 @@ def decide_part(job: Job, part: int) -> tuple[Figures, int]:
         hand_out(job, part, rows, known.num_own)
         return figures, 0
     job.tables.drafts.write(part, rows, np.zeros(len(rows), np.int64))
-    left = _left_rows(slim, decisions, part, known.num_own)
+    left = _left_rows(slim, decisions, part)
+    left = left[known.with_features[job.plan.batch_of(left["shard"])]]
     job.tables.left.write(part, left, job.plan.batch_of(left["shard"]))
     return figures, len(left)
 
@@ -228,9 +234,9 @@ def _decision_rows(slim: Slim, decisions: Decisions) -> Rows:
     )
 
 
-def _left_rows(slim: Slim, decisions: Decisions, part: int, num_own: int) -> Rows:
-    """The images of our own that are kept so far, by their best sample."""
-    is_left = (decisions.best_sample == np.arange(slim.num_rows)) & (decisions.reason == 0) & (slim.shard < num_own)
+def _left_rows(slim: Slim, decisions: Decisions, part: int) -> Rows:
+    """The images that are kept so far, by their best sample."""
+    is_left = (decisions.best_sample == np.arange(slim.num_rows)) & (decisions.reason == 0)
     left = np.flatnonzero(is_left)
     sizes = np.bincount(decisions.group, minlength=slim.num_rows)
     names = ("uid", "shard", "row", "area", "score", "preference")

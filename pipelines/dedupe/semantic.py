@@ -25,11 +25,17 @@ from pipelines.dedupe.kmeans import Features
 BLOCK = 1024  # images compared at once
 
 
-def decide_cluster(features: Features, centroid: npt.NDArray[np.float32], threshold: float, policy: str) -> Indices:
-    """For each image of a cluster, in keep order, which one is kept instead; -1 where it is kept."""
+def decide_cluster(
+    features: Features, centroid: npt.NDArray[np.float32], threshold: float, policy: str, num_earlier: int = 0
+) -> Indices:
+    """For each image of a cluster, in keep order, which one is kept instead; -1 where it is kept.
+
+    The first `num_earlier` ones belong to earlier data sets and come first in any policy.
+    """
     if policy != "official":
         return _walk_cluster(features, threshold, policy == "components")
-    order = np.argsort(features @ centroid, kind="stable")  # the farthest first
+    is_own = np.arange(len(features)) >= num_earlier
+    order = np.lexsort((features @ centroid, is_own))  # the farthest first
     instead = _earlier_and_nearest(features[order], threshold)
     for place in range(len(order)):  # earlier ones are kept, or name a kept one already
         if instead[place] >= 0 and instead[instead[place]] >= 0:

@@ -6,7 +6,8 @@
     groups   one task: the smallest uid of all groups that are joined
     finish   part of the samples -> decisions, by batch
 
-The features of an image are read once from the signal's files, shard by shard, and once from the files between the
+Images of earlier data sets (`against`) come first in the keep order, where their features are at hand. The features of
+an image are read once from the signal's files, shard by shard, and once from the files between the
 rounds, cluster by cluster.
 """
 
@@ -25,12 +26,12 @@ import ray
 from pipelines.balance.draw import mixed
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.decide import SEMANTIC, Known, keep_order
-from pipelines.dedupe.feature_files import read_features
+from pipelines.dedupe.feature_files import Stored, read_features
 from pipelines.dedupe.figures import GroupSizes
 from pipelines.dedupe.kmeans import POINTS_PER_CENTROID, Features, nearest, normalised, train
 from pipelines.dedupe.parts import Batch, Job, hand_out
 from pipelines.dedupe.semantic import decide_cluster
-from pipelines.dedupe.spill import SpillTable, pack
+from pipelines.dedupe.spill import Rows, SpillTable, pack
 from pipelines.run_step import run_shards
 from schemas import storage
 from schemas.dedupe_recipe import SemanticRecipe
@@ -46,7 +47,6 @@ Uids = npt.NDArray[np.uint64]  # [rows, 2]: halves
 class Clusters:
     """How the images are cut."""
 
-    feature_folder: str  # of a clip signal
     num_clusters: int
     sample_share: float  # of the images; their features train the centroids
     images: SpillTable  # with features, by part of the clusters
@@ -55,7 +55,7 @@ class Clusters:
     groups: SpillTable  # by part of the samples
 
 
-def plan_clusters(job: Job, feature_folder: str, num_images: int) -> Clusters:
+def plan_clusters(job: Job, num_images: int) -> Clusters:
     """Follows from the number of images alone."""
     settings = _settings(job)
     automatic = min(num_images // IMAGES_PER_CLUSTER, isqrt(num_images))
@@ -67,7 +67,6 @@ def plan_clusters(job: Job, feature_folder: str, num_images: int) -> Clusters:
         return SpillTable(storage.join(job.tables.folder, name), num_files, num_parts)
 
     return Clusters(
-        feature_folder,
         num_clusters,
         share,
         table("clusters", len(job.plan.first_shards), num_parts),
@@ -77,9 +76,9 @@ def plan_clusters(job: Job, feature_folder: str, num_images: int) -> Clusters:
     )
 
 
-def decide_semantic(job: Job, batches: Sequence[Batch], feature_folder: str, num_images: int) -> GroupSizes:
+def decide_semantic(job: Job, batches: Sequence[Batch], num_images: int) -> GroupSizes:
     """Drop semantic duplicates among the images left (`num_images`); returns the sizes of all groups."""
-    clusters = plan_clusters(job, feature_folder, num_images)
+    clusters = plan_clusters(job, num_images)
     if num_images:
         sampled = run_shards("dedupe: sample", partial(sample_batch, job, clusters), batches)
         centroids = [ray.put(train_on(sampled, clusters.num_clusters))]
@@ -102,7 +101,14 @@ def sample_batch(job: Job, clusters: Clusters, batch: Batch) -> tuple[Uids, Feat
     images = job.tables.left.read(batch.index)
     draws = (mixed(np.ascontiguousarray(images["uid"]), SAMPLE_SEED) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     chosen = images[draws < clusters.sample_share]
-    return np.ascontiguousarray(chosen["uid"]), normalised(read_features(clusters.feature_folder, batch.shards, chosen))
+    return np.ascontiguousarray(chosen["uid"]), normalised(_features(batch, chosen))
+
+
+def _features(batch: Batch, images: Rows) -> Stored:
+    """Features of some images of a batch; one whose data set has none has no images left."""
+    if batch.folders.features is None:
+        return np.empty((0, 0), np.float16)
+    return read_features(batch.folders.features, batch.shards, images)
 
 
 def train_on(sampled: Sequence[tuple[Uids, Features]], num_clusters: int) -> Features:
@@ -116,7 +122,7 @@ def train_on(sampled: Sequence[tuple[Uids, Features]], num_clusters: int) -> Fea
 def assign_batch(job: Job, clusters: Clusters, centroids: Sequence[Any], batch: Batch) -> None:
     """Hand the images of one batch, with their features, to the tasks of their clusters."""
     images = job.tables.left.read(batch.index)
-    features = read_features(clusters.feature_folder, batch.shards, images)
+    features = _features(batch, images)
     cluster = nearest(normalised(features), ray.get(centroids[0])) if len(images) else np.empty(0, np.int32)
     columns = {name: images[name] for name in images.dtype.names or ()}
     rows = pack({**columns, "cluster": cluster, "features": features})
@@ -129,7 +135,8 @@ def decide_clusters(job: Job, clusters: Clusters, centroids: Sequence[Any], part
     settings, trained = _settings(job), ray.get(centroids[0])
     images = clusters.images.read(part)
     images = images[np.lexsort((images["uid"][:, 1], images["uid"][:, 0]))]
-    is_own = np.ones(len(images), bool)
+    known: Known = ray.get(job.known[0])
+    is_own = images["shard"] < known.num_own
     order = keep_order(job.settings.keep, images["preference"], images["score"], images["area"], is_own)
     order = order[np.argsort(images["cluster"][order], kind="stable")]
     lost, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -139,7 +146,8 @@ def decide_clusters(job: Job, clusters: Clusters, centroids: Sequence[Any], part
             continue
         centroid = trained[images["cluster"][inside[0]]]
         features = normalised(images["features"][inside])
-        instead = decide_cluster(features, centroid, settings.threshold, settings.policy)
+        num_earlier = int((~is_own[inside]).sum())
+        instead = decide_cluster(features, centroid, settings.threshold, settings.policy, num_earlier)
         gone = np.flatnonzero(instead >= 0)
         lost.append(inside[gone])
         kept.append(inside[instead[gone]])

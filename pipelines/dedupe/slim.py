@@ -109,6 +109,7 @@ class Folders:
     raw: str
     scores: str | None = None  # a clip signal
     hashes: str | None = None  # a phash256 signal
+    features: str | None = None  # a clip signal, for semantic dedupe
 
 
 def read_slim(folders: Folders, prefer: PreferRecipe | None, num_sets: int, item: tuple[int, str]) -> Slim:

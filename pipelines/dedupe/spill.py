@@ -44,7 +44,9 @@ class SpillTable:
     def read(self, part: int, only: int | None = None) -> Rows:
         """The rows of one part, file by file, or of one file. Raises StorageError where a file is missing."""
         files = range(self.num_files) if only is None else [only]
-        return np.concatenate([self._read(file, part) for file in files])
+        pieces = [self._read(file, part) for file in files]
+        filled = [piece for piece in pieces if len(piece)]  # an empty one may not know how wide a column is
+        return np.concatenate(filled or pieces[:1])
 
     def _read(self, file: int, part: int) -> Rows:
         try:
