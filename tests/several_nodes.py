@@ -27,7 +27,7 @@ from schemas.curate_recipe import CurateRecipe
 from schemas.errors import PairloomError
 
 WATCH_S = 0.02
-WRITTEN_BY = {"dedupe": "dedupe/*/*/spill/samples/*.rows", "reshard": "curated/*/*/0000/*.parquet"}
+WRITTEN_BY = {"dedupe": "dedupe/*/*/spill/*/samples/*.rows", "reshard": "curated/*/*/0000/*.parquet"}
 
 
 def recipe_for(pictures: str, root: str) -> CurateRecipe:

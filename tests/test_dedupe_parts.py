@@ -12,7 +12,9 @@ from pipelines.dedupe import joined, linked, parts
 from pipelines.dedupe.dedupe import dedupe
 from pipelines.dedupe.kmeans import normalised
 from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import load_manifest
+from schemas.errors import InputError
+from schemas.manifest import load_manifest, table_url
+from schemas.sample import read_table, write_table
 from tests.dedupe_builder import SEED, clip_folder, decisions_of, uid_of
 from tests.raw_builder import Pair, build_raw, encoded, photograph, photographs
 
@@ -74,3 +76,35 @@ def test_the_cut_of_the_work_never_shows(tmp_path: Path, ray_session: None, monk
     assert set(reasons) == {
         None, "exact_duplicate", "perceptual_duplicate", "semantic_duplicate", "contaminated", "placeholder"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("samples_per_part", [9, 20])
+def test_what_was_read_before_a_crash_is_not_read_again(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, samples_per_part: int
+) -> None:
+    """The second run finds tables of uids alone. What was cut otherwise is not taken up; reading them fails."""
+    pairs = pairs_of_every_kind()
+    recipe = CurateRecipe.model_validate(
+        {"root": str(tmp_path), "source": {"kind": "folder", "path": "unused"}, "dedupe": {}}
+    )
+    whole = decisions_of(dedupe(recipe, build_raw(tmp_path, pairs, 4), {}))
+    raw = build_raw(tmp_path, pairs[::-1], 4, name="other")
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 9)
+    monkeypatch.setattr(parts, "ROWS_PER_BATCH", 11)
+
+    def crash(*_: object) -> None:
+        raise InputError("crashed here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.dedupe.dedupe.decide_part", crash)
+        with pytest.raises(InputError, match="crashed here"):
+            dedupe(recipe, raw, {})
+    for shard in load_manifest(raw).shards:
+        url = table_url(raw, shard.name)
+        write_table(url, read_table(url, ["uid"]))
+    monkeypatch.setattr(parts, "ROWS_PER_PART", samples_per_part)
+    if samples_per_part == 9:
+        assert decisions_of(dedupe(recipe, raw, {})) == whole
+    else:
+        with pytest.raises(InputError, match="not a readable parquet table"):
+            dedupe(recipe, raw, {})

@@ -43,6 +43,7 @@ from pipelines.dedupe.figures import Contamination, Figures
 from pipelines.dedupe.joined import join_links
 from pipelines.dedupe.parts import (
     ROWS_PER_PART,
+    SPILL,
     Batch,
     Job,
     Tables,
@@ -125,7 +126,7 @@ def dedupe(
         table = figures.contamination_table(settings, sets)
         storage.put_bytes(storage.join(target.url, "contamination.parquet"), table_bytes(table))
     target.finish(shards, counts, figures.told(settings, sets) | not_compared)
-    storage.remove(job.tables.folder)
+    storage.remove(storage.join(target.url, SPILL))
     return target.url
 
 

@@ -7,11 +7,14 @@
     write   batch -> the tables of its shards
 
 With few samples there is one part, which needs no links. Between the rounds lie files (`spill`): the driver holds a
-few bytes a shard, a task its batch or its part. The parts follow from the number of samples alone.
+few bytes a shard, a task its batch or its part. The parts follow from the number of samples alone. A run that is
+killed leaves its files; the next one takes up what batches have been read, half of the work, and does the rest anew.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +41,7 @@ ROWS_PER_PART = 1_000_000  # what one task decides about: about 1 GB
 ROWS_PER_BATCH = 250_000  # read by one task
 LEAST_BATCHES = 32  # as far as there are so many shards of LEAST_ROWS rows
 LEAST_ROWS = 20_000
+SPILL = "spill"  # folder of the files between the rounds, for as long as the step is not complete
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Tables:
 
     def __init__(self, folder: str, plan: Plan) -> None:
         batches, parts, searches = len(plan.first_shards), plan.num_parts, plan.search.num_tasks
-        self.folder = storage.join(folder, "spill")
+        cut = hashlib.sha256(repr((plan, Slim.__annotations__)).encode()).hexdigest()
+        self.folder = storage.join(folder, SPILL, cut[:8])  # what another version has cut otherwise is not taken up
 
         def table(name: str, num_files: int, num_parts: int) -> SpillTable:
             return SpillTable(storage.join(self.folder, name), num_files, num_parts)
@@ -127,10 +132,19 @@ def make_plan(num_rows: int, batches: Sequence[Batch], settings: DedupeRecipe) -
 
 
 def read_batch(job: Job, batch: Batch) -> list[Counter[int]]:
-    """Read the samples of some shards and hand them to the parts.
+    """Read the samples of some shards and hand them to the parts, unless an earlier run has done so.
 
     Returns how many samples each evaluation image is alike by its features, set by set.
     """
+    note = storage.join(job.tables.folder, "read", f"{batch.index:07d}.json")
+    if storage.exists(note):
+        return [Counter(dict(counts)) for counts in json.loads(storage.read_text(note))]
+    alike = _read_batch(job, batch)
+    storage.put_bytes(note, json.dumps([sorted(counts.items()) for counts in alike]).encode())
+    return alike
+
+
+def _read_batch(job: Job, batch: Batch) -> list[Counter[int]]:
     num_sets = len(job.settings.decontaminate)
     parts = [read_slim(batch.folders, job.settings.prefer, num_sets, shard) for shard in batch.shards]
     samples = np.concatenate([part.rows() for part in parts])
