@@ -62,13 +62,14 @@ def dependences(bits: npt.NDArray[np.bool_]) -> tuple[list[tuple[int, int]], npt
 def draw_like(photographs: Hashes, num: int, generator: np.random.Generator) -> Hashes:
     """`num` hashes with the shares of the photographs' bits and of the tree's pairs of bits."""
     tree, given = dependences(bits_of(photographs))
+    given = given.astype(np.float32)
     hashes = np.empty(num, np.uint64)
     for start in range(0, num, CHUNK):
         size = min(CHUNK, num - start)
         drawn = np.empty((NUM_BITS, size), bool)
         for bit, parent in tree:
-            parent_value = drawn[parent].astype(np.int8) if bit != parent else np.zeros(size, np.int8)
-            drawn[bit] = generator.random(size, np.float32) < given[bit][parent_value]
+            share = given[bit, 0] if bit == parent else np.where(drawn[parent], given[bit, 1], given[bit, 0])
+            drawn[bit] = generator.random(size, np.float32) < share
         packed = np.packbits(drawn[::-1], axis=0)  # [8, size]: the highest bits first
         hashes[start : start + size] = np.ascontiguousarray(packed.T).view(">u8").ravel()
     return hashes
