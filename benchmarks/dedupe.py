@@ -91,18 +91,14 @@ def search_on_ray(hashes: Hashes, radius: int, folder: str) -> Pairs:
     table = SpillTable(folder, len(starts), plan.num_tasks)
     shared = [ray.put(hashes)]  # in a list, so that a task takes the reference and not a copy
     run_shards("hashes", partial(_write_file, table, plan, shared), range(len(starts)))
-    found = run_shards("search", partial(_search_part, table, plan), range(plan.num_tasks))
+    found = run_shards("search", partial(plan.links, table), range(plan.num_tasks))
     left, right = (np.concatenate(side) for side in zip(*found, strict=True))
     return as_pairs(hashes, left, right)
 
 
 def _write_file(table: SpillTable, plan: SearchPlan, shared: list[Any], file: int) -> None:
     hashes = ray.get(shared[0])[file * HASHES_PER_FILE : (file + 1) * HASHES_PER_FILE]
-    table.write(file, np.tile(hashes, len(plan.groups)), plan.parts_of(hashes))
-
-
-def _search_part(table: SpillTable, plan: SearchPlan, part: int) -> tuple[Hashes, Hashes]:
-    return plan.pairs(table.read(part), part)
+    plan.hand_out_hashes(table, file, hashes)
 
 
 def measure_hashes(hashes: Hashes, radius: int) -> dict[str, Any]:

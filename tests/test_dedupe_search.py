@@ -10,6 +10,13 @@ import numpy.typing as npt
 import pytest
 
 from pipelines.dedupe.buckets import HOT_BUCKET, pairs_of_hot, plan_groups
+from pipelines.dedupe.colours import (
+    Colours,
+    ask_for_colours,
+    hand_out_colours,
+    pairs_that_may_agree,
+    tell_colours,
+)
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.exact import first_of_equals
 from pipelines.dedupe.figures import GIANT_GROUP, GroupSizes
@@ -52,8 +59,8 @@ def test_a_search_in_parts_finds_the_same_pairs(tmp_path: Path, num_planned_for:
     hashes = hashes_with_neighbours("random")
     plan = SearchPlan(4, 0, tuple(plan_groups(num_planned_for, 4)), 3)
     table = SpillTable(str(tmp_path), 2, plan.num_tasks)
-    for file, some in enumerate((hashes[:2000], hashes[1000:])):
-        plan.hand_out(table, file, samples_of(some, np.zeros((len(some), 192), np.uint8)))
+    plan.hand_out_hashes(table, 0, hashes[:2000])
+    plan.hand_out_hashes(table, 1, hashes[1000:])
     found = [plan.links(table, part) for part in range(plan.num_tasks)]
     left, right = (np.concatenate(side) for side in zip(*found, strict=True))
     pairs = as_pairs(hashes, left, right)
@@ -73,17 +80,24 @@ def test_only_hashes_whose_colours_may_agree_are_linked(tmp_path: Path, max_diff
     tones = np.tile(generator.integers(0, 220, (20, 3)), 64)
     thumbnails = (tones[generator.integers(0, 20, 600)] + generator.integers(0, 16, (600, 192))).astype(np.uint8)
     plan = plan_search(len(hashes), 8, max_difference)
-    table = SpillTable(str(tmp_path), 2, plan.num_tasks)
-    plan.hand_out(table, 0, samples_of(hashes[:400], thumbnails[:400]))
-    plan.hand_out(table, 1, samples_of(hashes[300:], thumbnails[300:]))
-    links = [plan.links(table, part) for part in range(plan.num_tasks)]
+    table = SpillTable(str(tmp_path / "hashes"), 2, plan.num_tasks)
+    colours = Colours(str(tmp_path / "colours"), 2, plan.num_tasks, 3)
+    for batch, rows in enumerate((slice(400), slice(300, 600))):
+        samples = samples_of(hashes[rows], thumbnails[rows])
+        plan.hand_out(table, batch, samples)
+        hand_out_colours(colours, batch, samples)
+    for task in range(plan.num_tasks):
+        ask_for_colours(colours, task, *plan.links(table, task))
+    for part in range(3):
+        tell_colours(colours, part)
+    links = [pairs_that_may_agree(colours, task, plan.colour_limit) for task in range(plan.num_tasks)]
     linked = {frozenset(pair) for left, right in links for pair in zip(left.tolist(), right.tolist(), strict=True)}
     is_near = np.bitwise_count(hashes[:, None] ^ hashes[None, :]) <= 8
-    colours = np.abs(thumbnails[:, None].astype(int) - thumbnails[None, :]).sum(axis=2)
+    apart = np.abs(thumbnails[:, None].astype(int) - thumbnails[None, :]).sum(axis=2)
     differ = hashes[:, None] != hashes[None, :]
     near, confirmed = (
         {frozenset((int(hashes[one]), int(hashes[other]))) for one, other in np.argwhere(differ & chosen)}
-        for chosen in (is_near, is_near & (colours <= max_difference * 192))
+        for chosen in (is_near, is_near & (apart <= max_difference * 192))
     )
     assert confirmed <= linked <= near
     assert len(near) > 50

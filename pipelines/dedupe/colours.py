@@ -1,12 +1,19 @@
-"""Which hashes may belong to images of the same colours: only those are linked, though many more look alike in grey.
+"""Near hashes are linked only where their images may have the same colours: many more look alike in grey.
 
 Two thumbnails agree when their absolute differences sum up to at most a limit. The sums over a cell of the thumbnail
-then differ by no more than that in all cells together. So the search knows of each hash the least and the largest sum
-that any of its images has in each cell: 24 bytes for 192, rounded outwards, so that no pair that agrees is lost. Of
-photographs of one composition (16 bits of the hash apart) one pair in a hundred is left.
+then differ by no more than that in all cells together. Of each hash the least and the largest sum that any of its
+images has in each cell are known: 24 bytes for 192, rounded outwards, so that no pair that agrees is lost.
+
+The search for pairs works on hashes alone, for it needs each of them many times over. Three rounds of tasks:
+
+    search   part of the search -> pairs, and questions for the colours of the hashes in them
+    colours  part of the hashes -> colours of the hashes that were asked for, by part of the search
+    link     part of the search -> the pairs that may agree
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +21,8 @@ import numpy.typing as npt
 from pipelines.dedupe.buckets import Hashes
 from pipelines.dedupe.compiled import compiled
 from pipelines.dedupe.perceptual import places_of
-from pipelines.dedupe.spill import Rows, pack
+from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
+from schemas import storage
 from schemas.sample import THUMBNAIL_SIDE
 
 CELLS = 2  # on a side of the thumbnail
@@ -22,6 +30,69 @@ CELL_SIDE = THUMBNAIL_SIDE // CELLS
 CELL_PIXELS = CELL_SIDE**2
 
 Sums = npt.NDArray[np.uint8]  # [hashes, cells x channels], in units of CELL_PIXELS
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Where the rounds lie."""
+
+    folder: str
+    num_batches: int  # of samples
+    num_searches: int
+    num_parts: int  # of the hashes
+
+    def _table(self, name: str, num_files: int, num_parts: int) -> SpillTable:
+        return SpillTable(storage.join(self.folder, name), num_files, num_parts)
+
+    @property
+    def known(self) -> SpillTable:
+        """hash, low, high; by part of the hashes."""
+        return self._table("known", self.num_batches, self.num_parts)
+
+    @property
+    def pairs(self) -> SpillTable:
+        """left, right; a file for each part of the search."""
+        return self._table("pairs", self.num_searches, 1)
+
+    @property
+    def asked(self) -> SpillTable:
+        """hash, task; by part of the hashes."""
+        return self._table("asked", self.num_searches, self.num_parts)
+
+    @property
+    def told(self) -> SpillTable:
+        """hash, low, high; by part of the search."""
+        return self._table("told", self.num_parts, self.num_searches)
+
+
+def hand_out_colours(colours: Colours, batch: int, samples: Rows) -> None:
+    """Keep what colours the hashes of some samples have."""
+    rows = colour_rows(samples)
+    colours.known.write(batch, rows, spread(rows["hash"], colours.num_parts))
+
+
+def ask_for_colours(colours: Colours, task: int, left: Hashes, right: Hashes) -> None:
+    """Keep the pairs that one part of the search has found, and ask for the colours of their hashes."""
+    colours.pairs.write(task, pack({"left": left, "right": right}), np.zeros(len(left), np.int64))
+    hashes = np.unique(np.concatenate([left, right]), return_index=True)[0]  # sorts; else it would count by a table
+    rows = pack({"hash": hashes, "task": np.full(len(hashes), task, np.int64)})
+    colours.asked.write(task, rows, spread(hashes, colours.num_parts))
+
+
+def tell_colours(colours: Colours, part: int) -> None:
+    """Answer what was asked of one part of the hashes."""
+    known, asked = merged(colours.known.read(part)), colours.asked.read(part)
+    colours.told.write(part, known[np.searchsorted(known["hash"], asked["hash"])], asked["task"])
+
+
+def pairs_that_may_agree(colours: Colours, task: int, limit: int) -> tuple[Hashes, Hashes]:
+    """The pairs of one part of the search whose images may differ by at most `limit` in all."""
+    pairs, told = colours.pairs.read(0, only=task), np.sort(colours.told.read(task), order="hash")
+    left, right = pairs["left"], pairs["right"]
+    low, high = np.ascontiguousarray(told["low"]), np.ascontiguousarray(told["high"])
+    lefts, rights = places_of(told["hash"], left), places_of(told["hash"], right)
+    agree = _may_agree(low, high, lefts, rights, limit // CELL_PIXELS)
+    return left[agree], right[agree]
 
 
 def colour_rows(samples: Rows) -> Rows:
@@ -42,13 +113,6 @@ def merged(rows: Rows) -> Rows:
     low = np.minimum.reduceat(rows["low"][order], starts, axis=0)
     high = np.maximum.reduceat(rows["high"][order], starts, axis=0)
     return pack({"hash": hashes, "low": low, "high": high})
-
-
-def may_agree(rows: Rows, left: Hashes, right: Hashes, limit: int) -> npt.NDArray[np.bool_]:
-    """For pairs of the hashes of `rows` whether thumbnails of theirs may differ by at most `limit` in all."""
-    low, high = np.ascontiguousarray(rows["low"]), np.ascontiguousarray(rows["high"])
-    lefts, rights = places_of(rows["hash"], left), places_of(rows["hash"], right)
-    return _may_agree(low, high, lefts, rights, limit // CELL_PIXELS)
 
 
 @compiled

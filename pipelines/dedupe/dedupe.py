@@ -36,6 +36,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from pipelines.dedupe.colours import tell_colours
 from pipelines.dedupe.decide import REASONS, Known
 from pipelines.dedupe.earlier import find_earlier, tell_what_is_not_compared
 from pipelines.dedupe.evaluation_set import EvaluationImages, fingerprint_of, read_evaluation_set
@@ -53,6 +54,7 @@ from pipelines.dedupe.parts import (
     make_plan,
     move_part,
     read_batch,
+    search_part,
 )
 from pipelines.dedupe.semantic_rounds import decide_semantic
 from pipelines.dedupe.slim import Folders, uid_texts
@@ -156,6 +158,9 @@ def _decide(job: Job, batches: Sequence[Batch]) -> tuple[Figures, int]:
     for alike in run_shards("dedupe: read", partial(read_batch, job), batches):
         figures += Figures([Contamination(by_features=counts) for counts in alike])
     if num_parts > 1:
+        if job.plan.search.colour_limit is not None:
+            run_shards("dedupe: search", partial(search_part, job), range(num_searches))
+            run_shards("dedupe: colours", partial(tell_colours, job.tables.colours), range(job.tables.join.num_parts))
         run_shards("dedupe: link", partial(link_part, job), range(num_searches + num_parts))
         largest = join_links(job.tables.join, job.tables.roots)
         if largest > ROWS_PER_PART:

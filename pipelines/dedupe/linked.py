@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dedupe.buckets import Group, Hashes, pairs_of_group, plan_groups
-from pipelines.dedupe.colours import colour_rows, may_agree, merged
 from pipelines.dedupe.components import connect
 from pipelines.dedupe.perceptual import HASHES_PER_PARTITION, partition_of
 from pipelines.dedupe.slim import THUMBNAIL_BYTES
@@ -40,28 +39,20 @@ class SearchPlan:
         return len(self.groups) * self.partitions_per_group
 
     def hand_out(self, table: SpillTable, file: int, samples: Rows) -> None:
-        """Hand the hashes of some samples, and what colours they have, to the tasks that search them."""
-        rows = colour_rows(samples)
-        table.write(file, np.tile(rows, len(self.groups)), self.parts_of(rows["hash"]))
+        """Hand the hashes of some samples to the tasks that search them."""
+        self.hand_out_hashes(table, file, np.unique(samples["phash"][samples["has_phash"]]))
 
     def links(self, table: SpillTable, part: int) -> tuple[Hashes, Hashes]:
-        """Pairs of nodes of near hashes, of images whose colours may agree."""
-        rows = merged(table.read(part))
-        left, right = self.pairs(np.ascontiguousarray(rows["hash"]), part)
-        agree = may_agree(rows, left, right, self.colour_limit)
-        return left[agree], right[agree]
+        """Near pairs that this part of the search is to find; their colours may differ."""
+        return pairs_of_group(table.read(part), self.groups[part // self.partitions_per_group], self.radius)
 
-    def parts_of(self, hashes: Hashes) -> npt.NDArray[np.int64]:
-        """The tasks that search each hash: one for each group, group by group."""
+    def hand_out_hashes(self, table: SpillTable, file: int, hashes: Hashes) -> None:
+        """Hand distinct hashes to the tasks that search them: one of each group."""
         parts = [
             partition_of(hashes, np.uint64(group.first), self.partitions_per_group) + place * self.partitions_per_group
             for place, group in enumerate(self.groups)
         ]
-        return np.concatenate([np.empty(0, np.int64), *parts])
-
-    def pairs(self, hashes: Hashes, part: int) -> tuple[Hashes, Hashes]:
-        """Near pairs that this part of the search is to find."""
-        return pairs_of_group(hashes, self.groups[part // self.partitions_per_group], self.radius)
+        table.write(file, np.tile(hashes, len(parts)), np.concatenate([np.empty(0, np.int64), *parts]))
 
 
 def plan_search(num_hashes: int, radius: int, max_colour_difference: float) -> SearchPlan:

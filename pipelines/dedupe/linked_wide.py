@@ -23,6 +23,8 @@ class WideSearchPlan:
     tables: tuple[Table, ...]  # with radius 0 one is enough: it brings equal hashes together
     partitions_per_table: int
 
+    colour_limit: None = None  # 256 bits link few images that are not confirmed: colours are not asked for
+
     @property
     def num_tasks(self) -> int:
         """One for each table and partition."""

@@ -1,6 +1,7 @@
 """The rounds of tasks of a dedupe: batches of shards are read, parts of the samples are decided, batches are written.
 
     read    batch of shards -> samples by part of their node, hashes by part of the search, keys of equal bytes
+    search  part of the search -> pairs; then their colours are asked for (`colours`)
     link    part of the search, or of the keys -> links of nodes; then rounds join them (`joined`)
     move    part of the nodes -> samples whose root lies in another part
     decide  part -> decisions, by batch of shards
@@ -26,6 +27,7 @@ import ray
 
 from pipelines.dedupe import linked
 from pipelines.dedupe.alike import nearest_in_set
+from pipelines.dedupe.colours import Colours, ask_for_colours, hand_out_colours, pairs_that_may_agree
 from pipelines.dedupe.decide import Decisions, Known, decide
 from pipelines.dedupe.feature_files import features_of_rows
 from pipelines.dedupe.figures import Figures
@@ -82,6 +84,7 @@ class Tables:
         self.hashes = table("hashes", batches, searches)
         self.keys = table("keys", batches, parts)
         self.join = plan_join(storage.join(self.folder, "join"), searches + parts, plan.num_rows)
+        self.colours = Colours(storage.join(self.folder, "colours"), batches, searches, self.join.num_parts)
         self.roots = table("roots", self.join.num_parts, parts)
         self.moved = table("moved", parts, parts)
         self.drafts = table("drafts", parts, 1)
@@ -154,6 +157,8 @@ def _read_batch(job: Job, batch: Batch) -> list[Counter[int]]:
         keys = linked.key_rows(samples)
         tables.keys.write(batch.index, keys, spread(keys["key"], plan.num_parts))
         plan.search.hand_out(tables.hashes, batch.index, samples)
+        if plan.search.colour_limit is not None:
+            hand_out_colours(tables.colours, batch.index, samples)
     tables.samples.write(batch.index, samples, spread(linked.nodes_of(samples), plan.num_parts))
     return alike
 
@@ -180,13 +185,20 @@ def _compare_features(job: Job, batch: Batch, samples: Rows) -> list[Counter[int
     return counts
 
 
+def search_part(job: Job, task: int) -> None:
+    """Find near pairs by one part of the search, and ask for their colours."""
+    ask_for_colours(job.tables.colours, task, *job.plan.search.links(job.tables.hashes, task))
+
+
 def link_part(job: Job, task: int) -> None:
     """Find links: by one part of the search, or of the keys."""
     tables, search = job.tables, job.plan.search
-    if task < search.num_tasks:
+    if task >= search.num_tasks:
+        pairs = linked.equal_part(tables.keys, task - search.num_tasks)
+    elif search.colour_limit is None:
         pairs = search.links(tables.hashes, task)
     else:
-        pairs = linked.equal_part(tables.keys, task - search.num_tasks)
+        pairs = pairs_that_may_agree(tables.colours, task, search.colour_limit)
     hand_on(tables.join, 0, task, linked.forest(*pairs))
 
 
