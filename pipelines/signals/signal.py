@@ -84,7 +84,7 @@ def _folder_for(recipe: CurateRecipe, signal: SignalRecipe, raw_hash: str, dedup
         case CaptionDuplicateSignals():
             settings["threshold"] = signal.threshold
         case ClassifierSignals():
-            inputs = {"model": model_fingerprint(signal.model)}
+            inputs = {"model": classifier.classifier_fingerprint(signal.model)}
             settings["label"] = signal.label
         case HeadSignals():
             inputs = {"head": _content(signal.head, f"signals.{signal.name}.head")}
