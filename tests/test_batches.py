@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,17 +77,23 @@ def measured(folder: Path, model: Path, pairs: list[Pair], samples_per_shard: in
     with ThreadPoolExecutor(num_threads) as pool:
         list(pool.map(clip, shards))
         list(pool.map(ClassifierScorer(job, num_threads), shards))
+    scores = {row["uid"]: row["score"] for shard in shards for row in rows_of(str(folder / "nsfw"), shard.name)}
+    names = [shard.name for shard in shards]
+    return {uid: (scores[uid], *row) for uid, row in clip_rows(str(folder / "clip"), names).items()}
+
+
+def rows_of(folder: str, name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_table(table_url(folder, name)).to_pylist()
+    return rows
+
+
+def clip_rows(folder: str, names: Sequence[str] | None = None) -> dict[str, tuple[Any, ...]]:
+    """Score and bytes of the features by uid."""
     found = {}
-    for shard in shards:
-        rows = read_table(table_url(str(folder / "clip"), shard.name)).to_pylist()
-        scores = read_table(table_url(str(folder / "nsfw"), shard.name)).to_pylist()
-        features = [
-            np.load(features_url(str(folder / "clip"), shard.name, kind))
-            for kind in ("image_features", "text_features")
-        ]
-        for place, row in enumerate(rows):
-            values = [one[place].tobytes() for one in features]
-            found[row["uid"]] = (row["clip_score"], scores[place]["score"], *values)
+    for name in names or [shard.name for shard in load_manifest(folder).shards]:
+        images, texts = (np.load(features_url(folder, name, kind)) for kind in ("image_features", "text_features"))
+        for row, image, text in zip(rows_of(folder, name), images, texts, strict=True):
+            found[row["uid"]] = (row["clip_score"], image.tobytes(), text.tobytes())
     return found
 
 
@@ -97,6 +106,45 @@ def test_numbers_are_the_same_to_the_bit_for_any_shards_order_and_threads(tmp_pa
     for place, (samples_per_shard, num_threads) in enumerate([(3, 2), (7, 8), (1, 3)]):
         shuffled = [pairs[row] for row in np.random.default_rng(place).permutation(len(pairs))]
         assert measured(tmp_path / f"other{place}", model, shuffled, samples_per_shard, num_threads) == expected
+
+
+RUN = """
+import sys
+from pathlib import Path
+import ray
+from tests.test_batches import digest_of
+ray.init(num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+print(digest_of(Path(sys.argv[2]), int(sys.argv[3])))
+"""
+
+
+def digest_of(root: Path, samples_per_shard: int) -> str:
+    """Of the scores and features that one Ray measures, by uid."""
+    order = np.random.default_rng(samples_per_shard).permutation(41)
+    pairs = photographs(41, CAPTIONS)
+    raw = build_raw(root, [pairs[row] for row in order], samples_per_shard)
+    signal_of = {"kind": "clip", "name": "clip", "model": str(root.parent / "model"), "batch_size": 8}
+    recipe = recipe_for(root, signal_of)
+    folder = measure_signal(recipe, recipe.signals[0], raw, None)
+    return hashlib.sha256(repr(sorted(clip_rows(folder).items())).encode()).hexdigest()
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    write_clip(tmp_path / "model", image_size=64)
+    digests = set()
+    for num_workers, samples_per_shard in ((2, 4), (8, 7)):  # one actor of two threads, seven of one
+        command = [
+            sys.executable,
+            "-c",
+            RUN,
+            str(num_workers),
+            str(tmp_path / str(num_workers)),
+            str(samples_per_shard),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+        digests.add(done.stdout.split()[-1])
+    assert len(digests) == 1
 
 
 class WritesAll:
