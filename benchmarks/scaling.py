@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from unit_costs import measure_costs
+from unit_costs import FEW, measure_costs
 
 PAIRS = (1_000_000_000, 5_000_000_000, 12_800_000_000)
 COSTS = Path(__file__).parent / "unit_costs.json"
@@ -128,8 +128,8 @@ def print_costs(costs: dict[str, Any]) -> None:
 def measure(data: Path, images: int, rows: int, write: bool) -> None:
     """Costs of captions, balance and reshard, and the bytes of each step; a few minutes. One JSON line each."""
     pictures = [str(path.relative_to(data)) for path in sorted(data.rglob("*.jpg"))[:images]]
-    if not pictures:
-        raise click.BadParameter(f"{data} holds no *.jpg", param_hint="--data")
+    if len(pictures) < rows // FEW:
+        raise click.BadParameter(f"{data} holds {len(pictures)} *.jpg; --rows {rows} needs {rows // FEW}")
     with tempfile.TemporaryDirectory() as scratch:
         found = measure_costs(data.resolve(), pictures, rows, Path(scratch))
     for step, cost in found.items():
@@ -137,7 +137,9 @@ def measure(data: Path, images: int, rows: int, write: bool) -> None:
     if write:
         costs = json.loads(COSTS.read_text())
         for step, cost in found.items():
-            costs[step] = {**costs[step], **cost, "from": f"scaling.py measure --data FOLDER --rows {rows}"}
+            command = f"scaling.py measure --data FOLDER --images {images} --rows {rows}"
+            kept = "; dedupe_spill: the size of a record (docs/scaling.md)" if step == "bytes" else ""
+            costs[step] = {**costs[step], **cost, "from": command + kept}
         lines = [f"  {json.dumps(step)}: {json.dumps(cost)}" for step, cost in costs.items()]
         COSTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
