@@ -1,10 +1,15 @@
-"""What the steps between ingest and reshard cost: select over many rows, and MetaCLIP's matching.
+"""What the steps between ingest and reshard cost, one JSON line each.
 
     python benchmarks/curate.py select --rows 10000000 --out /tmp/select
+    python benchmarks/curate.py draw --rows 10000000
     python benchmarks/curate.py metaclip --captions 200000 --entries 475000
+    python benchmarks/curate.py words
+    python benchmarks/curate.py minhash --captions 2000000
 
 `select` writes tables of random rows once, then times the selection in a process of its own (no Ray) with its peak
-memory. `metaclip` times matching alone and the whole of it (captions in, table out), in captions/s a core.
+memory; `draw` is what `balance: {kind: clusters}` adds to it. `metaclip` times matching alone and the whole of it
+(captions in, table out), in captions/s a core; `words` a word_list signal with a WordNet; `minhash` signatures alone
+and the whole caption_duplicates signal.
 """
 
 from __future__ import annotations
@@ -13,24 +18,31 @@ import argparse
 import itertools
 import json
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from captions import time_minhash, time_word_list
 
 from pipelines.balance.balance import MATCHES
 from pipelines.balance.draw import count_entries, draws, keep_probabilities
 from pipelines.balance.entries import Matcher
+from pipelines.balance.thinning import ClusterPlan
 from pipelines.select import inputs_of, select
+from pipelines.signals.clusters import Tree
+from schemas.balance_recipe import ClusterBalance
 from schemas.curate_recipe import CurateRecipe
 from schemas.manifest import Manifest, ShardEntry, is_complete, load_manifest, save_manifest, table_url
 from schemas.sample import DEDUPE, SAMPLE, table_bytes, write_table
 from schemas.shard import shard_name
 
 ROWS_PER_SHARD = 10_000
+NUM_CLUSTERS = (10_000, 100)  # the finest level first
 
 
 def recipe_for(root: Path) -> CurateRecipe:
@@ -144,22 +156,67 @@ def time_metaclip(num_captions: int, num_entries: int) -> dict[str, float]:
     }
 
 
+def cluster_table(index: int) -> pa.Table:
+    """Uids and clusters of one shard; sizes of clusters fall by Zipf's law."""
+    draw = np.random.default_rng(index)
+    clusters = (draw.zipf(1.1, ROWS_PER_SHARD) % NUM_CLUSTERS[0]).astype(np.int32)
+    uids = pa.array([draw.bytes(16).hex() for _ in range(ROWS_PER_SHARD)])
+    return pa.table({"uid": uids, "cluster": pa.array(clusters)})
+
+
+def time_draw(num_rows: int) -> dict[str, float]:
+    """CPU time of a cluster draw: looking at every shard, the quotas and last draws, and deciding about every row."""
+    num_shards = -(-num_rows // ROWS_PER_SHARD)
+    parents = (np.random.default_rng(0).integers(0, NUM_CLUSTERS[1], NUM_CLUSTERS[0]).astype(np.int32),)
+    rules = ClusterBalance(kind="clusters", clusters="tree", num_samples=num_rows // 10)
+    plan, spent, parts = ClusterPlan(rules, Tree(NUM_CLUSTERS[0], parents)), [0.0, 0.0, 0.0], []
+    for index in range(num_shards):
+        table = cluster_table(index)
+        started_at = time.process_time()
+        parts.append(plan.look(table, np.ones(table.num_rows, bool)))
+        spent[0] += time.process_time() - started_at
+    started_at = time.process_time()
+    thinning = plan.finish(parts)
+    spent[1] = time.process_time() - started_at
+    kept = 0
+    for index in range(num_shards):
+        table = cluster_table(index)
+        started_at = time.process_time()
+        kept += int(thinning.keeps(table)[0].sum())
+        spent[2] += time.process_time() - started_at
+    return {
+        "rows": num_shards * ROWS_PER_SHARD,
+        "kept": kept,
+        **{f"{step}_cpu_s": round(cpu_s, 2) for step, cpu_s in zip(("look", "quotas", "decide"), spent, strict=True)},
+        "cpu_s": round(sum(spent), 2),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["select", "select-once", "metaclip"])
+    parser.add_argument("what", choices=["select", "select-once", "draw", "metaclip", "words", "minhash"])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path, default=Path("out/benchmark-select"))
     parser.add_argument("--captions", type=int, default=200_000)
     parser.add_argument("--entries", type=int, default=475_000)
     options = parser.parse_args()
-    if options.what == "metaclip":
-        print(json.dumps(time_metaclip(options.captions, options.entries)))
-    elif options.what == "select-once":
-        print(json.dumps(time_select(options.out)))
-    else:
-        write_tables(options.out, options.rows)
-        subprocess.run(["rm", "-rf", str(options.out / "selections")], check=True)
-        subprocess.run([sys.executable, __file__, "select-once", "--out", str(options.out)], check=True)
+    match options.what:
+        case "metaclip":
+            print(json.dumps(time_metaclip(options.captions, options.entries)))
+        case "words":
+            print(json.dumps(time_word_list(options.captions)))
+        case "minhash":
+            with tempfile.TemporaryDirectory() as scratch:
+                print(json.dumps(time_minhash(options.captions, Path(scratch))))
+        case "draw":
+            print(json.dumps(time_draw(options.rows)))
+        case "select-once":
+            print(json.dumps(time_select(options.out)))
+        case _:
+            write_tables(options.out, options.rows)
+            shutil.rmtree(options.out / "selections", ignore_errors=True)
+            subprocess.run([sys.executable, __file__, "select-once", "--out", str(options.out)], check=True)
 
 
 if __name__ == "__main__":

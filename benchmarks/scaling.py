@@ -1,7 +1,7 @@
 """What billions of pairs cost: unit costs measured on this machine, and from them hours, nodes and storage.
 
-    python benchmarks/scaling.py measure --data FOLDER       # the walk over photographs: CPU and bytes of each step
-    python benchmarks/scaling.py table                       # docs/scaling.md's table from unit_costs.json
+    python benchmarks/scaling.py measure --data FOLDER --write    # some of unit_costs.json
+    python benchmarks/scaling.py table                            # docs/scaling.md's tables from unit_costs.json
     python benchmarks/scaling.py table --costs MINE.json --hours 48 --cores-per-node 96
 
 `FOLDER` holds photographs (`*.jpg`). The other unit costs come from `benchmarks/dedupe.py`, `benchmarks/curate.py` and
@@ -11,25 +11,16 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from process_watch import TreeWatch
-
-from cluster.ray_session import start_ray
-from pipelines.curate import curate
-from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import load_manifest
+from unit_costs import FEW, measure_costs
 
 PAIRS = (1_000_000_000, 5_000_000_000, 12_800_000_000)
-STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
-FOLDER_OF = {"ingest": "raw", "select": "selections", "reshard": "curated"}
-SUFFIXES = {".parquet": "tables", ".tar": "tars", ".npy": "uids and features"}
+COSTS = Path(__file__).parent / "unit_costs.json"
 
 
 @dataclass(frozen=True)
@@ -43,54 +34,9 @@ class Assumed:
     kept: float  # of the images
 
 
-def recipe_for(pictures: Path, root: Path) -> CurateRecipe:
-    """All steps that need no model."""
-    return CurateRecipe.model_validate(
-        {
-            "root": str(root),
-            "source": {"kind": "folder", "path": str(pictures)},
-            "ingest": {"samples_per_shard": 1000},
-            "signals": [{"kind": "captions"}],
-            "balance": {"kind": "metaclip", "t": 200},
-            "select": {"min_words": 3, "min_side": 100},
-            "reshard": {"samples_per_shard": 1000},
-        }
-    )
-
-
-def bytes_of(folder: Path) -> dict[str, int]:
-    """Bytes below a folder, by what they are."""
-    found: dict[str, int] = {}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            kind = SUFFIXES.get(path.suffix, "manifests and statistics")
-            found[kind] = found.get(kind, 0) + path.stat().st_size
-    return found
-
-
-def measure_walk(pictures: Path, root: Path) -> list[dict[str, Any]]:
-    """CPU time and bytes of each step over a folder of pictures with captions."""
-    recipe, measured = recipe_for(pictures, root), []
-    for step in STEPS:
-        watch = TreeWatch(os.getpid())
-        watch.start()
-        start = time.perf_counter()
-        summary = curate(recipe, start_ray, only=step)
-        seconds, cpu_s = time.perf_counter() - start, watch.stop()
-        folder = next(row["folder"] for row in reversed(summary["steps"]) if row["name"].startswith(step))
-        num_rows = load_manifest(folder).num_rows
-        sizes = bytes_of(Path(folder))
-        measured.append(
-            {
-                "step": step,
-                "rows": num_rows,
-                "s": round(seconds, 2),
-                "cpu_ms_a_row": round(1000 * cpu_s / num_rows, 3),
-                "bytes_a_row": {kind: round(size / num_rows, 1) for kind, size in sorted(sizes.items())},
-                "tar_mb_a_cpu_s": round(sizes.get("tars", 0) / 1e6 / cpu_s, 1),
-            }
-        )
-    return measured
+@click.group(context_settings={"show_default": True})
+def main() -> None:
+    """Unit costs, and what they make of billions of pairs."""
 
 
 def core_hours(costs: dict[str, Any], rows: int, assumed: Assumed) -> dict[str, float | None]:
@@ -164,38 +110,57 @@ def told_hours(step: str, hours: float | None, assumed: Assumed) -> str:
     return f"{hours:,.0f} {unit}: {nodes} nodes, {hours / (per_node * nodes):.1f} h"
 
 
-@click.group(context_settings={"show_default": True})
-def main() -> None:
-    """Unit costs, and what they make of billions of pairs."""
+def print_costs(costs: dict[str, Any]) -> None:
+    """Markdown: what was measured, and the command that measures it."""
+    print("| unit cost | | from `python benchmarks/...` |")
+    print("| --- | --- | --- |")
+    for step, cost in costs.items():
+        *values, (_, command) = cost.items()
+        told = ", ".join(f"{name} {'not measured' if value is None else f'{value:,}'}" for name, value in values)
+        print(f"| {step} | {told.replace('_', ' ')} | {command} |")
 
 
 @main.command()
 @click.option("--data", type=Path, required=True, help="A folder of photographs.")
-@click.option("--images", default=8000)
-def measure(data: Path, images: int) -> None:
-    """Run the walk over photographs; one JSON line a step."""
+@click.option("--images", default=4000, help="Photographs, of which rows are made.")
+@click.option("--rows", default=24_000, help="Rows: photographs repeat under other names and captions.")
+@click.option("--write", is_flag=True, help="Put the costs into benchmarks/unit_costs.json.")
+def measure(data: Path, images: int, rows: int, write: bool) -> None:
+    """Costs of captions, balance and reshard, and the bytes of each step; a few minutes. One JSON line each."""
+    pictures = [str(path.relative_to(data)) for path in sorted(data.rglob("*.jpg"))[:images]]
+    if len(pictures) < rows // FEW:
+        raise click.BadParameter(f"{data} holds {len(pictures)} *.jpg; --rows {rows} needs {rows // FEW}")
     with tempfile.TemporaryDirectory() as scratch:
-        pictures = Path(scratch) / "pictures"
-        pictures.mkdir()
-        for place, path in enumerate(sorted(data.rglob("*.jpg"))[:images]):
-            (pictures / f"{place:06d}.jpg").symlink_to(path.resolve())
-            (pictures / f"{place:06d}.txt").write_text(f"a photograph of people and dogs outside, number {place}")
-        start_ray()
-        for row in measure_walk(pictures, Path(scratch) / "out"):
-            print(json.dumps(row), flush=True)
+        found = measure_costs(data.resolve(), pictures, rows, Path(scratch))
+    for step, cost in found.items():
+        print(json.dumps({step: cost}), flush=True)
+    if write:
+        costs = json.loads(COSTS.read_text())
+        for step, cost in found.items():
+            command = f"scaling.py measure --data FOLDER --images {images} --rows {rows}"
+            kept = "; dedupe_spill: the size of a record (docs/scaling.md)" if step == "bytes" else ""
+            costs[step] = {**costs[step], **cost, "from": command + kept}
+        lines = [f"  {json.dumps(step)}: {json.dumps(cost)}" for step, cost in costs.items()]
+        COSTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 @main.command()
-@click.option("--costs", type=Path, default=Path(__file__).parent / "unit_costs.json", help="Unit costs.")
+@click.option("--costs", type=Path, default=COSTS, help="Unit costs.")
 @click.option("--hours", default=24.0, help="What each step may take.")
 @click.option("--cores-per-node", default=64)
 @click.option("--gpus-per-node", default=8)
 @click.option("--success", default=0.8, help="Share of the URLs that still give an image.")
 @click.option("--kept", default=0.3, help="Share of the images that the selection keeps.")
 def table(costs: Path, hours: float, cores_per_node: int, gpus_per_node: int, success: float, kept: float) -> None:
-    """Hours, nodes and storage for billions of pairs."""
+    """Unit costs; and hours, nodes and storage for billions of pairs."""
     assumed = Assumed(hours, cores_per_node, gpus_per_node, success, kept)
-    print_table(json.loads(costs.read_text()), assumed)
+    read = json.loads(costs.read_text())
+    print_costs(read)
+    print(
+        f"\nEach step in {hours:g} hours, nodes of {cores_per_node} cores or {gpus_per_node} GPUs, {success:.0%} of "
+        f"the URLs alive, {kept:.0%} of the images kept:\n"
+    )
+    print_table(read, assumed)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from pipelines.counters import Collector, Counts, Report
 from pipelines.progress import CountedProgress, Meter, Progress
 from schemas.errors import PairloomError, ShardError, StorageError, UserError
+from schemas.manifest import ShardEntry
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -106,9 +107,11 @@ def run_actors(
     items: Sequence[Item],
     num_done: int = 0,
     num_gpus: float = 0.0,
+    shards_at_once: int = 1,
 ) -> list[Result]:
     """Like `run_shards`, for work that loads a model: each actor calls `make_worker` once.
 
+    Several threads of an actor call its worker where it works on several shards at once.
     One actor a GPU where there are GPUs, else one a CPU less one (at least one), so that Ray never waits for a
     CPU that an actor holds.
     """
@@ -117,11 +120,14 @@ def run_actors(
     resources = ray.cluster_resources()
     num_actors = int(resources.get("GPU", 0)) if num_gpus else max(1, int(resources.get("CPU", 1)) - 1)
     num_actors = max(1, min(num_actors, len(items)))
-    actor_class = ray.remote(num_cpus=0.5, num_gpus=num_gpus, max_restarts=2, max_task_retries=2)(_Worker)
+    actor_class = ray.remote(
+        num_cpus=0.5, num_gpus=num_gpus, max_restarts=2, max_task_retries=2, max_concurrency=shards_at_once
+    )(_Worker)
     actors = [actor_class.remote(make_worker) for _ in range(num_actors)]
     try:
         progress = Progress(step, total=num_done + len(items), done=num_done)
-        return _drain(progress, items, 2 * num_actors, lambda item, index: actors[index % num_actors].run.remote(item))
+        limit = (shards_at_once + 1) * num_actors
+        return _drain(progress, items, limit, lambda item, index: actors[index % num_actors].run.remote(item))
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -175,4 +181,5 @@ def _as_pairloom_error(step: str, item: object, error: RayError) -> PairloomErro
     if isinstance(cause, PairloomError):
         return cause
     text = " ".join(f"{type(cause).__name__}: {cause}".split())
-    return ShardError(f"{step}: a shard did not finish ({text[-500:]}); run the same command again")
+    shard = f"shard {item.name}" if isinstance(item, ShardEntry) else "a shard"
+    return ShardError(f"{step}: {shard} did not finish ({text[-500:]}); run the same command again")

@@ -69,7 +69,7 @@ def test_signatures_estimate_the_similarity_of_4_grams() -> None:
 def measured(root: Path, pairs: list[Pair], samples_per_shard: int) -> dict[str, dict[str, Any]]:
     recipe = recipe_for(root)
     folder = measure_signal(recipe, recipe.signals[0], build_raw(root, pairs, samples_per_shard), None)
-    assert not list(Path(folder).rglob("*.npy"))
+    assert not list(Path(folder).rglob("*.rows"))
     return decisions_of(folder)
 
 
@@ -97,6 +97,26 @@ def test_near_captions_are_found_and_counted_in_any_order(tmp_path: Path, ray_se
         joined += is_joined and near < 0.5
     assert found / alike >= 0.98, (found, alike)
     assert joined == 0
+
+
+def test_parts_and_batches_change_nothing(tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round hands rows to several tasks, and a killed run is finished by the next one."""
+    image = encoded(photograph(1))
+    texts = captions_with_neighbours(60)
+    pairs = [Pair(image, text, f"http://a.test/{place}") for place, text in enumerate([*texts, *texts[:20]])]
+    one = measured(tmp_path / "one", pairs, 1000)
+    monkeypatch.setattr("pipelines.signals.caption_rounds.CAPTIONS_PER_PART", 37)
+    monkeypatch.setattr("pipelines.dedupe.parts.LEAST_ROWS", 30)
+    monkeypatch.setattr("pipelines.dedupe.parts.LEAST_BATCHES", 6)
+    assert measured(tmp_path / "many", pairs, 17) == one
+    (folder,) = (tmp_path / "many" / "signals").rglob("manifest.json")
+    folder.unlink()
+    (folder.parent / "0000" / "0000001.parquet").unlink()
+    (folder.parent / "spill" / "words").mkdir(parents=True)
+    (folder.parent / "spill" / "words" / "0000000.rows").write_bytes(b"half")
+    kept = (folder.parent / "0000" / "0000002.parquet").stat().st_mtime_ns
+    assert measured(tmp_path / "many", pairs, 17) == one
+    assert (folder.parent / "0000" / "0000002.parquet").stat().st_mtime_ns == kept
 
 
 def test_selections_and_explain_use_the_counts_and_dedupe_does_not(tmp_path: Path, ray_session: None) -> None:

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.dedupe.dedupe import dedupe
+from pipelines.select import inputs_of, select
 from pipelines.signals.captions import measure_caption
+from pipelines.signals.signal import measure_signal
 from pipelines.signals.word_list import WordList
 from pipelines.subset import DTYPE, read_subset, write_subset
+from schemas.curate_recipe import CurateRecipe
 from schemas.errors import InputError
 from schemas.signal_recipe import WordListSignals
+from tests.dedupe_builder import uid_of
+from tests.raw_builder import Pair, build_raw, encoded, photograph
 from tests.test_select import BASIC, Tables, decisions_of
 
 WORDS = ["a", "dog", "on", "the", "beach", "photo", "12", "red", "Berlin", "ein", "der", "Hund", "", "x"]
@@ -123,6 +129,27 @@ def test_words_without_wordnet_are_compared_as_they_stand(tmp_path: Path) -> Non
     assert [text for text in TEXTS if words.has_entry(text)] == ["dog\u00a0park"]
 
 
+def test_text_based_from_captions_to_uids(tmp_path: Path, ray_session: None) -> None:
+    """Everything measured here: language, words and what they mean; German captions and other words go."""
+    words = {"dogs": True, "ran": True, "bigger": True, "beach": True, "photo": False, "men": False, "dog.": False}
+    texts = {f"This is a nice picture of {word} in the warm summer": found for word, found in words.items()}
+    texts |= {f"Das ist ein schönes Bild von {word} im warmen Sommer": False for word in words}
+    pairs = [Pair(encoded(photograph(place)), text, f"http://a.test/{place}") for place, text in enumerate(texts)]
+    raw = build_raw(tmp_path, pairs, samples_per_shard=4)
+    recipe = CurateRecipe.model_validate(
+        {
+            "root": str(tmp_path),
+            "source": {"kind": "folder", "path": "unused"},
+            "signals": [{"kind": "captions"}, word_list(tmp_path).model_dump()],
+            "dedupe": {"exact": False, "perceptual": None},
+            "select": {"languages": ["en"], "scores": [{"signal": "in21k", "min": 1}]},
+        }
+    )
+    signals = {signal.name: measure_signal(recipe, signal, raw, None) for signal in recipe.signals}
+    folder = select(recipe, inputs_of(recipe, raw, signals, dedupe(recipe, raw, {})))
+    assert kept(folder) == {uid_of(pair) for pair in pairs if texts[pair.caption]}
+
+
 # ---- all baselines on one pool
 
 
@@ -160,6 +187,11 @@ def test_every_baseline_keeps_datacomps_uids(tmp_path: Path) -> None:
     expected = {
         "no_filter": (set(of), {}),
         "basic_filter": ({uid for uid in of if basic_filter(of[uid])}, BASIC),
+        "clip_score_30_percent": (best(rows, 0.3), {"scores": [TOP_30]}),
+        "clip_score_threshold": (
+            {uid for uid, row in of.items() if np.float32(row["clip_score"]) >= 0.3},
+            {"scores": [{"signal": "clip", "min": 0.3}]},
+        ),
         "text_based": (
             {uid for uid, row in of.items() if row["language"] == "en" and row["in_list"]},
             {"languages": ["en"], "scores": [{"signal": "words", "min": 1}]},

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from pipelines.curate import curate
-from pipelines.signals.classifier import Classifier
+from pipelines.signals.classifier import Classifier, classifier_fingerprint
 from pipelines.signals.clip import features_url
 from pipelines.signals.feature_head import Head
 from pipelines.signals.quality import measure_image
@@ -104,7 +104,7 @@ def test_scores_are_those_of_plain_transformers(num_labels: int, tmp_path: Path)
     with torch.no_grad():
         logits = model(**inputs).logits
     expected = (logits.sigmoid() if num_labels == 1 else logits.softmax(-1))[:, 0].numpy()
-    np.testing.assert_allclose(ours.scores([ours.preprocess.resize(image) for image in images]), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.scores([ours.inputs(image) for image in images]), expected, atol=1e-5)
 
 
 def test_an_unknown_label_names_those_there_are(tmp_path: Path) -> None:
@@ -112,7 +112,74 @@ def test_an_unknown_label_names_those_there_are(tmp_path: Path) -> None:
         Classifier(str(write_classifier(tmp_path)), "nsfw", "cpu")
 
 
+def test_an_onnx_file_gives_what_its_model_gives(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    folder = write_classifier(tmp_path / "model")
+    model = ViTForImageClassification.from_pretrained(folder).eval()
+    batch = torch.export.Dim("batch")
+    torch.onnx.export(
+        model, (torch.zeros(2, 3, 32, 32),), str(folder / "model.onnx"), input_names=["pixel_values"],
+        dynamic_shapes={"pixel_values": {0: batch}}, dynamo=True, external_data=False, verbose=False,
+    )  # fmt: skip
+    ours, plain = (Classifier(str(path), "kind 1", "cpu") for path in (folder / "model.onnx", folder))
+    inputs = [plain.inputs(decode_rgb(pair.image)) for pair in photographs(5) if isinstance(pair.image, bytes)]
+    np.testing.assert_allclose(ours.scores(inputs), plain.scores(inputs), atol=1e-5)
+    before = classifier_fingerprint(str(folder / "model.onnx"))
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert classifier_fingerprint(str(folder / "model.onnx")) != before
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match="an ONNX classifier needs config"):
+        classifier_fingerprint(str(folder / "model.onnx"))
+
+
 # ---- heads
+
+
+def write_onnx_head(path: Path, weight: np.ndarray[Any, Any], batch: str | int = "batch") -> Path:
+    """One linear layer [outputs, features] with a tanh behind it."""
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Tanh", ["h"], ["y"])]
+    weights = onnx.numpy_helper.from_array(np.ascontiguousarray(weight.T.astype(np.float32)), "w")
+    ends = (
+        [helper.make_tensor_value_info(name, kind, [batch, width])]
+        for name, width in zip("xy", weight.T.shape, strict=True)
+    )
+    graph = helper.make_graph(nodes, "head", *ends, [weights])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_onnx_heads(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(700, 16)).astype(np.float32)
+    one, two = draw.normal(size=(1, 16)), draw.normal(size=(2, 16))
+    score = Head(str(write_onnx_head(tmp_path / "one.onnx", one)))(features)
+    np.testing.assert_allclose(score, np.tanh(features @ one[0]), atol=1e-5)
+    logits = np.tanh(features @ two.T)
+    share = Head(str(write_onnx_head(tmp_path / "two.onnx", two)))(features)
+    np.testing.assert_allclose(share, 1 / (1 + np.exp(logits[:, 0] - logits[:, 1])), atol=1e-5)
+    with pytest.raises(InputError, match="takes 16 features, the input has 8"):
+        Head(str(tmp_path / "one.onnx"))(features[:, :8])
+    with pytest.raises(InputError, match="whose first axis is of any size; it takes x \\[1, 16\\]"):
+        Head(str(write_onnx_head(tmp_path / "fixed.onnx", one, batch=1)))
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    with pytest.raises(InputError, match=r"bad\.onnx: cannot be loaded"):
+        Head(str(tmp_path / "bad.onnx"))
+
+
+def test_a_score_does_not_depend_on_how_many_are_computed(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(700, 512)).astype(np.float32)
+    save_file({"0.weight": draw.normal(size=(64, 512)).astype(np.float32),
+               "1.weight": draw.normal(size=(1, 64)).astype(np.float32)}, tmp_path / "head.safetensors")  # fmt: skip
+    for path in (tmp_path / "head.safetensors", write_onnx_head(tmp_path / "head.onnx", draw.normal(size=(1, 512)))):
+        head = Head(str(path))
+        whole = head(features)
+        for start, stop in ((0, 1), (3, 700), (699, 700), (100, 103)):
+            assert (head(features[start:stop]) == whole[start:stop]).all()
 
 
 def test_heads_are_linear_layers(tmp_path: Path) -> None:

@@ -128,9 +128,11 @@ def test_signals_score_as_evaluation_does(root: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         pooled = encoder.model.get_image_features(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     expected = torch.nn.functional.normalize(pooled.pooler_output, dim=-1)
-    found = scorer.image_features([scorer.preprocess.resize(image) for image in images])
+    found = scorer.image_features([scorer.image_inputs(image) for image in images])
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
-    np.testing.assert_allclose(scorer.text_features(["A dog"]), encoder.text_features(["a dog"]).numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        scorer.text_features(scorer.text_inputs(["A dog"])), encoder.text_features(["a dog"]).numpy(), atol=1e-6
+    )
 
 
 def test_evaluation_takes_the_number_of_patches_that_is_asked_for(root: Path) -> None:

@@ -163,8 +163,8 @@ def test_features_are_those_of_plain_transformers(kind: str, tmp_path: Path) -> 
     model = ClipModel(str(folder), "cpu")
     pixels = [photograph(seed, 96, 72) for seed in range(3)]
     captions = ["a red circle", "two golf balls and a parachute on the left of a blue square above it", "x"]
-    images = model.image_features([model.preprocess.resize(one) for one in pixels])
-    texts = model.text_features(captions)
+    images = model.image_features([model.image_inputs(one) for one in pixels])
+    texts = model.text_features(model.text_inputs(captions))
     for row in range(3):
         image, text = plain_features(folder, pixels[row], captions[row])
         np.testing.assert_allclose(images[row], image.numpy(), atol=2e-5)

@@ -1,37 +1,50 @@
 """image_classifier: the probability that a Hugging Face image classifier gives one of its labels (NSFW, watermark).
 
-Any folder that `AutoModelForImageClassification` loads, with its own preprocessor_config.json. A model of several
-labels is read with softmax, one of a single label or `problem_type: multi_label_classification` with a sigmoid.
+Any folder that `AutoModelForImageClassification` loads, or an ONNX file, with its own config.json and
+preprocessor_config.json. A model of several labels is read with softmax, one of a single label or `problem_type:
+multi_label_classification` with a sigmoid.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from transformers import AutoModelForImageClassification
 
-from pipelines.signals.clip_model import on_disk
+from pipelines.signals.batches import Place, ShardRows
+from pipelines.signals.clip_model import model_fingerprint, on_disk
+from pipelines.signals.onnx_file import OnnxFile, is_onnx
 from pipelines.signals.scorer import (
-    BatchedImages,
+    ModelInputs,
+    load_image,
+    make_filler,
     open_tar,
     prepare_device,
     rows_with_images,
     run_scorers,
     write_scores,
 )
+from schemas import storage
+from schemas.digests import sha256_of
 from schemas.errors import InputError
 from schemas.image_decode import Pixels
 from schemas.manifest import ShardEntry, table_url
 from schemas.preprocess import load_preprocess
 from schemas.sample import read_table
+from schemas.shard import ShardReader
 
-VERSION = 1
+VERSION = 2
+ONNX_NOTES = ("config.json", "preprocessor_config.json")  # beside an ONNX file: its labels, and how images are resized
 
 
 @dataclass(frozen=True)
@@ -46,11 +59,17 @@ class ClassifierJob:
     batch_size: int
 
 
-class Classifier:
-    """One label of a model on one device. Raises InputError for a folder or label that cannot be used."""
+class Logits(Protocol):
+    """What the kinds of model have in common."""
 
-    def __init__(self, folder: str, label: str, device: str) -> None:
-        self.preprocess = load_preprocess(folder)
+    def __call__(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Normalised images [B, 3, size, size] -> logits [B, labels]."""
+
+
+class TransformersLogits:
+    """A model folder of transformers on one device."""
+
+    def __init__(self, folder: str, device: str) -> None:
         self._device = device
         with tempfile.TemporaryDirectory() as scratch:
             try:
@@ -59,41 +78,89 @@ class Classifier:
                 )
             except (OSError, ValueError) as error:
                 raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-        labels = {str(name): int(index) for index, name in model.config.id2label.items()}
-        if label not in labels:
-            raise InputError(f"{folder}: has no label {label}; its labels are {', '.join(list(labels)[:20])}")
-        self._index = labels[label]
-        self._is_independent = len(labels) == 1 or model.config.problem_type == "multi_label_classification"
         self._model = model.eval().to(device)
 
     @torch.inference_mode()
-    def scores(self, pixels: list[Pixels]) -> npt.NDArray[np.float32]:
-        """Probability of the label for images that `preprocess.resize` has resized: [B]."""
-        values = torch.from_numpy(self.preprocess.normalise(np.stack(pixels))).to(self._device)
-        logits_BL = self._model(pixel_values=values).logits.float()
+    def __call__(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits [B, labels]."""
+        logits = self._model(pixel_values=torch.from_numpy(values).to(self._device)).logits
+        found: npt.NDArray[np.float32] = logits.float().cpu().numpy()
+        return found
+
+
+class Classifier:
+    """One label of a model on one device. Raises InputError for a model or label that cannot be used."""
+
+    def __init__(self, model: str, label: str, device: str) -> None:
+        folder = folder_of(model)
+        self.preprocess = load_preprocess(folder)
+        self._logits: Logits = OnnxFile(model, device) if is_onnx(model) else TransformersLogits(model, device)
+        config = json.loads(storage.read_input(storage.join(folder, "config.json")))
+        labels = {str(name): int(index) for index, name in config.get("id2label", {}).items()}
+        labels = labels or {f"LABEL_{index}": index for index in range(2)}  # what transformers takes for granted
+        if label not in labels:
+            raise InputError(f"{model}: has no label {label}; its labels are {', '.join(list(labels)[:20])}")
+        self._index = labels[label]
+        self._is_independent = len(labels) == 1 or config.get("problem_type") == "multi_label_classification"
+
+    def inputs(self, pixels: Pixels) -> ModelInputs:
+        """What the model takes of one decoded image."""
+        return self.preprocess.model_inputs([self.preprocess.resize(pixels)])
+
+    def scores(self, inputs: Sequence[ModelInputs]) -> npt.NDArray[np.float32]:
+        """Probability of the label for each image: [B]."""
+        logits_BL = torch.from_numpy(self._logits(np.concatenate([one["pixel_values"] for one in inputs])))
         shares_BL = logits_BL.sigmoid() if self._is_independent else logits_BL.softmax(dim=-1)
-        scores: npt.NDArray[np.float32] = shares_BL[:, self._index].cpu().numpy()
+        scores: npt.NDArray[np.float32] = shares_BL[:, self._index].numpy()
         return scores
 
 
+def folder_of(model: str) -> str:
+    """Where the notes of a model lie: the folder itself, or that of an ONNX file."""
+    return model.rpartition("/")[0] or "." if is_onnx(model) else model
+
+
+def classifier_fingerprint(model: str) -> str:
+    """Content of what changes a classifier's output. Raises InputError where something is missing."""
+    if not is_onnx(model):
+        return model_fingerprint(model)
+    urls = [model, *(storage.join(folder_of(model), name) for name in ONNX_NOTES)]
+    for url in urls:
+        if not storage.exists(url):
+            raise InputError(f"{url}: no such file; an ONNX classifier needs {' and '.join(ONNX_NOTES)} beside it")
+    return " ".join(sha256_of(url) for url in urls)
+
+
 class ClassifierScorer:
-    """Scores one raw shard a call; holds the model."""
+    """Scores one raw shard a call; holds the model, and fills its batches from all calls."""
 
     def __init__(self, job: ClassifierJob, num_threads: int) -> None:
+        device = prepare_device()
         self._job = job
-        self._model = Classifier(job.model, job.label, prepare_device(num_threads))
-        self._images = BatchedImages(job.batch_size, num_threads)
+        self._model = Classifier(job.model, job.label, device)
+        self._filler = make_filler(job.batch_size, num_threads, device)
+        self._lane = self._filler.lane(self._model.scores)
 
     def __call__(self, shard: ShardEntry) -> None:
         """Write the shard's scores."""
         raw = read_table(table_url(self._job.raw_folder, shard.name), ["uid", "status", "offset", "num_bytes"])
+        with open_tar(self._job.raw_folder, shard, raw) as reader, self._filler.turn() as shard_rows:
+            placed = {} if reader is None else self._hand_in(raw, reader, shard_rows)
         scores = np.full(raw.num_rows, np.nan, np.float32)
-        with open_tar(self._job.raw_folder, shard, raw) as reader:
-            for rows, pixels in self._images.batches(raw, reader, rows_with_images(raw), self._model.preprocess.resize):
-                scores[rows] = self._model.scores(pixels)
+        for row, loaded in placed.items():
+            place = loaded.result()
+            if place is not None:
+                scores[row] = place.values()
         write_scores(table_url(self._job.folder, shard.name), raw["uid"], scores)
+
+    def _hand_in(self, raw: pa.Table, reader: ShardReader, shard_rows: ShardRows) -> dict[int, Future[Place | None]]:
+        offsets, sizes = raw["offset"].to_pylist(), raw["num_bytes"].to_pylist()
+        return {
+            row: shard_rows.load(self._lane, partial(load_image, reader, offsets[row], sizes[row], self._model.inputs))
+            for row in rows_with_images(raw).tolist()
+        }
 
 
 def classify_shards(job: ClassifierJob, shards: list[ShardEntry], num_done: int) -> None:
     """Score raw shards with actors that load the model once."""
-    run_scorers(job.name, partial(ClassifierScorer, job), shards, num_done)
+    run_scorers(job.name, partial(ClassifierScorer, job), shards, num_done, job.batch_size)

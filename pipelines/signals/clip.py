@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.signals.scorer import BatchedImages, open_tar, prepare_device, run_scorers
+from pipelines.signals.batches import Lane, Place, ShardRows
+from pipelines.signals.scorer import ModelInputs, load_image, make_filler, open_tar, prepare_device, run_scorers
 from schemas import storage
 from schemas.errors import InputError
 from schemas.manifest import ShardEntry, table_url
 from schemas.sample import STATUS_SUCCESS, check_joined, fold_of, read_table, write_table
+from schemas.shard import ShardReader
 
-if TYPE_CHECKING:
-    from pipelines.signals.clip_model import ClipModel
-
-VERSION = 1
+VERSION = 2
 CLIP_SIGNALS = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
@@ -56,33 +55,33 @@ def features_url(folder: str, shard_name: str, kind: str) -> str:
 
 def score_shards(job: ClipJob, shards: Sequence[ShardEntry], num_done: int) -> None:
     """Score raw shards with actors that load the models once: one a GPU, else one a CPU but one."""
-    run_scorers(job.name, partial(ClipScorer, job), shards, num_done)
+    run_scorers(job.name, partial(ClipScorer, job), shards, num_done, job.batch_size)
 
 
 class ClipScorer:
-    """Scores one raw shard a call; holds the models."""
+    """Scores one raw shard a call; holds the models, and fills their batches from all calls."""
 
     def __init__(self, job: ClipJob, num_threads: int) -> None:
         from pipelines.signals.clip_model import ClipModel
 
-        device = prepare_device(num_threads)
+        device = prepare_device()
         self._job = job
         self._models = [ClipModel(folder, device) for folder in job.models]
         widths = {model.embedding_dim() for model in self._models}
         if len(widths) > 1:
             raise InputError(f"signals {job.name}: its models give features of different widths: {sorted(widths)}")
         self._embedding_dim = widths.pop()
-        self._images = BatchedImages(job.batch_size, num_threads)
+        self._filler = make_filler(job.batch_size, num_threads, device)
+        self._image_lanes = [self._filler.lane(model.image_features) for model in self._models]
+        self._text_lanes: dict[tuple[int, int], Lane] = {}  # by model and number of tokens
 
     def __call__(self, shard: ShardEntry) -> None:
         """Write the shard's features, then its table, which marks it as done."""
         raw = read_table(table_url(self._job.raw_folder, shard.name), _RAW_COLUMNS)
         folds = self._folds(raw, shard.name)
-        scored = Scored(raw.num_rows, self._embedding_dim)
-        with open_tar(self._job.raw_folder, shard, raw) as reader:
-            for fold, model in enumerate(self._models):
-                self._score_rows(raw, reader, np.flatnonzero(folds == fold), model, scored)
-        self._write(raw, shard.name, folds, scored)
+        with open_tar(self._job.raw_folder, shard, raw) as reader, self._filler.turn() as shard_rows:
+            placed = [] if reader is None else self._hand_in(raw, reader, folds, shard_rows)
+        self._write(raw, shard.name, folds, Scored.of(raw.num_rows, self._embedding_dim, placed))
 
     def _folds(self, raw: pa.Table, shard_name: str) -> npt.NDArray[np.int32]:
         """The model that scores each row; -1 for rows without an image."""
@@ -96,14 +95,25 @@ class ClipScorer:
             folds[row] = fold_of(groups[row] or uids[row], len(self._models))
         return folds
 
-    def _score_rows(
-        self, raw: pa.Table, reader: Any, rows: npt.NDArray[np.int64], model: ClipModel, scored: Scored
-    ) -> None:
-        captions = raw["caption"].to_pylist()
-        for batch_rows, pixels in self._images.batches(raw, reader, rows, model.preprocess.resize):
-            images_BD = model.image_features(pixels)
-            texts_BD = model.text_features([captions[row] or "" for row in batch_rows])
-            scored.add(batch_rows, images_BD, texts_BD)
+    def _hand_in(
+        self, raw: pa.Table, reader: ShardReader, folds: npt.NDArray[np.int32], shard_rows: ShardRows
+    ) -> list[Placed]:
+        captions, placed = raw["caption"].to_pylist(), []
+        offsets, sizes = raw["offset"].to_pylist(), raw["num_bytes"].to_pylist()
+        for fold, model in enumerate(self._models):
+            rows = np.flatnonzero(folds == fold).tolist()
+            texts = model.text_inputs([captions[row] or "" for row in rows]) if rows else []
+            for row, text in zip(rows, texts, strict=True):
+                load = partial(load_image, reader, offsets[row], sizes[row], model.image_inputs)
+                image = shard_rows.load(self._image_lanes[fold], load)
+                placed.append((row, image, shard_rows.add(self._text_lane(fold, text), text)))
+        return placed
+
+    def _text_lane(self, fold: int, inputs: ModelInputs) -> Lane:
+        key = (fold, inputs["input_ids"].shape[1])
+        if key not in self._text_lanes:
+            self._text_lanes[key] = self._filler.lane(self._models[fold].text_features)
+        return self._text_lanes[key]
 
     def _write(self, raw: pa.Table, shard_name: str, folds: npt.NDArray[np.int32], scored: Scored) -> None:
         for kind, features in ((IMAGE_FEATURES, scored.images), (TEXT_FEATURES, scored.texts)):
@@ -118,15 +128,30 @@ class ClipScorer:
         write_table(table_url(self._job.folder, shard_name), pa.table(columns, schema=CLIP_SIGNALS))
 
 
+Placed = tuple[int, Future[Place | None], Place]
+"""Row, where its image's features will be (None: cannot be decoded), where its caption's will be."""
+
+
+@dataclass(frozen=True)
 class Scored:
-    """Features and scores of one shard as they come in."""
+    """Features and scores of one shard."""
 
-    def __init__(self, num_rows: int, embedding_dim: int) -> None:
-        self.scores = np.full(num_rows, np.nan, np.float32)
-        self.images = np.zeros((num_rows, embedding_dim), np.float16)
-        self.texts = np.zeros((num_rows, embedding_dim), np.float16)
+    scores: npt.NDArray[np.float32]  # nan: none
+    images: npt.NDArray[np.float16]
+    texts: npt.NDArray[np.float16]
 
-    def add(self, rows: Sequence[int], images_BD: npt.NDArray[np.float32], texts_BD: npt.NDArray[np.float32]) -> None:
-        """Put the features and scores of a batch in their rows."""
-        self.images[rows], self.texts[rows] = images_BD, texts_BD
-        self.scores[rows] = np.einsum("bd,bd->b", images_BD, texts_BD)
+    @staticmethod
+    def of(num_rows: int, embedding_dim: int, placed: Sequence[Placed]) -> Scored:
+        """Wait for all features of a shard."""
+        scored = Scored(
+            np.full(num_rows, np.nan, np.float32),
+            np.zeros((num_rows, embedding_dim), np.float16),
+            np.zeros((num_rows, embedding_dim), np.float16),
+        )
+        for row, loaded, text in placed:
+            image = loaded.result()
+            if image is not None:
+                image_D, text_D = image.values(), text.values()
+                scored.images[row], scored.texts[row] = image_D, text_D
+                scored.scores[row] = np.einsum("d,d->", image_D, text_D)
+        return scored

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from pipelines.signals.scorer import ModelInputs
 from schemas import storage
 from schemas.digests import sha256_of
 from schemas.errors import InputError
@@ -26,6 +27,7 @@ from schemas.image_decode import Pixels
 from schemas.naflex import load_any_preprocess
 
 Features = npt.NDArray[np.float32]  # [B, D]
+TEXT_LENGTHS = (16, 32, 48)  # tokens: a caption's own length decides, so that no other caption changes its features
 
 MODEL_TYPES = ("clip", "siglip", "siglip2", "vision-text-dual-encoder")
 RESULT_FILES = (
@@ -113,29 +115,46 @@ class ClipModel:
 
     def embedding_dim(self) -> int:
         """D, the width of the features."""
-        return int(self.text_features(["a"]).shape[1])
+        return int(self.text_features(self.text_inputs(["a"])).shape[1])
 
-    @torch.inference_mode()
-    def image_features(self, pixels: Sequence[Pixels]) -> Features:
-        """Features of images that `preprocess.resize` has resized: [B, D], L2-normalised."""
-        inputs = self.preprocess.model_inputs(pixels)
-        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
-        return _normalised(self.model.get_image_features(**tensors))
+    def image_inputs(self, pixels: Pixels) -> ModelInputs:
+        """What the model takes of one decoded image."""
+        return self.preprocess.model_inputs([self.preprocess.resize(pixels)])
 
-    @torch.inference_mode()
-    def text_features(self, captions: Sequence[str]) -> Features:
-        """Features of captions: [B, D], L2-normalised."""
+    def text_inputs(self, captions: Sequence[str]) -> list[ModelInputs]:
+        """What the model takes of each caption, padded to the least of TEXT_LENGTHS that holds it."""
         # SigLIP's text tower pools the last position and was trained on full-length texts without a mask.
         fills_up = self.model_type in ("siglip", "siglip2")
-        tokens = self.tokenizer(
-            list(captions),
-            padding="max_length" if fills_up else "longest",
-            truncation=True,
-            max_length=self.max_tokens,
-            return_tensors="pt",
-        )
-        names = ("input_ids",) if fills_up else ("input_ids", "attention_mask")
-        return _normalised(self.model.get_text_features(**{name: tokens[name].to(self.device) for name in names}))
+        lists = self.tokenizer(list(captions), truncation=True, max_length=self.max_tokens)["input_ids"]
+        return [self._padded(ids, fills_up) for ids in lists]
+
+    def _padded(self, ids: Sequence[int], fills_up: bool) -> ModelInputs:
+        lengths = () if fills_up else TEXT_LENGTHS
+        length = next((length for length in lengths if len(ids) <= length < self.max_tokens), self.max_tokens)
+        start = length - len(ids) if self.tokenizer.padding_side == "left" else 0
+        here = slice(start, start + len(ids))
+        input_ids = np.full((1, length), self.tokenizer.pad_token_id, np.int64)
+        input_ids[0, here] = ids
+        if fills_up:
+            return {"input_ids": input_ids}
+        mask = np.zeros((1, length), np.int64)
+        mask[0, here] = 1
+        return {"input_ids": input_ids, "attention_mask": mask}
+
+    @torch.inference_mode()
+    def image_features(self, inputs: Sequence[ModelInputs]) -> Features:
+        """Features of images: [B, D], L2-normalised."""
+        return _normalised(self.model.get_image_features(**self._joined(inputs)))
+
+    @torch.inference_mode()
+    def text_features(self, inputs: Sequence[ModelInputs]) -> Features:
+        """Features of captions of one padded length: [B, D], L2-normalised."""
+        return _normalised(self.model.get_text_features(**self._joined(inputs)))
+
+    def _joined(self, inputs: Sequence[ModelInputs]) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.from_numpy(np.concatenate([one[name] for one in inputs])).to(self.device) for name in inputs[0]
+        }
 
 
 def _normalised(output: Any) -> Features:

@@ -2,7 +2,8 @@
 
 The head is a safetensors file of linear layers in order (`<name>.weight` [out, in], `<name>.bias` [out]; names sorted
 by the numbers in them), with a ReLU between them only where the file's metadata says `activation: relu`: LAION's heads
-have none. The last layer gives one number, or two whose softmax's second is taken. No image is opened again.
+have none. Or it is an ONNX file of any layers, features [B, D] in. The last layer gives one number, or two whose
+softmax's second is taken. No image is opened again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,15 @@ from safetensors.numpy import load as load_safetensors
 
 from pipelines.run_step import run_shards
 from pipelines.signals.clip import IMAGE_FEATURES, features_url
+from pipelines.signals.onnx_file import OnnxFile, is_onnx
 from pipelines.signals.scorer import rows_with_images, write_scores
 from schemas import storage
 from schemas.errors import InputError
 from schemas.manifest import ShardEntry, table_url
 from schemas.sample import check_joined, read_table
 
-VERSION = 1
+VERSION = 2
+BLOCK = 256  # images
 Array = npt.NDArray[np.float32]
 
 
@@ -42,7 +45,29 @@ class HeadJob:
     head: str
 
 
-class Head:
+class Network(Protocol):
+    """What the kinds of head have in common."""
+
+    num_features: int | None  # D, the width of the features that it takes; None where it does not tell
+
+    def __call__(self, features_BD: Array) -> Array:
+        """One number or two logits for each image: [B, 1 or 2]."""
+
+
+class OnnxHead:
+    """An ONNX file, applied to [B, D] features."""
+
+    def __init__(self, url: str) -> None:
+        self._network = OnnxFile(url, "cpu")
+        width = self._network.input_shape[-1]
+        self.num_features = width if isinstance(width, int) else None
+
+    def __call__(self, features_BD: Array) -> Array:
+        """[B, outputs]."""
+        return self._network(features_BD).reshape(len(features_BD), -1)
+
+
+class LinearHead:
     """Linear layers, applied to [B, D] features."""
 
     def __init__(self, url: str) -> None:
@@ -61,22 +86,43 @@ class Head:
         self._has_relu = _metadata(data).get("activation") == "relu"
         if not self._layers or len(self._layers[-1][1]) not in (1, 2):
             raise InputError(f"{url}: its last layer must give one score, or two logits")
-
-    @property
-    def num_features(self) -> int:
-        """D, the width of the features that the head takes."""
-        return int(self._layers[0][0].shape[1])
+        self.num_features: int | None = int(self._layers[0][0].shape[1])
 
     def __call__(self, features_BD: Array) -> Array:
-        """Scores [B]."""
+        """[B, outputs]."""
         hidden = features_BD
         for place, (weight, bias) in enumerate(self._layers):
             hidden = hidden @ weight.T + bias
             if self._has_relu and place < len(self._layers) - 1:
                 hidden = np.maximum(hidden, 0)
-        if hidden.shape[1] == 1:
-            return hidden[:, 0]
-        scores: Array = 1 / (1 + np.exp(hidden[:, 0] - hidden[:, 1]))
+        return hidden
+
+
+class Head:
+    """A small network on features. Raises InputError for a file that cannot be used."""
+
+    def __init__(self, url: str) -> None:
+        self._network: Network = OnnxHead(url) if is_onnx(url) else LinearHead(url)
+        self._url = url
+
+    def __call__(self, features_BD: Array, where: str = "the input") -> Array:
+        """Scores [B]. Always computed for BLOCK images at once: those of one never depend on how many there are."""
+        width = self._network.num_features
+        if width is not None and features_BD.shape[1] != width:
+            raise InputError(f"{self._url}: takes {width} features, {where} has {features_BD.shape[1]}")
+        scores = np.empty(len(features_BD), np.float32)
+        for start in range(0, len(features_BD), BLOCK):
+            part = features_BD[start : start + BLOCK]
+            filled = np.concatenate([part, np.zeros((BLOCK - len(part), part.shape[1]), np.float32)])
+            scores[start : start + BLOCK] = self._scores(self._network(filled))[: len(part)]
+        return scores
+
+    def _scores(self, logits: Array) -> Array:
+        if logits.shape[1] == 1:
+            return logits[:, 0]
+        if logits.shape[1] != 2:
+            raise InputError(f"{self._url}: must give one score or two logits an image, not {logits.shape[1]}")
+        scores: Array = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
         return scores
 
 
@@ -107,15 +153,10 @@ def score_shard(job: HeadJob, shard: ShardEntry) -> None:
     check_joined(raw, signal, f"{job.features_folder}: {shard.name}")
     data = storage.read_bytes(features_url(job.features_folder, shard.name, IMAGE_FEATURES))
     features_BD = np.load(io.BytesIO(data)).astype(np.float32)
-    head = load_head(job.head)
-    if features_BD.shape[1] != head.num_features:
-        raise InputError(
-            f"{job.head}: takes {head.num_features} features, {job.features_folder} has {features_BD.shape[1]}"
-        )
     scores = np.full(raw.num_rows, np.nan, np.float32)
     rows = rows_with_images(raw)
     rows = rows[np.asarray(signal["clip_score"].is_valid())[rows]]  # zeros stand where an image could not be decoded
-    scores[rows] = head(features_BD[rows])
+    scores[rows] = load_head(job.head)(features_BD[rows], job.features_folder)
     write_scores(table_url(job.folder, shard.name), raw["uid"], scores)
 
 

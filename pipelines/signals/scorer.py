@@ -1,9 +1,8 @@
-"""What signals with a model share: actors that load it once, tars to read from, batches decoded ahead of the model."""
+"""What signals with a model share: actors that load it once and work on several shards, tars to read from, scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow as pa
 import ray
 
 from pipelines.run_step import run_actors
+from pipelines.signals.batches import BatchFiller
 from schemas.errors import SampleError
 from schemas.image_decode import Pixels, decode_rgb
 from schemas.manifest import ShardEntry, entry_of_table, tar_url
@@ -27,26 +27,52 @@ SCORE_SIGNALS = pa.schema(
     ]
 )
 
+BATCHES_IN_FLIGHT = 6  # the rows of the shards that an actor holds: enough to fill batches while finished shards leave
+MOST_SHARDS_AT_ONCE = 64
+
+ModelInputs = dict[str, npt.NDArray[Any]]
+"""Named arrays that a model takes of one image or caption: [1, ...]."""
+
 Scorer = Callable[[ShardEntry], None]
-"""Writes the columns of one raw shard; the table last, which marks the shard as done."""
+"""Writes the columns of one raw shard; the table last, which marks the shard as done. Called by several threads."""
 
 
-def run_scorers(name: str, make_scorer: Callable[[int], Scorer], shards: Sequence[ShardEntry], num_done: int) -> None:
-    """Score raw shards with actors, one a GPU, else one a CPU but one; each calls `make_scorer(num_threads)` once."""
+def run_scorers(
+    name: str,
+    make_scorer: Callable[[int], Scorer],
+    shards: Sequence[ShardEntry],
+    num_done: int,
+    batch_size: int,
+) -> None:
+    """Score raw shards with actors, one a GPU, else one a CPU but one; each calls `make_scorer(num_threads)` once.
+
+    An actor works on so many shards at a time that small ones fill its batches, too.
+    """
     if not shards:
         return
     resources = ray.cluster_resources()
     num_cpus, num_gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     num_actors = max(1, min(num_gpus or num_cpus - 1, len(shards)))
     make_worker = partial(make_scorer, max(1, num_cpus // num_actors))
-    run_actors(f"signals {name}", make_worker, shards, num_done, num_gpus=1.0 if num_gpus else 0.0)
+    num_images = max(1, sum(shard.num_samples for shard in shards))
+    at_once = min(MOST_SHARDS_AT_ONCE, 2 + BATCHES_IN_FLIGHT * batch_size * len(shards) // num_images)
+    run_actors(
+        f"signals {name}", make_worker, shards, num_done, num_gpus=1.0 if num_gpus else 0.0, shards_at_once=at_once
+    )
 
 
-def prepare_device(num_threads: int) -> str:
-    """The device that an actor's model runs on."""
+def make_filler(batch_size: int, num_threads: int, device: str) -> BatchFiller:
+    """Loads and computes in `num_threads` threads; a GPU computes one batch at a time."""
+    return BatchFiller(batch_size, num_threads, num_threads if device == "cpu" else 1)
+
+
+def prepare_device() -> str:
+    """The device that an actor's model runs on. Each thread computes a batch of its own: results never depend on
+    how many threads share a product.
+    """
     import torch
 
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(1)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -68,35 +94,12 @@ def rows_with_images(raw: pa.Table) -> npt.NDArray[np.int64]:
     return np.flatnonzero(np.asarray(raw["status"].to_pylist()) == STATUS_SUCCESS)
 
 
-class BatchedImages:
-    """Decodes the images of a shard in threads, one batch ahead of the model."""
-
-    def __init__(self, batch_size: int, num_threads: int) -> None:
-        self._batch_size = batch_size
-        self._decoders = ThreadPoolExecutor(max_workers=max(1, num_threads))
-
-    def batches(
-        self, raw: pa.Table, reader: Any, rows: npt.NDArray[np.int64], prepare: Callable[[Pixels], Pixels]
-    ) -> Iterator[tuple[list[int], list[Pixels]]]:
-        """Rows and their prepared pixels. Images that cannot be decoded are left out: no score rule lets them pass."""
-        offsets, sizes = raw["offset"].to_pylist(), raw["num_bytes"].to_pylist()
-
-        def load(row: int) -> Pixels | None:
-            try:
-                return prepare(decode_rgb(reader.read(offsets[row], sizes[row])))
-            except SampleError:
-                return None
-
-        def submit(start: int) -> list[tuple[int, Future[Pixels | None]]]:
-            return [(row, self._decoders.submit(load, row)) for row in rows[start : start + self._batch_size].tolist()]
-
-        following = submit(0)
-        for start in range(self._batch_size, len(rows) + self._batch_size, self._batch_size):
-            current, following = following, submit(start)
-            loaded = [(row, future.result()) for row, future in current]
-            decoded = [(row, pixels) for row, pixels in loaded if pixels is not None]
-            if decoded:
-                yield [row for row, _ in decoded], [pixels for _, pixels in decoded]
+def load_image(reader: ShardReader, offset: int, num_bytes: int, prepare: Callable[[Pixels], Any]) -> Any:
+    """What `prepare` makes of an image in a tar; None where it cannot be decoded: no score rule lets it pass."""
+    try:
+        return prepare(decode_rgb(reader.read(offset, num_bytes)))
+    except SampleError:
+        return None
 
 
 def write_scores(url: str, uids: pa.ChunkedArray, scores: npt.NDArray[np.float32]) -> None:

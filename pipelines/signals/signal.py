@@ -84,7 +84,7 @@ def _folder_for(recipe: CurateRecipe, signal: SignalRecipe, raw_hash: str, dedup
         case CaptionDuplicateSignals():
             settings["threshold"] = signal.threshold
         case ClassifierSignals():
-            inputs = {"model": model_fingerprint(signal.model)}
+            inputs = {"model": classifier.classifier_fingerprint(signal.model)}
             settings["label"] = signal.label
         case HeadSignals():
             inputs = {"head": _content(signal.head, f"signals.{signal.name}.head")}
@@ -174,9 +174,7 @@ def _measure(recipe: CurateRecipe, signal: SignalRecipe, work: Work) -> dict[str
         case CaptionSignals():
             captions.measure_captions(name, raw_folder, folder, [shard.name for shard in work.shards], work.num_done)
         case CaptionDuplicateSignals():
-            every = [shard.name for shard in load_manifest(raw_folder).shards]
-            todo = [shard.name for shard in work.shards]
-            caption_duplicates.measure_caption_duplicates(name, signal.threshold, raw_folder, folder, every, todo)
+            caption_duplicates.measure_caption_duplicates(name, signal.threshold, raw_folder, folder)
         case WordListSignals():
             word_list.measure_words(signal, raw_folder, folder, [shard.name for shard in work.shards], work.num_done)
         case QualitySignals():

@@ -13,10 +13,10 @@ import ray
 from pipelines.dedupe.evaluation_set import Listed, cut_tasks, images_in, listed_images
 from pipelines.dedupe.kmeans import Features, normalised
 from pipelines.run_step import run_actors
-from pipelines.signals.scorer import prepare_device
+from pipelines.signals.scorer import ModelInputs, prepare_device
 from schemas import storage
 from schemas.errors import InputError, SampleError
-from schemas.image_decode import Pixels, decode_rgb
+from schemas.image_decode import decode_rgb
 
 BATCH = 64
 IMAGE_FEATURES = "image_features"  # of a .npz with several arrays
@@ -61,18 +61,18 @@ class TargetScorer:
     def __init__(self, model: str) -> None:
         from pipelines.signals.clip_model import ClipModel
 
-        self._model = ClipModel(model, prepare_device(1))
+        self._model = ClipModel(model, prepare_device())
 
     def __call__(self, files: list[Listed]) -> Features:
         """Features [images, D]; images that cannot be decoded are left out."""
-        parts = [self._model.image_features(pixels) for pixels in self._batches(files)]
+        parts = [self._model.image_features(inputs) for inputs in self._batches(files)]
         return np.concatenate(parts) if parts else np.zeros((0, self._model.embedding_dim()), np.float32)
 
-    def _batches(self, files: list[Listed]) -> Iterator[list[Pixels]]:
-        batch: list[Pixels] = []
+    def _batches(self, files: list[Listed]) -> Iterator[list[ModelInputs]]:
+        batch: list[ModelInputs] = []
         for _, data in images_in(files):
             try:
-                batch.append(self._model.preprocess.resize(decode_rgb(data)))
+                batch.append(self._model.image_inputs(decode_rgb(data)))
             except SampleError:
                 continue
             if len(batch) == BATCH:

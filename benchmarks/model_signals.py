@@ -1,0 +1,85 @@
+"""How fast CLIP features come from shards of many and of few rows: batches are filled across shards.
+
+    python benchmarks/model_signals.py --data FOLDER_OF_PHOTOGRAPHS --rows-per-shard 256 --rows-per-shard 16
+
+One JSON line for each size of shards. Without `--model` it is a random one of about ViT-S/32's size, for which a row
+costs about as much to decode as to score. The start of the actor is measured with one shard and taken off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import click
+from process_watch import TreeWatch
+from transformers import CLIPConfig, CLIPModel
+
+from cluster.ray_session import start_ray
+from pipelines.signals.clip import ClipJob, score_shards
+from schemas.manifest import load_manifest
+from schemas.preprocess import Preprocess
+from tests.raw_builder import Pair, build_raw
+from tests.tiny_models import write_tokenizer
+
+BATCH = 64
+
+
+def write_model(out: Path) -> Path:
+    """A CLIP of random weights, 6 layers of 384 numbers over 224 px."""
+    tokenizer = write_tokenizer(out, max_length=77)
+    tower = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536}
+    text = {**tower, "vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    CLIPModel(CLIPConfig(text_config=text, vision_config={**tower, "patch_size": 32})).save_pretrained(out)
+    config = Preprocess(size=224, mode="center_crop").processor_config("CLIPImageProcessor")
+    (out / "preprocessor_config.json").write_text(json.dumps(config))
+    return out
+
+
+def measure(pairs: list[Pair], rows_per_shard: int, model: Path, scratch: Path) -> dict[str, float]:
+    """Images a second, and CPU time of an image."""
+    raw = build_raw(scratch / f"raw{rows_per_shard}", pairs, rows_per_shard)
+    shards = load_manifest(raw).shards
+    job = ClipJob("clip", raw, None, str(scratch / f"signal{rows_per_shard}"), (str(model),), BATCH)
+    taken = []
+    for some in (shards[:1], shards):
+        watch = TreeWatch(os.getpid())
+        watch.start()
+        start = time.perf_counter()
+        score_shards(job, some, 0)
+        taken.append((time.perf_counter() - start, watch.stop()))
+    num_images = sum(shard.num_samples for shard in shards[1:] or shards)
+    seconds, cpu_s = (after - before for before, after in zip(*taken, strict=True))
+    return {
+        "rows_per_shard": rows_per_shard,
+        "images": num_images,
+        "images_per_s": round(num_images / seconds, 1),
+        "cpu_ms_per_image": round(1000 * cpu_s / num_images, 2),
+    }
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--data", type=Path, required=True, help="A folder of photographs.")
+@click.option("--model", type=Path, default=None, help="A Hugging Face folder; otherwise a random one.")
+@click.option("--images", default=1024)
+@click.option("--rows-per-shard", multiple=True, default=[256, 16])
+def main(data: Path, model: Path | None, images: int, rows_per_shard: list[int]) -> None:
+    """CLIP features of photographs, in shards of several sizes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model = model or write_model(Path(scratch) / "model")
+        pairs = [
+            Pair(
+                path.read_bytes(), f"a photograph of people and dogs outside, number {place}", f"http://a.test/{place}"
+            )
+            for place, path in enumerate(sorted(data.rglob("*.jpg"))[:images])
+        ]
+        start_ray()
+        for size in rows_per_shard:
+            print(json.dumps(measure(pairs, size, model, Path(scratch))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
