@@ -14,6 +14,7 @@ _WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
 }
+KEEP_IDLE_MS = 30_000  # Ray's own second ends workers between two steps, and each one takes a CPU second to start
 OBJECT_STORE_BYTES = 256 << 20  # steps pass file names and small tables, never images
 
 
@@ -24,6 +25,7 @@ def start_ray(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(KEEP_IDLE_MS))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
     if address is None:

@@ -12,12 +12,12 @@ from typing import IO
 
 import pytest
 
-from pipelines.blur import Boxes
 from pipelines.body import Body
-from pipelines.image import StoredImage, store_image
-from pipelines.image_child import SpooledImage
-from pipelines.image_decoder import ImageDecoder
+from pipelines.boxes import Boxes
+from pipelines.image import store_image
+from pipelines.image_decoder import ImageDecoder, SpooledImage
 from pipelines.image_workers import MAX_WAITING_BYTES, ImageWorkers
+from pipelines.stored_image import StoredImage
 from schemas.curate_recipe import ImageRecipe
 from schemas.errors import SampleError, ShardError
 
