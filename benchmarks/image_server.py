@@ -2,14 +2,17 @@
 
     GET /<folder>/<number>.jpg   image number % the number of images in the folder
 
-Everything else (robots.txt) is a 404. Run as `python benchmarks/image_server.py FOLDER`; it prints its port.
+Everything else (robots.txt) is a 404. Run as `python benchmarks/image_server.py FOLDER [SHARE SECONDS]`; it prints its
+port. That share of the numbers, spread evenly, is answered only after so many seconds.
 """
 
 from __future__ import annotations
 
+import heapq
 import selectors
 import socket
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +32,10 @@ class Connection:
 class ImageServer:
     """Serves the images of the folders below one folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, slow_share: float = 0.0, slow_s: float = 0.0) -> None:
+        self._slow_share, self._slow_s = slow_share, slow_s
+        self._slow: list[tuple[float, int, Connection, bytes]] = []  # when due, a number that tells apart
+        self._num_slow = 0
         self._pages = {
             folder.name: [self._page(path) for path in sorted(folder.iterdir())] for folder in root.iterdir()
         }
@@ -47,7 +53,11 @@ class ImageServer:
     def serve(self) -> None:
         """Answer until the process is ended."""
         while True:
-            for key, _ in self._selector.select():
+            now = time.monotonic()
+            while self._slow and self._slow[0][0] <= now:
+                _, _, connection, page = heapq.heappop(self._slow)
+                self._begin(connection, page)
+            for key, _ in self._selector.select(self._slow[0][0] - now if self._slow else None):
                 if key.data is None:
                     self._accept()
                 else:
@@ -80,7 +90,18 @@ class ImageServer:
     def _answer(self, connection: Connection, path: str) -> None:
         parts = path.strip("/").split("/")
         pages = self._pages.get(parts[-2] if len(parts) > 1 else "", [])
-        page = pages[int(parts[-1].partition(".")[0]) % len(pages)] if pages else NOT_FOUND
+        if not pages:
+            self._begin(connection, NOT_FOUND)
+            return
+        number = int(parts[-1].partition(".")[0])
+        page = pages[number % len(pages)]
+        if int((number + 1) * self._slow_share) > int(number * self._slow_share):
+            self._num_slow += 1
+            heapq.heappush(self._slow, (time.monotonic() + self._slow_s, self._num_slow, connection, page))
+        else:
+            self._begin(connection, page)
+
+    def _begin(self, connection: Connection, page: bytes) -> None:
         connection.to_send = memoryview(page)
         self._write(connection)
 
@@ -99,6 +120,6 @@ class ImageServer:
 
 
 if __name__ == "__main__":
-    server = ImageServer(Path(sys.argv[1]))
+    server = ImageServer(Path(sys.argv[1]), *map(float, sys.argv[2:]))
     print(server.port, flush=True)
     server.serve()

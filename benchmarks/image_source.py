@@ -45,9 +45,10 @@ def write_pictures(folder: Path, data: Path | None, names: Sequence[str]) -> Non
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """The loopback server in a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name("image_server.py")), str(folder)]
+def serve(folder: Path, slow_share: float = 0.0, slow_s: float = 0.0) -> Iterator[tuple[str, psutil.Process]]:
+    """The loopback server in a process of its own; a share of its answers comes only after some seconds."""
+    script = str(Path(__file__).with_name("image_server.py"))
+    command = [sys.executable, script, str(folder), str(slow_share), str(slow_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             port = process.stdout.readline().strip() if process.stdout else ""

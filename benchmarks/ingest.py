@@ -38,6 +38,7 @@ from pipelines.ingest import ingest
 from schemas.curate_recipe import CurateRecipe, ImageRecipe
 from schemas.manifest import load_manifest
 
+WARM_ROWS = 2000  # enough that every worker gets a shard, and its decoder starts
 START_ROWS = 20  # a run of so few is all start; it is taken off both programs' figures
 
 
@@ -164,8 +165,8 @@ class CaseRun:
         """Our runs."""
         images, resize = self.case.num_images, self.case.resize
         with tempfile.TemporaryDirectory(dir=self.work) as out:  # Ray's workers start once a session
-            write_urls(self.work / "warm.parquet", f"{self.base}/{self.case.size}", 400)
-            run_pairloom(Path(out) / "out", self.work / "warm.parquet", resize, 100)
+            write_urls(self.work / "warm.parquet", f"{self.base}/{self.case.size}", WARM_ROWS)
+            run_pairloom(Path(out) / "out", self.work / "warm.parquet", resize, self.shard_rows(WARM_ROWS))
         return [
             self.go("pairloom", images, lambda out, table: run_pairloom(out, table, resize, self.shard_rows(images)))
             for _ in range(self.args.repeat)
@@ -233,6 +234,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer-python", help="interpreter that has img2dataset; made when missing")
     parser.add_argument("--peer-settings", nargs="+", default=["2x16", "2x64", "4x16"], metavar="PxT",
                         help="processes x threads")  # fmt: skip
+    parser.add_argument("--slow", type=float, default=0.0, help="share of the images that the server sends late")
+    parser.add_argument("--slow-s", type=float, default=5.0, help="seconds until it sends them")
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--json", type=Path, help="write all figures there")
     args = parser.parse_args()
@@ -254,7 +257,7 @@ def main() -> None:
         if args.peer_settings:
             args.peer_python = find_peer(args.peer_python, work)
         start_ray()
-        with serve(work / "pictures") as (base, server):
+        with serve(work / "pictures", args.slow, args.slow_s) as (base, server):
             figures = [run_case(case, args, work, base, server) for case in cases]
             print_table(figures, args.cores)
         if args.json:

@@ -37,7 +37,7 @@ SHARD_FRAMES = (
     "make_shard (",
     "ImageWorkers._feed (",
     "_answer (pipelines/image_child",
-    "_serve (pipelines/image_child",
+    "serve (pipelines/image_child",
 )
 
 
@@ -127,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of photographs; made where none is given")
     parser.add_argument("--case", action="append", choices=list(CASES), help="all unless given")
+    parser.add_argument("--shard-only", action="store_true", help="not the kernel's parts: for recordings")
     parser.add_argument("--frames", type=Path, help="a recording of py-spy to sum up instead")
     args = parser.parse_args()
     if args.frames:
@@ -138,6 +139,8 @@ def main() -> None:
         write_pictures(work / "pictures", args.data, sorted({CASES[case][0] for case in cases}))
         for case in cases:
             print(f"{case}: {measure_shard(case, work)}", flush=True)
+            if args.shard_only:
+                continue
             parts = measure_parts(case, work / "pictures" / CASES[case][0])
             print("  kernel: " + ", ".join(f"{name.strip('_')} {ms:.3f}" for name, ms in parts.items() if ms))
     finally:

@@ -34,6 +34,7 @@ class TreeWatch(threading.Thread):
         self._sample_cpu()
         self._begun = sum(self._own_s.values()), self._waited_s
         self.peaks: dict[str, float] = {}
+        self._watching_s = 0.0  # CPU time of this thread
 
     def _processes(self) -> list[psutil.Process]:
         return [self._root, *self._root.children(recursive=True)]
@@ -67,13 +68,15 @@ class TreeWatch(threading.Thread):
         """Sample until `stop`."""
         while not self._done.wait(SAMPLE_S if self._log is None else 5.0):
             self._sample()
+            self._watching_s = time.thread_time()
 
     def stop(self) -> float:
-        """Seconds of CPU time that the tree has used."""
+        """Seconds of CPU time that the tree has used, without this thread's."""
         self._done.set()
         self.join()
         self._sample()
-        return max(sum(self._own_s.values()) - self._begun[0], self._waited_s - self._begun[1])
+        spent_s = max(sum(self._own_s.values()) - self._begun[0], self._waited_s - self._begun[1])
+        return spent_s - self._watching_s
 
 
 def kind_of(process: psutil.Process) -> str:

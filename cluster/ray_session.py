@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import ray
 
@@ -14,6 +16,7 @@ _WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
 }
+KEEP_IDLE_MS = 30_000  # Ray's own second ends workers between two steps, and each one takes a CPU second to start
 OBJECT_STORE_BYTES = 256 << 20  # steps pass file names and small tables, never images
 
 
@@ -24,22 +27,36 @@ def start_ray(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(KEEP_IDLE_MS))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
     if address is None:
-        ray.init(
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env=runtime_env,
-        )
+        with _in_environment(_WORKER_ENVIRONMENT):
+            ray.init(
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
         return
     try:
+        runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=runtime_env)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--ray-address {address}: cannot join the Ray cluster: {reason}") from error
+
+
+@contextmanager
+def _in_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """What starts meanwhile inherits these variables: Ray leaves the workers that it starts first unused where
+    there is a `runtime_env`."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def stop_ray() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from schemas import storage
-from schemas.image_decode import EXTENSIONS
+from schemas.image_columns import EXTENSIONS
 from schemas.manifest import ShardEntry, entry_of_table, table_url, tar_url
 from schemas.sample import CURATED, check_joined, read_table, write_table
 from schemas.shard import ShardReader, ShardWriter, json_bytes, make_key, shard_name

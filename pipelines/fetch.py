@@ -239,7 +239,7 @@ class Fetcher:
         return True
 
     def _start_over(self, job: Job, delay_s: float = 0.0) -> None:
-        job.url, job.num_redirects, job.seconds_left = job.first_url, 0, self._recipe.timeout_s
+        job.start_over(self._recipe.timeout_s)
         if not job.is_robots:
             job.host = self._queue.host_of(job.url)
         self._queue.add(job, delay_s)
@@ -283,8 +283,7 @@ class Fetcher:
         """The network is back: forget what it made us believe, and queue again what failed meanwhile."""
         self._manners.forget_failures()
         for host in self._queue.hosts.values():
-            host.given_up, host.num_lost = None, 0
-            host.rules = None if isinstance(host.rules, SampleError) else host.rules
+            host.forget_failures()
         for job in self._held.take_since(self._circuit.bad_since):
             self._start_over(job)
 

@@ -1,4 +1,4 @@
-"""Hashes of an image: sha256 of bytes; exact hash, 64-bit perceptual hash and a small colour thumbnail of pixels.
+"""Hashes of an image: exact hash, 64-bit perceptual hash and a small colour thumbnail of pixels.
 
 The perceptual hash is `schemas.sample.PHASH_ALGORITHM`: grey, 32 x 32, DCT, top-left 8 x 8, above the median of all
 64. The cosine transform runs on integers, so that the order of a sum (BLAS, threads) can never flip a bit.
@@ -9,7 +9,6 @@ The pixels may come from a JPEG decoded at 1/2 to 1/8 of its size, or be those t
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,8 @@ import numpy.typing as npt
 import xxhash
 
 from pipelines.area_resize import shrink
+from schemas.image_columns import THUMBNAIL_SIDE
 from schemas.image_decode import Pixels
-from schemas.sample import THUMBNAIL_SIDE
 
 SIDE = 32  # px, of the grey image that is transformed
 LOW = 8  # lowest frequencies kept on each axis
@@ -49,11 +48,6 @@ class PixelHashes:
 
     phash: int  # 64 bits, row by row, the lowest frequency in the highest bit
     thumbnail: bytes  # THUMBNAIL_SIDE x THUMBNAIL_SIDE RGB, row by row
-
-
-def sha256_hex(data: bytes) -> str:
-    """Hex sha256 of some bytes."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def exact_hash(pixels: Pixels, size: tuple[int, int]) -> str:

@@ -36,6 +36,12 @@ class Host:
     num_lost: int = 0  # exchanges in a row that ended without an answer
     given_up: SampleError | None = None  # why nothing more is asked of it
 
+    def forget_failures(self) -> None:
+        """As if nothing had gone wrong with it: the fault was the network's."""
+        self.given_up, self.num_lost = None, 0
+        if isinstance(self.rules, SampleError):
+            self.rules = None
+
 
 @dataclass(eq=False, slots=True)
 class Job:
@@ -51,6 +57,10 @@ class Job:
     num_outages: int = 0  # of the network, after which it was tried again
     is_robots: bool = False
     is_probe: bool = False
+
+    def start_over(self, timeout_s: float) -> None:
+        """From the URL that the row names, with all of its time."""
+        self.url, self.num_redirects, self.seconds_left = self.first_url, 0, timeout_s
 
     def backoff_s(self) -> float:
         """Doubling waits with a jitter that is a function of the URL and the attempt."""

@@ -11,19 +11,25 @@ writing it as a JPEG of quality 95 moves it by about 3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import simplejpeg
 
 from pipelines.area_resize import shrink
-from pipelines.blur import Boxes, as_fractions, blur_boxes
-from pipelines.hashes import PixelHashes, exact_hash, hash_pixels, sha256_hex
+from pipelines.blur import blur_boxes
+from pipelines.boxes import Boxes, as_fractions
+from pipelines.hashes import PixelHashes, exact_hash, hash_pixels
+from pipelines.stored_image import StoredImage
 from pipelines.strip_metadata import strip_metadata
-from schemas.curate_recipe import ImageRecipe
 from schemas.drop_reason import DropReason
 from schemas.errors import SampleError
-from schemas.image_decode import EXTENSIONS, ImageHeader, Pixels, decode_reduced, read_header
+from schemas.image_columns import sha256_hex
+from schemas.image_decode import ImageHeader, Pixels, decode_reduced, read_header
+
+if TYPE_CHECKING:  # the process that decodes shall not load pydantic
+    from schemas.curate_recipe import ImageRecipe
 
 KEPT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")  # what every WebDataset reader opens
 MIME_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
@@ -31,28 +37,6 @@ MAX_SIDES = {"jpg": 65500, "png": 1_000_000, "webp": 16383}  # px; what the enco
 HASHED_SIDE = 128  # px; hashes are of the stored scale, or of a reduced decode, where that leaves at least this
 
 cv2.setNumThreads(1)  # parallel over images, never inside one
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """An image as it goes into the tar, with what the tables say about it."""
-
-    data: bytes
-    mime_type: str
-    width: int  # px, as stored
-    height: int
-    original_width: int  # px, as received
-    original_height: int
-    sha256: str  # of the bytes as received
-    image_sha256: str  # of the bytes as stored
-    pixel_hash: str  # of size and pixels as decoded
-    phash: int
-    thumbnail: bytes
-
-    @property
-    def extension(self) -> str:
-        """Extension of the member in the tar."""
-        return EXTENSIONS[self.mime_type]
 
 
 @dataclass(frozen=True)

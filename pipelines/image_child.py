@@ -1,7 +1,8 @@
 """The process in which images are decoded: when a decoder crashes, this process dies and its worker does not.
 
 It speaks with `pipelines.image_decoder` over a socket of messages. Bodies come in shared memory, what is to be stored
-goes straight to the spool file of the shard: the socket carries only what the tables say.
+goes straight to the spool file of the shard: the socket carries only what the tables say. Every worker starts one, so
+nothing is imported here that decoding does not need: no pyarrow, pydantic, fsspec or ray.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
-from pipelines.blur import Boxes
-from pipelines.image import StoredImage
+from pipelines.boxes import Boxes
+from pipelines.stored_image import StoredImage
 from schemas.errors import SampleError
-from schemas.shard import Place
 
 MAX_MESSAGE_BYTES = 1 << 17
+BEGIN = b"begin"  # announces a Begin, which brings a descriptor: to look for one in every message takes time
 READY = b"ready"  # the answer to Begin
+NOT_NEEDED = ("scipy", "cffi")  # numba looks whether they are there, which takes more than it takes itself
 Work = Callable[[bytes, Any, Boxes], StoredImage]
 
 
@@ -36,15 +37,7 @@ class Begin:
     spool_bytes: int  # there already
 
 
-@dataclass(frozen=True)
-class SpooledImage:
-    """An image that is done: what the tables say, and where its bytes wait."""
-
-    image: StoredImage  # without its data
-    place: Place  # in the spool file
-
-
-Reply = SpooledImage | SampleError | Exception
+Answer = tuple[StoredImage, int] | Exception  # without its data, which takes so many bytes of the spool file
 
 
 def find_work(name: str) -> Work:
@@ -54,40 +47,49 @@ def find_work(name: str) -> Work:
     return work
 
 
-def _serve(link: socket.socket, slots: Sequence[int]) -> None:
-    """Answer every body, in order, until the worker hangs up."""
-    begin, work, spool, spool_bytes = None, None, -1, 0
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(link, MAX_MESSAGE_BYTES, 1)
-        if not message:
-            return
-        if descriptors:
-            if spool >= 0:
-                os.close(spool)
-            begin = pickle.loads(message)
-            work, spool, spool_bytes = find_work(begin.work), descriptors[0], begin.spool_bytes
-            link.send(READY)
-            continue
-        slot, num_bytes, boxes = pickle.loads(message)
-        if work is None or begin is None:
-            raise RuntimeError("a body came before its shard began")
-        body = os.pread(slots[slot], num_bytes, 0)
-        reply = _answer(partial(work, body, begin.settings, boxes), spool, spool_bytes)
-        if isinstance(reply, SpooledImage):
-            spool_bytes += reply.place.num_bytes
-        link.send(pickle.dumps(reply))
+class _Child:
+    """Answers every body, in order, until the worker hangs up."""
 
+    def __init__(self, link: socket.socket, slots: Sequence[int]) -> None:
+        self._link = link
+        self._slots = slots
+        self._spool = -1
+        self._spool_bytes = 0
+        self._work: Work | None = None
+        self._settings: Any = None
 
-def _answer(store: Callable[[], StoredImage], spool: int, spool_bytes: int) -> Reply:
-    """What came of one body; an unexpected error travels to the worker, which raises it."""
-    try:
-        stored = store()
-        _write(spool, stored.data, spool_bytes)
-    except SampleError as error:
-        return error
-    except Exception as error:  # noqa: BLE001  raised again in the worker
-        return error
-    return SpooledImage(replace(stored, data=b""), Place(spool_bytes, len(stored.data)))
+    def serve(self) -> None:
+        """Until the worker hangs up."""
+        buffer = memoryview(bytearray(MAX_MESSAGE_BYTES))
+        while num_bytes := self._link.recv_into(buffer):
+            message = buffer[:num_bytes]
+            if message == BEGIN:
+                self._begin()
+                self._link.send(READY)
+            else:
+                self._link.send(pickle.dumps(self._answer(*pickle.loads(message)), pickle.HIGHEST_PROTOCOL))
+
+    def _begin(self) -> None:
+        message, descriptors, _, _ = socket.recv_fds(self._link, MAX_MESSAGE_BYTES, 1)
+        if self._spool >= 0:
+            os.close(self._spool)
+        begin: Begin = pickle.loads(message)
+        self._spool, self._spool_bytes = descriptors[0], begin.spool_bytes
+        self._work, self._settings = find_work(begin.work), begin.settings
+
+    def _answer(self, slot: int, num_bytes: int, boxes: Boxes) -> Answer:
+        """What came of one body; an unexpected error travels to the worker, which raises it."""
+        if self._work is None:
+            return RuntimeError("a body came before its shard began")
+        try:
+            stored = self._work(os.pread(self._slots[slot], num_bytes, 0), self._settings, boxes)
+            _write(self._spool, stored.data, self._spool_bytes)
+        except SampleError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  raised again in the worker
+            return error
+        self._spool_bytes += len(stored.data)
+        return stored._replace(data=b""), len(stored.data)
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:
@@ -100,6 +102,8 @@ def main() -> None:
     """Arguments: the descriptors of the socket and of the slots of shared memory."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # short of memory, the system shall kill this process and not the worker
+    for name in NOT_NEEDED:
+        sys.modules[name] = None  # type: ignore[assignment]
     link = socket.socket(fileno=int(sys.argv[1]))
     with suppress(ConnectionError, KeyboardInterrupt):
-        _serve(link, [int(argument) for argument in sys.argv[2:]])
+        _Child(link, [int(argument) for argument in sys.argv[2:]]).serve()

@@ -6,25 +6,41 @@ import atexit
 import os
 import pickle
 import socket
+import struct
 import subprocess
 import sys
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import IO
 
-from pipelines.blur import Boxes
 from pipelines.body import Body
-from pipelines.image_child import MAX_MESSAGE_BYTES, READY, Begin, Reply
+from pipelines.boxes import Boxes
+from pipelines.image_child import BEGIN, MAX_MESSAGE_BYTES, READY, Answer, Begin
+from pipelines.stored_image import StoredImage
+from schemas.curate_recipe import ImageRecipe
 from schemas.drop_reason import DropReason
 from schemas.errors import SampleError, ShardError
+from schemas.shard import Place
 
 NUM_SLOTS = 4  # bodies that the process has or is about to have; enough that it never waits
 KEPT_SLOT_BYTES = 4 << 20  # a slot that held more gives its memory back
 NUM_ATTEMPTS = 2  # of an image: the first crash may come from the image before it
 _MAIN = "from pipelines.image_child import main; main()"  # not as __main__: its classes are pickled
-MAX_SECONDS = 300.0  # for one image; a decoder that hangs is killed
+MAX_SECONDS = 300  # for one image; a decoder that hangs is killed
+
+
+@dataclass(frozen=True)
+class SpooledImage:
+    """An image that is done: what the tables say, and where its bytes wait."""
+
+    image: StoredImage  # without its data
+    place: Place  # in the spool file
+
+
+Reply = SpooledImage | Exception  # a SampleError, or what shall be raised
 
 
 @dataclass
@@ -48,6 +64,7 @@ class ImageDecoder:
         self._begin: Begin | None = None
         self._spool: IO[bytes] | None = None
         self._spool_bytes = 0
+        self._buffer = memoryview(bytearray(MAX_MESSAGE_BYTES))
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
 
@@ -60,9 +77,10 @@ class ImageDecoder:
         """Whether `send` may be called."""
         return bool(self._free)
 
-    def begin(self, work: str, settings: object, spool: IO[bytes]) -> None:
+    def begin(self, work: str, settings: ImageRecipe, spool: IO[bytes]) -> None:
         """Start a shard: `work` is `module:function`, what it stores goes to the spool file."""
-        self._begin, self._spool, self._spool_bytes = Begin(work, settings, 0), spool, 0
+        plain = SimpleNamespace(**settings.model_dump())  # to read the recipe itself takes all of pydantic
+        self._begin, self._spool, self._spool_bytes = Begin(work, plain, 0), spool, 0
         if self._process is None or self._process.poll() is not None:
             self._start()
         else:
@@ -96,10 +114,8 @@ class ImageDecoder:
             first.num_attempts += 1
             self._resend()
             message = self._receive_message()
-        reply: Reply = pickle.loads(message)
-        if not isinstance(reply, Exception):
-            self._spool_bytes += reply.place.num_bytes
-        return self._release(), reply
+        answer: Answer = pickle.loads(message)
+        return self._release(), answer if isinstance(answer, Exception) else self._place(*answer)
 
     def end(self) -> None:
         """End a shard; what has no answer yet is given up."""
@@ -115,6 +131,11 @@ class ImageDecoder:
         while self._slots:
             os.close(self._slots.pop())
 
+    def _place(self, image: StoredImage, num_bytes: int) -> SpooledImage:
+        spooled = SpooledImage(image, Place(self._spool_bytes, num_bytes))
+        self._spool_bytes += num_bytes
+        return spooled
+
     def _release(self) -> int:
         """Take the oldest body off its slot; returns its row."""
         sent = self._sent.popleft()
@@ -125,7 +146,7 @@ class ImageDecoder:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.settimeout(MAX_SECONDS)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", MAX_SECONDS, 0))
         descriptors = [theirs.fileno(), *self._slots]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [sys.executable, "-c", _MAIN, *map(str, descriptors)]
@@ -140,6 +161,7 @@ class ImageDecoder:
             raise RuntimeError("no shard has begun")
         begin = Begin(self._begin.work, self._begin.settings, self._spool_bytes)
         with suppress(BrokenPipeError, ConnectionResetError):  # noticed where its answer is missing
+            self._link.send(BEGIN)
             socket.send_fds(self._link, [pickle.dumps(begin)], [self._spool.fileno()])
         if self._receive_message() != READY:
             raise ShardError(f"the process that decodes images does not start ({self._stop()})")
@@ -154,14 +176,14 @@ class ImageDecoder:
         for sent in self._sent:
             self._announce(sent)
 
-    def _receive_message(self) -> bytes:
-        """One message; empty where the process died or hangs."""
+    def _receive_message(self) -> memoryview:
+        """One message, until the next one; empty where the process died or hangs."""
         if self._link is None:
-            return b""
+            return self._buffer[:0]
         try:
-            return self._link.recv(MAX_MESSAGE_BYTES)
-        except (ConnectionResetError, TimeoutError):
-            return b""
+            return self._buffer[: self._link.recv_into(self._buffer)]
+        except (ConnectionResetError, BlockingIOError):  # the latter: no answer within MAX_SECONDS
+            return self._buffer[:0]
 
     def _stop(self) -> str:
         """End the process; returns how it had ended, for the message."""

@@ -12,10 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import IO
 
-from pipelines.blur import Boxes
 from pipelines.body import Body
-from pipelines.image_child import SpooledImage
-from pipelines.image_decoder import ImageDecoder
+from pipelines.boxes import Boxes
+from pipelines.image_decoder import ImageDecoder, SpooledImage
+from schemas.curate_recipe import ImageRecipe
 from schemas.errors import SampleError
 
 STORE_IMAGE = "pipelines.image:store_image"
@@ -28,7 +28,7 @@ _Waiting = tuple[int, Body | bytes, int, Boxes]  # row, body, its size, what is 
 class ImageWorkers:
     """Turns bodies into images in the spool file. Use as a context manager, from one thread."""
 
-    def __init__(self, decoder: ImageDecoder, work: str, settings: object, spool: IO[bytes]) -> None:
+    def __init__(self, decoder: ImageDecoder, work: str, settings: ImageRecipe, spool: IO[bytes]) -> None:
         """`work` is `module:function`, called in the decoder's process with an image's bytes, `settings` and boxes."""
         self._decoder = decoder
         self._begin = (work, settings, spool)

@@ -16,9 +16,7 @@ import numpy.typing as npt
 from pipelines.counters import Report
 from pipelines.duplicate_rows import save_uids
 from pipelines.fetch_rows import fetch_rows
-from pipelines.hashes import sha256_hex
-from pipelines.image_child import SpooledImage
-from pipelines.image_decoder import image_decoder
+from pipelines.image_decoder import SpooledImage, image_decoder
 from pipelines.image_workers import STORE_IMAGE, ImageWorkers
 from pipelines.raw_table import PlacedImage, ShardResult, make_table, put_table, read_result
 from pipelines.raw_tar import add_sample, put_tar, scratch_file, work_folder
@@ -30,6 +28,7 @@ from schemas import storage
 from schemas.curate_recipe import IngestRecipe, SourceRecipe
 from schemas.drop_reason import DropReason
 from schemas.errors import SampleError, StorageError
+from schemas.image_columns import sha256_hex
 from schemas.manifest import ShardEntry, table_url
 from schemas.sample import make_uid
 from schemas.shard import ShardWriter, make_key, shard_name

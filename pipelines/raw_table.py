@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.image import StoredImage
 from pipelines.sources.source import SourceRow
+from pipelines.stored_image import StoredImage
 from schemas import storage
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError, SampleError

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from pipelines.image_child import SpooledImage
+from pipelines.image_decoder import SpooledImage
 from pipelines.raw_table import PlacedImage
 from pipelines.sources.source import SourceRow
 from schemas import storage

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.hashes import sha256_hex
 from pipelines.sources.source import SourceRow
 from pipelines.web_address import clean_url, host_name_of, origin_of
 from schemas.drop_reason import DropReason
 from schemas.errors import InputError, SampleError
+from schemas.image_columns import sha256_hex
 from schemas.sample import STATUS_DROPPED
 from schemas.tombstones import KINDS, load_tombstones, root_of
 

@@ -16,11 +16,10 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.blur import Boxes
+from pipelines.boxes import Boxes
 from pipelines.fetch_rows import fetch_rows
 from pipelines.honour import with_offsets
-from pipelines.image_child import SpooledImage
-from pipelines.image_decoder import image_decoder
+from pipelines.image_decoder import SpooledImage, image_decoder
 from pipelines.image_workers import STORE_IMAGE, ImageWorkers
 from pipelines.raw_generation import AddSample, Rewrite, collect_results, finish_rewrite, rewrite_tar
 from pipelines.raw_shard import Outcomes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import TypeVar
 
-from pipelines.blur import Boxes
+from pipelines.boxes import Boxes
 
 Outcome = TypeVar("Outcome")
 

@@ -10,7 +10,7 @@ MAX_URL_CHARS = 8192
 _SAFE = "/%:@!$&'()*+,;=~-._?[]"  # left alone in a path or query; "%" because most URLs are quoted already
 _IN_QUERY = rf"[A-Za-z0-9{re.escape(_SAFE)}]"
 _IN_PATH = rf"[A-Za-z0-9{re.escape(_SAFE.replace('?', ''))}]"
-_CLEAN = re.compile(rf"https?://[a-z0-9.-]+/{_IN_PATH}*(?:\?{_IN_QUERY}+)?")
+_CLEAN = re.compile(rf"https?://[a-z0-9.-]+(?::(?:[1-9][0-9]{{0,3}}|[1-5][0-9]{{4}}))?/{_IN_PATH}*(?:\?{_IN_QUERY}+)?")
 
 
 def clean_url(text: str | None) -> str | None:

@@ -36,9 +36,6 @@ MIME_TYPES = {
     "HEIF": "image/heic",
     "PPM": "image/x-portable-anymap",
 }
-EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif",
-              "image/bmp": "bmp", "image/tiff": "tif", "image/avif": "avif", "image/heic": "heic",
-              "image/x-portable-anymap": "ppm"}  # fmt: skip
 _HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 if _HAS_HEIF:
     importlib.import_module("pillow_heif").register_heif_opener()

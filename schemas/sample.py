@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from schemas import storage
 from schemas.errors import InputError
+from schemas.image_columns import THUMBNAIL_SIDE
 
 FOOTER_BYTES = 1 << 16  # read at once from the end of a remote table; its footer is nearly always there
 PHASH_ALGORITHM = "dct32-8x8-median64"  # ALGORITHMS: grey, 32 x 32, DCT, top-left 8 x 8, > median of all 64
-THUMBNAIL_SIDE = 8  # px; RGB thumbnail that confirms perceptual duplicates
 
 PIXEL_HASH_ALGORITHM = "xxh3-128"
 

@@ -22,6 +22,7 @@ from schemas.errors import InputError
 
 SHARDS_PER_FOLDER = 1000
 BLOCK = 512  # bytes of a tar block
+WRITE_BYTES = 1 << 18  # at once to the file
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff", "heic", "heif")
 
 
@@ -35,9 +36,12 @@ def make_key(shard_index: int, row: int) -> str:
     return f"{shard_index:07d}{row:05d}"
 
 
+_JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
 def json_bytes(value: Mapping[str, Any]) -> bytes:
     """Canonical JSON: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _JSON.encode(value).encode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -48,41 +52,41 @@ class Place:
     num_bytes: int
 
 
+_MODE_AND_OWNER = b"0000444\0" + 2 * b"0000000\0"
+_TIME = b"00000000000\0"
+_TYPE_AND_MAGIC = (b"0" + bytes(100) + b"ustar\00000").ljust(BLOCK - 156, b"\0")
+_SUM_OF_THE_REST = sum(_MODE_AND_OWNER + _TIME + 8 * b" " + _TYPE_AND_MAGIC)  # the checksum counts as spaces
+
+
 def _header(name: str, num_bytes: int) -> bytes:
     """A ustar header without time, owner or other state, so equal content gives equal tars."""
     encoded = name.encode()
     if len(encoded) > 100:
         raise ValueError(f"member name longer than 100 bytes: {name}")
-    header = bytearray(BLOCK)
-    header[0 : len(encoded)] = encoded
-    header[100:108] = b"0000444\0"
-    header[108:116] = header[116:124] = b"0000000\0"
-    header[124:136] = b"%011o\0" % num_bytes
-    header[136:148] = b"00000000000\0"
-    header[148:156] = b"        "
-    header[156:157] = b"0"
-    header[257:265] = b"ustar\00000"
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header)
+    size = b"%011o" % num_bytes
+    checksum = _SUM_OF_THE_REST + sum(encoded) + sum(size)
+    return b"%b%b%b\0%b%06o\0 %b" % (encoded.ljust(100, b"\0"), _MODE_AND_OWNER, size, _TIME, checksum, _TYPE_AND_MAGIC)
 
 
 class ShardWriter:
     """Writes one tar to a local path, member by member; equal members give equal bytes."""
 
     def __init__(self, path: str) -> None:
-        self._file = open(path, "wb")  # noqa: SIM115  closed by close()
+        self._file = open(path, "wb", WRITE_BYTES)  # noqa: SIM115  closed by close()
         self._digest = hashlib.sha256()
         self.num_bytes = 0
         self.num_samples = 0
 
     def add(self, key: str, members: Mapping[str, bytes]) -> dict[str, Place]:
         """Append the members of one sample (extension -> bytes); returns where each one lies."""
-        places = {}
+        places, offset = {}, self.num_bytes
+        pieces: list[bytes] = []
         for extension, data in members.items():
-            self._write(_header(f"{key}.{extension}", len(data)))
-            places[extension] = Place(self.num_bytes, len(data))
-            self._write(data)
-            self._write(bytes(-len(data) % BLOCK))
+            num_filling = -len(data) % BLOCK
+            places[extension] = Place(offset + BLOCK, len(data))
+            pieces += (_header(f"{key}.{extension}", len(data)), data, bytes(num_filling))
+            offset += BLOCK + len(data) + num_filling
+        self._write(b"".join(pieces))  # at once: a digest and a file take large pieces faster than small ones
         self.num_samples += 1
         return places
 

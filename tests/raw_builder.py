@@ -16,7 +16,8 @@ from PIL import Image
 
 from pipelines.hashes import exact_hash, hash_pixels
 from schemas.drop_reason import DropReason
-from schemas.image_decode import EXTENSIONS, Pixels, decode_rgb, read_header
+from schemas.image_columns import EXTENSIONS
+from schemas.image_decode import Pixels, decode_rgb, read_header
 from schemas.manifest import Manifest, ShardEntry, save_manifest, set_latest, table_url
 from schemas.sample import SAMPLE, STATUS_DROPPED, STATUS_SUCCESS, make_uid, write_table
 from schemas.shard import ShardWriter, make_key, shard_name

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +14,12 @@ from typing import IO
 
 import pytest
 
-from pipelines.blur import Boxes
 from pipelines.body import Body
-from pipelines.image import StoredImage, store_image
-from pipelines.image_child import SpooledImage
-from pipelines.image_decoder import ImageDecoder
+from pipelines.boxes import Boxes
+from pipelines.image import store_image
+from pipelines.image_decoder import ImageDecoder, SpooledImage
 from pipelines.image_workers import MAX_WAITING_BYTES, ImageWorkers
+from pipelines.stored_image import StoredImage
 from schemas.curate_recipe import ImageRecipe
 from schemas.errors import SampleError, ShardError
 
@@ -112,3 +114,10 @@ def test_bodies_wait_on_disk_beyond_the_budget(decoder: ImageDecoder, spool: IO[
         assert in_memory <= MAX_WAITING_BYTES >> 20
         workers.finish()
     assert {str(outcome) for outcome in workers.outcomes.values()} == {"no image format recognised"}
+
+
+def test_the_process_loads_only_what_decoding_needs() -> None:
+    """Each worker starts one: what the worker needs for its tables would double what that takes."""
+    code = "import sys, pipelines.image_child, pipelines.image; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"pyarrow", "pydantic", "fsspec", "ray", "pandas", "torch"} & set(loaded)

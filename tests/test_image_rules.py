@@ -15,7 +15,8 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError, features
 
 from pipelines.area_resize import shrink
-from pipelines.blur import blur_boxes, read_boxes
+from pipelines.blur import blur_boxes
+from pipelines.boxes import read_boxes
 from pipelines.image import check_limits, store_image
 from schemas.drop_reason import DropReason
 from schemas.errors import SampleError

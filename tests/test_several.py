@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from pipelines.hashes import sha256_hex
 from pipelines.ingest import ingest
 from pipelines.retry import retry_transient
 from schemas.curate_recipe import SourceRecipe
 from schemas.errors import RecipeError
+from schemas.image_columns import sha256_hex
 from schemas.manifest import load_manifest
 from tests.http_server import TestServer
 from tests.ingest_builder import check_offsets, make_recipe, read_rows, url_source, write_csv, write_tar

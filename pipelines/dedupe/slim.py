@@ -17,8 +17,9 @@ from pipelines.dedupe.spill import Rows, pack, unpack
 from pipelines.dedupe.wide import NUM_WORDS, WideHashes, unpack_hashes
 from schemas.dedupe_recipe import PreferRecipe
 from schemas.errors import InputError
+from schemas.image_columns import THUMBNAIL_SIDE
 from schemas.manifest import table_url
-from schemas.sample import STATUS_SUCCESS, THUMBNAIL_SIDE, check_joined, read_table
+from schemas.sample import STATUS_SUCCESS, check_joined, read_table
 
 THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
 _COLUMNS = ["uid", "url", "status", "caption", "sha256", "image_sha256", "pixel_hash", "phash", "original_width",

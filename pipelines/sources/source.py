@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pipelines.blur import Boxes, read_boxes
+from pipelines.boxes import Boxes, read_boxes
 from schemas import storage
 from schemas.curate_recipe import DEFAULT_CAPTION_COLUMN, SourceRecipe
 from schemas.errors import InputError, SampleError
