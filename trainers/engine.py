@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from schemas.train_recipe import TrainRecipe
-from trainers.deepspeed_config import deepspeed_config, micro_batch_size
+from trainers.deepspeed_config import deepspeed_config, micro_batch_size, zero_stage
 from trainers.distributed import local_rank, rank, world_size
 from trainers.operators import build_operators
 from trainers.optimizers import build_optimizer
@@ -89,8 +89,10 @@ def start_engine(task: Task, recipe: TrainRecipe) -> Engine:
         config=deepspeed_config(recipe, world_size(), micro),
         dist_init_required=False,
     )
+    if world_size() == 1:
+        engine.enable_backward_allreduce = False  # it copies all gradients into buckets and back
     rates = tuple(group.learning_rate for group in groups)
-    return Engine(engine, recipe.zero.stage, micro, rates, recipe.optimizer.average_decay is not None)
+    return Engine(engine, zero_stage(recipe, world_size()), micro, rates, recipe.optimizer.average_decay is not None)
 
 
 def whole_state(engine: Engine) -> dict[str, torch.Tensor]:

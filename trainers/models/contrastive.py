@@ -21,6 +21,7 @@ from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
 from schemas.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess
 from schemas.train_recipe import ContrastiveTask, ModelRecipe
 from trainers.models.folder import model_type_of
+from trainers.models.less_work import spare_work
 from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
 from trainers.models.positions import resize_pictures
 from trainers.models.presets import MEAN_POOLING, is_siglip2, preset_config
@@ -57,6 +58,7 @@ class ContrastiveModel(nn.Module):
         self.hf = hf
         self._locked: list[nn.Module] = []
         self._kept_patches: torch.Tensor | None = None
+        spare_work(hf)
         if isinstance(hf, Siglip2Model):
             share_positions(hf)
         if task.patch_dropout:
