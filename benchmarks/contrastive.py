@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 SENTENCE = "a photograph of two dogs that run along the beach behind a red ball number"
-BARE, PADDED = "bare torch", "bare torch, padded"
+BARE, PADDED, COMPILED = "bare torch", "bare torch, padded", "pairloom, compiled, ZeRO 0"
 OPEN_CLIP_NAMES = {"clip-vit-b-32": "ViT-B-32", "clip-vit-b-16": "ViT-B-16", "clip-vit-l-14": "ViT-L-14"}
 
 
@@ -45,7 +45,8 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options)))
         return
-    names = [BARE, PADDED, "pairloom, ZeRO 0", "pairloom, ZeRO 1"] + (["open_clip"] if has_open_clip() else [])
+    names = [BARE, PADDED, "pairloom, ZeRO 0", "pairloom, ZeRO 1"]
+    names += [COMPILED] * options.compile + ["open_clip"] * has_open_clip()
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
@@ -56,7 +57,7 @@ def main() -> None:
     base = statistics.median(one["samples_per_s"] for one in rates[names[0]])
     for name, found in rates.items():
         rate = statistics.median(one["samples_per_s"] for one in found)
-        parts = [f"{name:24} {rate:9.2f} samples/s  {rate / base:6.3f} of the bare loop"]
+        parts = [f"{name:26} {rate:9.2f} samples/s  {rate / base:6.3f} of the bare loop"]
         if "cpu_ms" in found[0]:
             parts.append(f"{statistics.median(one['cpu_ms'] for one in found):8.1f} ms of CPU a sample")
         parts.append(f"{max(one['bytes'] for one in found) / 1e9:6.2f} GB at most")
@@ -78,6 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision; without it no MFU is printed")
     parser.add_argument("--caption-words", type=int, default=16)
+    parser.add_argument("--compile", action="store_true", help="also with model.compile")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--run", action="store_true", help="also a whole run from tars")
     parser.add_argument("--measure", help="one program, in this process; for the processes that main starts")
@@ -179,7 +181,8 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
     pixels = torch.from_numpy(task.preprocess.normalise(np.stack([one.pixels for one in samples]))).to(device())
     if options.measure == "open_clip":
         return open_clip_step(options, pixels), flops
-    return bare_step(options, task.model.hf.config, {"pixel_values": pixels, **without_pixels(batch)}), flops
+    tokens = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return bare_step(options, task.model.hf.config, {"pixel_values": pixels, **tokens}), flops
 
 
 def padded(batch: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -191,11 +194,6 @@ def padded(batch: dict[str, Any], config: Any) -> dict[str, Any]:
     return {name: pad(batch[name], missing, value=value) for name, value in values.items()}
 
 
-def without_pixels(batch: dict[str, Any]) -> dict[str, Any]:
-    """The tokens."""
-    return {name: tensor for name, tensor in batch.items() if name != "pixels"}
-
-
 def make_recipe(options: argparse.Namespace, folder: str, data: str, stage: int) -> Any:
     """The recipe of both the steps and the whole run."""
     from schemas.recipe_io import parse_recipe
@@ -204,7 +202,7 @@ def make_recipe(options: argparse.Namespace, folder: str, data: str, stage: int)
     settings = {
         "run": {"dir": f"{folder}/run", "total_samples": (options.warm_up + options.steps) * options.batch},
         "task": {"kind": "contrastive", "loss": "clip"},
-        "model": {"preset": options.preset},
+        "model": {"preset": options.preset, "compile": options.measure == COMPILED},
         "tokenizer": {"path": f"{folder}/tokenizer"},
         "data": {"train": [{"path": data}]},
         "batch": {"global_batch_size": options.batch},

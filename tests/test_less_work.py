@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,29 @@ def test_siglip_sees_its_padding(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     task = make_task(tmp_path, tmp_path, preset="siglip-test-tiny")
     assert task.collate(samples())["input_ids"].shape == (4, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None and not torch.cuda.is_available(), reason="inductor needs g++")
+def test_compiled_layers_give_the_same_losses(tmp_path: Path) -> None:
+    """With texts of another length at each step."""
+    write_tokenizer(tmp_path)
+    losses = []
+    for is_compiled in (False, True):
+        task = make_task(tmp_path, tmp_path, "clip", preset="clip-test-tiny", compile=is_compiled)
+        optimizer = torch.optim.AdamW([{"params": g.parameters, "lr": 1e-3} for g in task.parameter_groups()])
+        lengths = set()
+        for step in range(3):
+            batch = task.collate([replace(one, caption=one.caption + " x" * step) for one in samples()])
+            loss, _ = task.loss(task.model, batch, 4)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            lengths.add(batch["input_ids"].shape[1])
+        assert len(lengths) == 3
+    assert losses[3:] == pytest.approx(losses[:3], rel=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told to keep memory")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel, Siglip2Model, SiglipModel, VisionTextDualEncoderModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from schemas.errors import InputError, RecipeError
 from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
@@ -133,6 +134,17 @@ class ContrastiveModel(nn.Module):
         ZeRO-3 gathers a layer's weights when its module is called, which only torch's older form does in a backward.
         """
         self.hf.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": zero_stage == 3})
+
+    def compile_layers(self) -> None:
+        """Compile each layer of the towers at its first call.
+
+        The lengths of texts are symbols from the start: a resumed run then gets the same code as the one before it.
+        """
+        torch._dynamo.config.disable = False  # launchers without a GPU say TORCHDYNAMO_DISABLE
+        for tower, is_dynamic in ((self.hf.vision_model, None), (self.hf.text_model, True)):
+            for layer in tower.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.compile(dynamic=is_dynamic)
 
     def lock(self, towers: Sequence[str]) -> None:
         """Freeze towers, poolers included: they stay in eval mode, and only what lies behind them is trained."""

@@ -59,6 +59,8 @@ class ContrastiveTask:
         self._model.lock(recipe.model.locked)
         if recipe.model.activation_checkpointing:
             self._model.checkpoint_activations(zero_stage(recipe, world_size()))
+        if recipe.model.compile:
+            self._model.compile_layers()
         self.model: nn.Module = self._model
         self._caches = _open_caches(recipe, self._model)
         check_batch_statistics(recipe, self._model)
