@@ -37,10 +37,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 fast: check
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow"
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 format: $(STAMP)
 	$(BIN)/ruff format .

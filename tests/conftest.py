@@ -18,6 +18,12 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: with several processes, none is left at the end with a long file of its own."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def find_shared_data(name: str) -> Path:
     """A folder of real data for tests; skips the test, with the reason, where it is not there."""
     path = SHARED_DATA / name

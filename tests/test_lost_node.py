@@ -40,7 +40,9 @@ def lose_a_node():
 threading.Thread(target=lose_a_node, daemon=True).start()
 curate(recipe, lambda: start_ray(cluster.address), only="ingest")
 import ray
-alive = [node for node in ray.nodes() if node["Alive"]]
+until = time.monotonic() + 60  # the cluster may hear of the loss later than the ingest needs
+while len(alive := [node for node in ray.nodes() if node["Alive"]]) == 3 and time.monotonic() < until:
+    time.sleep(0.1)
 hosts = len({node["NodeID"] for node in ray.nodes()})
 print(f"lost after {kills[0]} shards, {len(alive)} of {hosts} nodes left")
 ray.shutdown()
