@@ -152,7 +152,6 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
     import torch
 
     from trainers.engine import device, start_engine, start_process_group
-    from trainers.memory import keep_freed_memory
     from trainers.step import take_step
     from trainers.task import TrainSample
     from trainers.tasks.contrastive import ContrastiveTask
@@ -163,7 +162,6 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
     stage = int(options.measure[-1]) if options.measure.startswith("pairloom") else 0
     recipe = make_recipe(options, str(folder), "unused", stage)
     if options.measure.startswith("pairloom"):
-        keep_freed_memory()
         start_process_group()
     task = ContrastiveTask(recipe, str(folder / "tokenizer"))
     size, draw = task.preprocess.size, np.random.default_rng(0)

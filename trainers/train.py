@@ -39,7 +39,6 @@ from trainers.data.timed import timed
 from trainers.distributed import any_rank, join_lists, local_rank, rank, sum_over_ranks, world_size
 from trainers.engine import Engine, calm_threads, device, start_engine, start_process_group
 from trainers.evaluate.run import check_data
-from trainers.memory import keep_freed_memory
 from trainers.metrics import Metrics
 from trainers.models.open_clip_folder import convert_folder, is_open_clip
 from trainers.run_folder import RunFolder, clean_run, evaluate_checkpoint, finish_run, open_run, share_folder
@@ -268,7 +267,6 @@ def main(path: str) -> int:
     quiet_libraries()
     try:
         calm_threads()
-        keep_freed_memory()
         start_process_group()
         train(parse_recipe(json.loads(Path(path).read_text()), TrainRecipe, path))
     except PairloomError as error:

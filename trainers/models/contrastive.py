@@ -7,6 +7,7 @@ in the shape that the class has. A dual encoder has no place for a bias: it is t
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -140,7 +141,7 @@ class ContrastiveModel(nn.Module):
 
         The lengths of texts are symbols from the start: a resumed run then gets the same code as the one before it.
         """
-        torch._dynamo.config.disable = False  # launchers without a GPU say TORCHDYNAMO_DISABLE
+        os.environ.pop("TORCHDYNAMO_DISABLE", None)  # the launcher sets it where there is no GPU
         for tower, is_dynamic in ((self.hf.vision_model, None), (self.hf.text_model, True)):
             for layer in tower.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
