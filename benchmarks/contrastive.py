@@ -1,23 +1,27 @@
 r"""Training step of CLIP beside the plain Hugging Face model in a bare torch loop, on the same batches in the same run.
 
     python -m benchmarks.contrastive                                             # CPU: ViT-B/32, batch 64, fp32
+    python -m benchmarks.contrastive --caption-words 80                          # captions that fill the text tower
     python -m benchmarks.contrastive --run                                       # and a whole run, its loader included
     python -m benchmarks.contrastive --preset clip-vit-l-14 --batch 256 --precision bf16 \
         --steps 20 --warm-up 5 --peak-tflops 989  # a GPU
 
-Each program is measured in processes of its own, one after another and around again. All get the same pixels and
-tokens, ready in memory. The bare loop is `CLIPModel(..., return_loss=True)`, `backward` and `torch.optim.AdamW` as it
-comes; with bf16 under `torch.autocast`. Ours is what `pairloom train` does with a batch: normalise, towers, loss in
-blocks, ZeRO, gradient norm, fused AdamW. open_clip's step joins where it can be imported and there is a GPU. `--run`
-trains from tars of made pictures and adds samples/s with the loader at work, and the share of its time that the model
-waits for data. CPU time tells more than samples/s where other work shares the machine.
+Each program is measured in processes of its own, one after another and around again, with the same pixels and captions
+ready in memory. The bare loop is `CLIPModel(..., return_loss=True)`, `backward` and `torch.optim.AdamW` as it comes;
+with bf16 under `torch.autocast`. It is measured twice: with texts as long as the longest of the batch, the tokens that
+ours gets, and padded to all places of the text tower, as open_clip and most loops do; ratios are to the first. Ours is
+what `pairloom train` does with a batch in one rank, where ZeRO 1 has nothing to cut up and goes the way of ZeRO 0.
+open_clip's step joins where it can be imported and there is a
+GPU. `--run` trains from tars of made pictures: its loader is at work, and the model may wait for data. CPU time tells
+more than samples/s where other work shares the machine.
 
-MFU counts the products of the matrices and of the attention, three times the forward, against --peak-tflops.
+MFU: the products of the whole model's matrices and attention, three times the forward, against --peak-tflops.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -30,7 +34,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CAPTION = "a photograph of two dogs that run along the beach behind a red ball, number {}"
+SENTENCE = "a photograph of two dogs that run along the beach behind a red ball number"
+BARE, PADDED, COMPILED = "bare torch", "bare torch, padded", "pairloom, compiled, ZeRO 0"
 OPEN_CLIP_NAMES = {"clip-vit-b-32": "ViT-B-32", "clip-vit-b-16": "ViT-B-16", "clip-vit-l-14": "ViT-L-14"}
 
 
@@ -40,7 +45,8 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options)))
         return
-    names = ["bare torch", "pairloom, ZeRO 0", "pairloom, ZeRO 1"] + (["open_clip"] if has_open_clip() else [])
+    names = [BARE, PADDED, "pairloom, ZeRO 0", "pairloom, ZeRO 1"]
+    names += [COMPILED] * options.compile + ["open_clip"] * has_open_clip()
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
@@ -51,7 +57,7 @@ def main() -> None:
     base = statistics.median(one["samples_per_s"] for one in rates[names[0]])
     for name, found in rates.items():
         rate = statistics.median(one["samples_per_s"] for one in found)
-        parts = [f"{name:24} {rate:9.2f} samples/s  {rate / base:6.3f} of the bare loop"]
+        parts = [f"{name:26} {rate:9.2f} samples/s  {rate / base:6.3f} of the bare loop"]
         if "cpu_ms" in found[0]:
             parts.append(f"{statistics.median(one['cpu_ms'] for one in found):8.1f} ms of CPU a sample")
         parts.append(f"{max(one['bytes'] for one in found) / 1e9:6.2f} GB at most")
@@ -72,10 +78,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=1, help="steps before those; more on a GPU")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision; without it no MFU is printed")
+    parser.add_argument("--caption-words", type=int, default=16)
+    parser.add_argument("--compile", action="store_true", help="also with model.compile")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--run", action="store_true", help="also a whole run from tars")
     parser.add_argument("--measure", help="one program, in this process; for the processes that main starts")
     return parser.parse_args()
+
+
+def caption(number: int, num_words: int) -> str:
+    """Of so many words, another one for each number."""
+    words = itertools.islice(itertools.cycle(SENTENCE.split()), num_words - 1)
+    return " ".join([*words, str(number)])
 
 
 def has_open_clip() -> bool:
@@ -143,7 +157,8 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
     from trainers.tasks.contrastive import ContrastiveTask
     from trainers.tokenizer import train_tokenizer
 
-    train_tokenizer((CAPTION.format(n) for n in range(2000)), 1000, str(folder / "tokenizer"), 77)
+    captions = [caption(n, options.caption_words) for n in range(2000)]
+    train_tokenizer(captions, 1000, str(folder / "tokenizer"), 77)
     stage = int(options.measure[-1]) if options.measure.startswith("pairloom") else 0
     recipe = make_recipe(options, str(folder), "unused", stage)
     if options.measure.startswith("pairloom"):
@@ -151,10 +166,12 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
     task = ContrastiveTask(recipe, str(folder / "tokenizer"))
     size, draw = task.preprocess.size, np.random.default_rng(0)
     samples = [
-        TrainSample(str(n), draw.integers(0, 256, (size, size, 3), np.uint8), CAPTION.format(n))
-        for n in range(options.batch)
+        TrainSample(str(n), draw.integers(0, 256, (size, size, 3), np.uint8), text)
+        for n, text in enumerate(captions[: options.batch])
     ]
     batch = {name: tensor.to(device()) for name, tensor in task.collate(samples).items()}
+    if options.measure == PADDED:
+        batch |= padded(batch, task.model.hf.config.text_config)
     flops = 3 * forward_flops(task.model.hf.config, batch["input_ids"].shape[1])
     if options.measure.startswith("pairloom"):
         engine = start_engine(task, recipe)
@@ -162,12 +179,17 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
     pixels = torch.from_numpy(task.preprocess.normalise(np.stack([one.pixels for one in samples]))).to(device())
     if options.measure == "open_clip":
         return open_clip_step(options, pixels), flops
-    return bare_step(options, task.model.hf.config, {"pixel_values": pixels, **without_pixels(batch)}), flops
+    tokens = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return bare_step(options, task.model.hf.config, {"pixel_values": pixels, **tokens}), flops
 
 
-def without_pixels(batch: dict[str, Any]) -> dict[str, Any]:
-    """The tokens."""
-    return {name: tensor for name, tensor in batch.items() if name != "pixels"}
+def padded(batch: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The tokens filled up to all places that the text tower has."""
+    from torch.nn.functional import pad
+
+    missing = (0, config.max_position_embeddings - batch["input_ids"].shape[1])
+    values = {"input_ids": config.pad_token_id, "attention_mask": 0}
+    return {name: pad(batch[name], missing, value=value) for name, value in values.items()}
 
 
 def make_recipe(options: argparse.Namespace, folder: str, data: str, stage: int) -> Any:
@@ -178,7 +200,7 @@ def make_recipe(options: argparse.Namespace, folder: str, data: str, stage: int)
     settings = {
         "run": {"dir": f"{folder}/run", "total_samples": (options.warm_up + options.steps) * options.batch},
         "task": {"kind": "contrastive", "loss": "clip"},
-        "model": {"preset": options.preset},
+        "model": {"preset": options.preset, "compile": options.measure == COMPILED},
         "tokenizer": {"path": f"{folder}/tokenizer"},
         "data": {"train": [{"path": data}]},
         "batch": {"global_batch_size": options.batch},
@@ -206,7 +228,9 @@ def open_clip_step(options: argparse.Namespace, pixels: Any) -> Callable[[], Any
 
     name = OPEN_CLIP_NAMES[options.preset]
     model = open_clip.create_model(name, device=pixels.device).train()
-    tokens = open_clip.get_tokenizer(name)([CAPTION.format(n) for n in range(len(pixels))]).to(pixels.device)
+    tokens = open_clip.get_tokenizer(name)([caption(n, options.caption_words) for n in range(len(pixels))]).to(
+        pixels.device
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
     loss_of = open_clip.ClipLoss()
     return torch_step(options, model, optimizer, lambda: loss_of(*model(pixels, tokens)[:3]))
@@ -254,8 +278,10 @@ def whole_run(options: argparse.Namespace) -> dict[str, float]:
     from trainers.tokenizer import train_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        train_tokenizer((CAPTION.format(n) for n in range(2000)), 1000, f"{folder}/tokenizer", 77)
-        data = build_curated(folder, [(drawn(n), CAPTION.format(n)) for n in range(4 * options.batch)], options.batch)
+        captions = [caption(n, options.caption_words) for n in range(2000)]
+        train_tokenizer(captions, 1000, f"{folder}/tokenizer", 77)
+        pairs = [(drawn(n), captions[n % len(captions)]) for n in range(4 * options.batch)]
+        data = build_curated(folder, pairs, options.batch)
         recipe = make_recipe(options, folder, data, 1)
         os.environ.pop("OMP_NUM_THREADS", None)
         launch_trainer(recipe)

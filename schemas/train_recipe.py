@@ -76,6 +76,9 @@ class ModelRecipe(StrictModel):
     # numbers is drawn for each step
     locked: list[Literal["vision", "text"]] = []  # contrastive: towers that stay as they are (LiT)
     activation_checkpointing: bool = False  # contrastive: make layers' activations again in the backward
+    compile: bool = (
+        False  # contrastive: the layers by torch.compile, which takes a minute or two at the start; not ZeRO 3
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelRecipe:
@@ -222,10 +225,16 @@ class TrainRecipe(StrictModel):
 
     @model_validator(mode="after")
     def _options_fit(self) -> TrainRecipe:
-        if self.task.kind == "llava" and (self.model.activation_checkpointing or self.optimizer.layer_decay != 1):
+        is_contrastive_only = (
+            self.model.activation_checkpointing or self.model.compile or self.optimizer.layer_decay != 1
+        )
+        if self.task.kind == "llava" and is_contrastive_only:
             raise ValueError(
-                "model.activation_checkpointing and optimizer.layer_decay belong to task.kind: contrastive"
+                "model.activation_checkpointing, model.compile and optimizer.layer_decay belong to task.kind: "
+                "contrastive"
             )
+        if self.model.compile and self.zero.stage == 3:
+            raise ValueError("model.compile: ZeRO 3 gathers weights in the midst of a layer; take zero.stage 2 at most")
         name, stage = self.optimizer.name, self.zero.stage
         if name != "adamw" and stage != 0:
             raise ValueError(f"optimizer.name: {name} needs whole parameters; zero.stage {stage} cuts them up")

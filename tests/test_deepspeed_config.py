@@ -7,10 +7,10 @@ import pytest
 from schemas.errors import RecipeError
 from tests.shared_data import REPOSITORY
 from tests.tiny_runs import tiny_recipe
-from trainers.deepspeed_config import deepspeed_config, micro_batch_size
+from trainers.deepspeed_config import deepspeed_config, micro_batch_size, zero_stage
 
 CASES = {
-    "deepspeed_zero1_fp32_one_rank.json": (["zero.stage=1"], 1),
+    "deepspeed_zero1_fp32_two_ranks.json": (["zero.stage=1"], 2),
     "deepspeed_zero3_bf16_four_ranks.json": (
         ["zero.stage=3", "precision=bf16", "batch.global_batch_size=64", "batch.micro_batch_size=4"], 4,
     ),
@@ -23,6 +23,13 @@ def test_golden_configuration(name: str) -> None:
     recipe = tiny_recipe("run", "data", *overrides)
     config = deepspeed_config(recipe, world_size, micro_batch_size(recipe, world_size))
     assert config == json.loads((REPOSITORY / "tests" / "golden" / name).read_text())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_one_rank_has_nothing_to_cut_up(stage: int) -> None:
+    recipe = tiny_recipe("run", "data", f"zero.stage={stage}")
+    assert [zero_stage(recipe, ranks) for ranks in (1, 2)] == [0, stage]
+    assert deepspeed_config(recipe, 1, 8)["zero_optimization"]["stage"] == 0
 
 
 def test_a_micro_batch_is_never_more_than_the_share_of_a_rank() -> None:

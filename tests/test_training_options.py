@@ -209,6 +209,7 @@ def test_muon_takes_the_matrices_of_layers() -> None:
         (["optimizer.name=lamb", "zero.stage=1"], "lamb needs whole parameters"),
         (["model.locked=[vision]", "task.patch_dropout=0.5"], "vision tower is locked"),
         (["model.image_size=96"], "resizes a contrastive model that is loaded"),
+        (["model.compile=true", "zero.stage=3"], "ZeRO 3 gathers weights in the midst of a layer"),
         (["optimizer.decay_samples=8"], "decay_samples belongs to"),
     ],
 )

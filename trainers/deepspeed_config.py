@@ -24,6 +24,14 @@ def micro_batch_size(recipe: TrainRecipe, world_size: int) -> int:
     return micro
 
 
+def zero_stage(recipe: TrainRecipe, world_size: int) -> int:
+    """The recipe's; 0 for one rank, which has nothing to cut up: the other stages would copy all gradients and weights.
+
+    Checkpoints do not depend on it.
+    """
+    return recipe.zero.stage if world_size > 1 else 0
+
+
 def deepspeed_config(recipe: TrainRecipe, world_size: int, micro: int) -> dict[str, Any]:
     """The configuration of one run."""
     is_bf16 = recipe.precision == "bf16"
@@ -39,7 +47,7 @@ def deepspeed_config(recipe: TrainRecipe, world_size: int, micro: int) -> dict[s
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
-            "stage": recipe.zero.stage,
+            "stage": zero_stage(recipe, world_size),
             "overlap_comm": False,
             "contiguous_gradients": True,
             "reduce_bucket_size": 50_000_000,

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from schemas.train_recipe import TrainRecipe
-from trainers.deepspeed_config import deepspeed_config, micro_batch_size
+from trainers.deepspeed_config import deepspeed_config, micro_batch_size, zero_stage
 from trainers.distributed import local_rank, rank, world_size
+from trainers.memory import keep_freed_memory
 from trainers.operators import build_operators
 from trainers.optimizers import build_optimizer
 from trainers.task import Task
@@ -25,6 +26,7 @@ EXCHANGE_TIMEOUT = timedelta(hours=2)  # ranks wait while rank 0 saves, evaluate
 
 def start_process_group() -> None:
     """Join the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    keep_freed_memory()
     build_operators()
     import deepspeed
 
@@ -89,8 +91,10 @@ def start_engine(task: Task, recipe: TrainRecipe) -> Engine:
         config=deepspeed_config(recipe, world_size(), micro),
         dist_init_required=False,
     )
+    if world_size() == 1:
+        engine.enable_backward_allreduce = False  # it copies all gradients into buckets and back
     rates = tuple(group.learning_rate for group in groups)
-    return Engine(engine, recipe.zero.stage, micro, rates, recipe.optimizer.average_decay is not None)
+    return Engine(engine, zero_stage(recipe, world_size()), micro, rates, recipe.optimizer.average_decay is not None)
 
 
 def whole_state(engine: Engine) -> dict[str, torch.Tensor]:

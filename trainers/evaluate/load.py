@@ -125,11 +125,13 @@ class DualEncoder:
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Features [N, D] of texts, on the CPU."""
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding
         batches = [
-            self.model.get_text_features(**self.tokenize(texts[start : start + TEXTS_PER_BATCH])).pooler_output
-            for start in range(0, len(texts), TEXTS_PER_BATCH)
+            self.model.get_text_features(**self.tokenize([texts[index] for index in part])).pooler_output
+            for part in (order[start : start + TEXTS_PER_BATCH] for start in range(0, len(texts), TEXTS_PER_BATCH))
         ]
-        return functional.normalize(torch.cat(batches).float(), dim=-1).cpu()
+        sorted_ND = functional.normalize(torch.cat(batches).float(), dim=-1).cpu()
+        return torch.empty_like(sorted_ND).index_copy_(0, torch.tensor(order), sorted_ND)
 
 
 class LlavaReader:

@@ -7,6 +7,7 @@ in the shape that the class has. A dual encoder has no place for a bias: it is t
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel, Siglip2Model, SiglipModel, VisionTextDualEncoderModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from schemas.errors import InputError, RecipeError
 from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
 from schemas.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess
 from schemas.train_recipe import ContrastiveTask, ModelRecipe
 from trainers.models.folder import model_type_of
+from trainers.models.less_work import spare_work
 from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
 from trainers.models.positions import resize_pictures
 from trainers.models.presets import MEAN_POOLING, is_siglip2, preset_config
@@ -57,6 +60,7 @@ class ContrastiveModel(nn.Module):
         self.hf = hf
         self._locked: list[nn.Module] = []
         self._kept_patches: torch.Tensor | None = None
+        spare_work(hf)
         if isinstance(hf, Siglip2Model):
             share_positions(hf)
         if task.patch_dropout:
@@ -131,6 +135,17 @@ class ContrastiveModel(nn.Module):
         ZeRO-3 gathers a layer's weights when its module is called, which only torch's older form does in a backward.
         """
         self.hf.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": zero_stage == 3})
+
+    def compile_layers(self) -> None:
+        """Compile each layer of the towers at its first call.
+
+        The lengths of texts are symbols from the start: a resumed run then gets the same code as the one before it.
+        """
+        os.environ.pop("TORCHDYNAMO_DISABLE", None)  # the launcher sets it where there is no GPU
+        for tower, is_dynamic in ((self.hf.vision_model, None), (self.hf.text_model, True)):
+            for layer in tower.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.compile(dynamic=is_dynamic)
 
     def lock(self, towers: Sequence[str]) -> None:
         """Freeze towers, poolers included: they stay in eval mode, and only what lies behind them is trained."""

@@ -17,6 +17,7 @@ from schemas.errors import RecipeError
 from schemas.naflex import AnyPreprocess, NaflexPreprocess
 from schemas.train_recipe import ContrastiveTask as ContrastiveRecipe
 from schemas.train_recipe import TrainRecipe
+from trainers.deepspeed_config import zero_stage
 from trainers.distributed import rank, world_size
 from trainers.locked_cache import LockedCache
 from trainers.losses.clip import clip_loss
@@ -57,7 +58,9 @@ class ContrastiveTask:
         self._model = ContrastiveModel(hf, task, is_new=folder is None)
         self._model.lock(recipe.model.locked)
         if recipe.model.activation_checkpointing:
-            self._model.checkpoint_activations(recipe.zero.stage)
+            self._model.checkpoint_activations(zero_stage(recipe, world_size()))
+        if recipe.model.compile:
+            self._model.compile_layers()
         self.model: nn.Module = self._model
         self._caches = _open_caches(recipe, self._model)
         check_batch_statistics(recipe, self._model)
@@ -183,7 +186,7 @@ class ContrastiveTask:
 
 def _open_caches(recipe: TrainRecipe, model: ContrastiveModel) -> dict[str, LockedCache]:
     """A cache for each locked tower whose output is a function of the sample (ZeRO-3 takes the weights apart)."""
-    if recipe.zero.stage == 3:
+    if zero_stage(recipe, world_size()) == 3:
         return {}
     widths = {"vision": "vision_embed_dim", "text": "text_embed_dim"}
     is_augmented = {"vision": recipe.data.augment.random_resized_crop is not None, "text": False}
