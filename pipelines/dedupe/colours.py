@@ -23,7 +23,7 @@ from pipelines.dedupe.compiled import compiled
 from pipelines.dedupe.perceptual import places_of
 from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
 from schemas import storage
-from schemas.sample import THUMBNAIL_SIDE
+from schemas.image_columns import THUMBNAIL_SIDE
 
 CELLS = 2  # on a side of the thumbnail
 CELL_SIDE = THUMBNAIL_SIDE // CELLS
