@@ -50,13 +50,16 @@ def start_ray(address: str | None = None) -> None:
 def _in_environment(variables: Mapping[str, str]) -> Iterator[None]:
     """What starts meanwhile inherits these variables: Ray leaves the workers that it starts first unused where
     there is a `runtime_env`."""
-    before = dict(os.environ)
+    before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def stop_ray() -> None:
