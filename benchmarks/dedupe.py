@@ -37,6 +37,7 @@ from cluster.ray_session import start_ray
 from pipelines.dedupe.buckets import count_near
 from pipelines.dedupe.decide import Known
 from pipelines.dedupe.dedupe import dedupe
+from pipelines.dedupe.distinct import distinct
 from pipelines.dedupe.linked import SearchPlan, plan_search
 from pipelines.dedupe.parts import Batch, Job, Plan, Tables
 from pipelines.dedupe.perceptual import Pairs, as_pairs, find_pairs
@@ -66,8 +67,7 @@ def make_hashes(num: int, photographs: Hashes | None, seed: int = 0) -> Hashes:
     for _ in range(3):
         copies ^= np.uint64(1) << generator.integers(0, 64, num_copies, dtype=np.uint64)
     hashes[generator.permutation(num)[:num_copies]] = copies
-    hashes.sort()  # several times as fast as np.unique, which hashes them
-    return hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
+    return distinct(hashes)
 
 
 def recall_of_sample(hashes: Hashes, pairs: Pairs, radius: int, num_queries: int = 500) -> float:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pipelines.dedupe.compiled import compiled
 from pipelines.dedupe.components import Indices
+from pipelines.dedupe.distinct import distinct
 
 Hashes = npt.NDArray[np.uint64]
 Moves = npt.NDArray[np.uint64]  # [blocks, 3]: bits of a block, how far down they go, how far up then
@@ -31,7 +32,7 @@ ALL_BITS = 2**NUM_BITS - 1
 ENTROPY_PER_BIT = 0.85  # hashes of photographs fill buckets less evenly than random bits
 DEAL_COST, CHAIN_COST, VERIFY_COST = 20.0, 6.0, 1.5  # ns: a hash a group, a hash a table, a pair (measured)
 BUCKET_COST = 30.0  # ns a bucket a group
-HOT_BUCKET = 16_384  # hashes; what a bucket may hold and still be searched in the cache
+HOT_BUCKET = 32_767  # hashes; what a bucket may hold and still be searched in the cache, and places that are int16
 COMPARED_AT_ONCE = 1 << 16  # hashes that are worth comparing each with each where tables split them badly
 MAX_DEAL_BITS = 24  # of a group's key: buckets are counted in an array of 128 MB
 CHAIN_BITS = 14  # heads of chains: they stay in the innermost cache
@@ -94,7 +95,7 @@ def pairs_of_group(values: Hashes, group: Group, max_distance: int) -> tuple[Has
     left, right, hot = _search_buckets(dealt, edges, masks, earlier, max_distance)
     lefts, rights = [left], [right]
     for start, stop in hot.tolist():
-        one, other = pairs_of_hot(np.unique(dealt[start:stop]), max_distance)
+        one, other = pairs_of_hot(distinct(dealt[start:stop]), max_distance)
         new = _differ_in_all(one ^ other, group.earlier)
         lefts.append(one[new])
         rights.append(other[new])

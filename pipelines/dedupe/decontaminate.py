@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pipelines.dedupe.buckets import NUM_BITS, Hashes, popcount
 from pipelines.dedupe.compiled import compiled
 from pipelines.dedupe.components import Indices
+from pipelines.dedupe.distinct import distinct
 from pipelines.dedupe.evaluation_set import EvaluationImages
 from pipelines.dedupe.slim import Slim
 from pipelines.dedupe.wide import wide_distance
@@ -47,7 +48,7 @@ def find_hits(slim: Slim, images: Indices, evaluation: EvaluationImages, rule: D
     if rule.perceptual is None:
         none = np.empty(0, np.int64)
         return Hits(none, none, np.empty(0, np.int32))
-    near = np.flatnonzero(near_any(slim.phash[images], np.unique(evaluation.phash), rule.perceptual))
+    near = np.flatnonzero(near_any(slim.phash[images], distinct(evaluation.phash), rule.perceptual))
     chosen = images[near]
     max_sum = int(rule.max_colour_difference * evaluation.thumbnail.shape[1])
     image, place, distance = _confirm(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipelines.dedupe.buckets import Group, Hashes, pairs_of_group, plan_groups
 from pipelines.dedupe.components import connect
+from pipelines.dedupe.distinct import distinct
 from pipelines.dedupe.perceptual import HASHES_PER_PARTITION, partition_of
 from pipelines.dedupe.slim import THUMBNAIL_BYTES
 from pipelines.dedupe.spill import Rows, SpillTable, pack, spread
@@ -40,7 +41,7 @@ class SearchPlan:
 
     def hand_out(self, table: SpillTable, file: int, samples: Rows) -> None:
         """Hand the hashes of some samples to the tasks that search them."""
-        self.hand_out_hashes(table, file, np.unique(samples["phash"][samples["has_phash"]]))
+        self.hand_out_hashes(table, file, distinct(samples["phash"][samples["has_phash"]]))
 
     def links(self, table: SpillTable, part: int) -> tuple[Hashes, Hashes]:
         """Near pairs that this part of the search is to find; their colours may differ."""
