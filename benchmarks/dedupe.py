@@ -169,7 +169,8 @@ def write_features(folder: str, job: Job, num: int, width: int) -> list[Batch]:
     )
     job.tables.left.write(0, left, job.plan.batch_of(left["shard"]))
     decided = {"shard": left["shard"], "row": left["row"], "reason": np.zeros(num, np.int8), "image": uids,
-               "kept_instead": uids, "distance": np.zeros(num, np.int32), "group": uids}  # fmt: skip
+               "kept_instead": uids, "distance": np.zeros(num, np.int32), "group": uids,
+               "similarity": np.full(num, np.nan, np.float32)}  # fmt: skip
     job.tables.drafts.write(0, pack(decided), np.zeros(num, np.int64))
     return batches
 
