@@ -17,7 +17,9 @@ import json
 import os
 import resource
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from functools import partial
 from math import log
 from pathlib import Path
@@ -197,14 +199,37 @@ def measure_semantic(num: int, width: int) -> dict[str, Any]:
     }
 
 
+class SpillWatch(threading.Thread):
+    """Looks every second how many bytes lie in spill files below a folder."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(daemon=True)
+        self._root, self._most = Path(root), 0
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Look until `stop`."""
+        while not self._done.wait(1):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                files = [path.stat().st_size for path in self._root.glob("dedupe/*/*/spill/**/*")]
+                self._most = max(self._most, sum(files))
+
+    def stop(self) -> int:
+        """The most bytes that there were."""
+        self._done.set()
+        self.join()
+        return self._most
+
+
 def measure_step(num: int) -> dict[str, Any]:
     """The whole step, from raw tables to the tables of decisions."""
     with tempfile.TemporaryDirectory() as root:
         raw = write_raw(Path(root), num)
         recipe = CurateRecipe.model_validate({"root": root, "source": {"kind": "folder", "path": "unused"}})
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        watch = TreeWatch(os.getpid())
+        watch, spill_watch = TreeWatch(os.getpid()), SpillWatch(root)
         watch.start()
+        spill_watch.start()
         start = time.perf_counter()
         folder = dedupe(recipe, raw, {})
         seconds = time.perf_counter() - start
@@ -219,6 +244,7 @@ def measure_step(num: int) -> dict[str, Any]:
         "driver_grew_by_bytes_a_sample": round(grown * 1024 / num, 1),
         "largest_worker_gb": round(watch.peaks.get("worker", 0) / 1024, 2),
         "table_bytes_a_sample": round(num_bytes / num, 1),
+        "spill_bytes_a_sample": round(spill_watch.stop() / num),
     }
 
 

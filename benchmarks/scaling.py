@@ -76,7 +76,7 @@ def terabytes(costs: dict[str, Any], rows: int, assumed: Assumed) -> dict[str, f
         "features (image and text, 512, fp16)": images * 2 * 512 * 2 / 1e12,
         "ledger (signals, dedupe, balance, selection)": times(rows / 1e12, size["ledger"]),
         "dedupe's table alone": times(rows / 1e12, size["dedupe_table"]),
-        "dedupe's spill files, for a time": times(images / 1e12, size["dedupe_spill"]),
+        "dedupe's spill files, for a time": times(images / 1e12, costs["dedupe"]["spill_bytes_per_sample"]),
         "curated tars": times(images * assumed.kept / 1e12, size["image"]),
     }
 
@@ -138,8 +138,7 @@ def measure(data: Path, images: int, rows: int, write: bool) -> None:
         costs = json.loads(COSTS.read_text())
         for step, cost in found.items():
             command = f"scaling.py measure --data FOLDER --images {images} --rows {rows}"
-            kept = "; dedupe_spill: the size of a record (docs/scaling.md)" if step == "bytes" else ""
-            costs[step] = {**costs[step], **cost, "from": command + kept}
+            costs[step] = {**costs[step], **cost, "from": command}
         lines = [f"  {json.dumps(step)}: {json.dumps(cost)}" for step, cost in costs.items()]
         COSTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
