@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +19,6 @@ from tests.tiny_models import write_tokenizer
 from trainers.models.less_work import QuickGelu
 from trainers.task import TrainSample
 from trainers.tasks.contrastive import ContrastiveTask
-
-FAULTS = """
-import resource
-import torch
-from trainers.memory import keep_freed_memory
-keep_freed_memory()
-for _ in range(40):
-    torch.ones(1 << 24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    torch.ones(1 << 24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-PAGES = (1 << 26) // 4096
 
 
 def samples() -> list[TrainSample]:
@@ -142,10 +126,3 @@ def test_compiled_layers_give_the_same_losses(tmp_path: Path, monkeypatch: pytes
         assert len(lengths) == 3
     assert losses[3:] == pytest.approx(losses[:3], rel=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told to keep memory")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tensors lie on the GPU")
-def test_freed_memory_is_used_again() -> None:
-    result = subprocess.run([sys.executable, "-c", FAULTS], stdout=subprocess.PIPE, check=True, text=True)
-    assert int(result.stdout) < PAGES, "eight tensors of 64 MiB would touch eight times as many pages"

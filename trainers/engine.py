@@ -16,7 +16,6 @@ import torch.distributed as dist
 from schemas.train_recipe import TrainRecipe
 from trainers.deepspeed_config import deepspeed_config, micro_batch_size, zero_stage
 from trainers.distributed import local_rank, rank, world_size
-from trainers.memory import keep_freed_memory
 from trainers.operators import build_operators
 from trainers.optimizers import build_optimizer
 from trainers.task import Task
@@ -26,7 +25,6 @@ EXCHANGE_TIMEOUT = timedelta(hours=2)  # ranks wait while rank 0 saves, evaluate
 
 def start_process_group() -> None:
     """Join the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
-    keep_freed_memory()
     build_operators()
     import deepspeed
 
