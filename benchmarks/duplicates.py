@@ -1,115 +1,36 @@
-"""What the finer criteria of dedupe cost: near captions, 256-bit hashes, features against an evaluation set.
+"""What the finer criteria of dedupe cost: 256-bit hashes, features against an evaluation set, pixels.
 
-    python benchmarks/duplicates.py captions --num 1000000
     python benchmarks/duplicates.py wide --num 1000000
     python benchmarks/duplicates.py features --num 1000000
     python benchmarks/duplicates.py pixels FOLDER      # of photographs
 
-Captions are sentences of random words, a tenth of them another one with a word changed; hashes are random, a tenth of
-them another one with up to 8 bits flipped. Every line is one JSON object.
+Hashes are random, a tenth of them another one with up to 8 bits flipped. Every line is one JSON object. Near captions:
+`curate.py minhash`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import pyarrow as pa
-from process_watch import TreeWatch
 
-from cluster.ray_session import start_ray
 from pipelines.dedupe.alike import nearest_in_set
 from pipelines.dedupe.kmeans import normalised
-from pipelines.dedupe.slim import caption_hash, normalise_caption
 from pipelines.dedupe.wide import find_wide_pairs, wide_distance
 from pipelines.hashes import exact_hash, hash_pixels, phash256
 from pipelines.image import store_image
-from pipelines.signals.minhash import signatures
-from pipelines.signals.signal import measure_signal
-from schemas.curate_recipe import CurateRecipe, ImageRecipe
+from schemas.curate_recipe import ImageRecipe
 from schemas.image_decode import decode_rgb
-from schemas.manifest import Manifest, ShardEntry, save_manifest, table_url
-from schemas.sample import SAMPLE, write_table
-from schemas.shard import shard_name
-
-ROWS_PER_SHARD = 10_000
-NUM_WORDS = 20_000
-MEAN_WORDS = 11
-
-
-def make_captions(num: int) -> list[str]:
-    """Sentences, a tenth of them an earlier one with a word changed; words follow Zipf's law."""
-    generator = np.random.default_rng(0)
-    letters = np.array(list("aaabcdeeefghiiklmnooprsttuvwy"))
-    words = ["".join(generator.choice(letters, generator.integers(2, 10))) for _ in range(NUM_WORDS)]
-    ranks = np.minimum(generator.zipf(1.3, (num, MEAN_WORDS)) - 1, NUM_WORDS - 1)
-    lengths = generator.integers(5, MEAN_WORDS + 1, num)
-    for place in np.flatnonzero(generator.random(num) < 0.1):
-        other = generator.integers(0, place + 1)
-        ranks[place], lengths[place] = ranks[other], lengths[other]
-        ranks[place, 0] = generator.integers(NUM_WORDS)
-    return [" ".join(words[rank] for rank in row[:length]) for row, length in zip(ranks, lengths, strict=True)]
-
-
-def write_raw(root: Path, captions: Sequence[str]) -> str:
-    """Raw tables with captions and nothing else that the signal reads."""
-    folder = str(root / "raw/main/0")
-    entries = []
-    for index, first in enumerate(range(0, len(captions), ROWS_PER_SHARD)):
-        texts = captions[first : first + ROWS_PER_SHARD]
-        columns = {name: pa.nulls(len(texts), SAMPLE.field(name).type) for name in SAMPLE.names} | {
-            "uid": pa.array([f"{place:032x}" for place in range(first, first + len(texts))]),
-            "caption": pa.array(texts),
-            "status": pa.array(["success"] * len(texts)),
-        }
-        write_table(table_url(folder, shard_name(index)), pa.table(columns, schema=SAMPLE))
-        entries.append(ShardEntry(shard_name(index), len(texts), len(texts), 0))
-    save_manifest(folder, Manifest("main", "raw", "0" * 64, [], entries))
-    return folder
 
 
 @click.group(context_settings={"show_default": True})
 def main() -> None:
     """What the finer criteria of dedupe cost, on this machine."""
-
-
-@main.command()
-@click.option("--num", type=int, default=1_000_000, help="Captions.")
-def captions(num: int) -> None:
-    """Signatures on one core, then the whole signal on Ray."""
-    texts = make_captions(num)
-    some = texts[:100_000]
-    signatures(some[:10])  # compile
-    start = time.process_time()
-    normal = [normalise_caption(text) for text in some]
-    for text in normal:
-        caption_hash(text)
-    signatures(normal)
-    each = (time.process_time() - start) / len(some)
-    start_ray()
-    with tempfile.TemporaryDirectory() as root:
-        raw = write_raw(Path(root), texts)
-        settings = {
-            "root": root,
-            "source": {"kind": "folder", "path": "x"},
-            "signals": [{"kind": "caption_duplicates"}],
-        }
-        recipe = CurateRecipe.model_validate(settings)
-        watch = TreeWatch(os.getpid())
-        watch.start()
-        start = time.perf_counter()
-        measure_signal(recipe, recipe.signals[0], raw, None)
-        seconds = time.perf_counter() - start
-        cpu_s = watch.stop()
-    told = {"captions": num, "signatures_per_s_core": round(1 / each), "s": round(seconds, 1)}
-    print(json.dumps(told | {"cpu_s": round(cpu_s, 1), "peak_mb": watch.peaks}))
 
 
 @main.command()

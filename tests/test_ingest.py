@@ -13,13 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.duplicate_rows import find_duplicate_rows, save_uids
 from pipelines.ingest import ingest
 from pipelines.raw_shard import ShardJob, make_shard
 from pipelines.sources.source import Piece
@@ -203,24 +201,6 @@ def test_strange_images_over_http(tmp_path: Path, ray_session: None, shared_data
     assert {row["drop_reason"] for row in found} <= {None, "not_an_image", "decode_error", "too_many_pixels",
                                                      "unsupported_format"}  # fmt: skip
     check_offsets(raw, load_manifest(raw), found)
-
-
-def test_duplicates_do_not_depend_on_the_parts(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    uids = [[f"{int(number) << 114 | 7:032x}" for number in random.integers(0, 500, 300)] for _ in range(5)]
-    names = [f"0000/{index:07d}" for index in range(5)]
-    for name, of_shard in zip(names, uids, strict=True):
-        save_uids(str(tmp_path), name, of_shard)
-    seen: set[str] = set()
-    expected = []
-    for name, of_shard in zip(names, uids, strict=True):
-        for row, uid in enumerate(of_shard):
-            if uid in seen:
-                expected.append((name, row))
-            seen.add(uid)
-    for max_part_rows in (10**6, 400, 50):
-        found = find_duplicate_rows(str(tmp_path), names, max_part_rows)
-        assert [(name, int(row)) for name in found for row in found[name]] == expected
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, pages: dict[str, bytes], ray_session: None) -> None:
