@@ -1,6 +1,6 @@
 """How fast CLIP features come from shards of many and of few rows: batches are filled across shards.
 
-    python benchmarks/model_signals.py --data FOLDER_OF_PHOTOGRAPHS --rows-per-shard 256 --rows-per-shard 16
+    python -m benchmarks.model_signals --data FOLDER_OF_PHOTOGRAPHS --rows-per-shard 256 --rows-per-shard 16
 
 One JSON line for each size of shards. Without `--model` it is a random one of about ViT-S/32's size, for which a row
 costs about as much to decode as to score. The start of the actor is measured with one shard and taken off.
@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import click
-from process_watch import TreeWatch
 from transformers import CLIPConfig, CLIPModel
 
+from benchmarks.process_watch import TreeWatch
 from cluster.ray_session import start_ray
 from pipelines.signals.clip import ClipJob, score_shards
 from schemas.manifest import load_manifest
