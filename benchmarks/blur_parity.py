@@ -21,9 +21,9 @@ import numpy as np
 from image_peer import find_peer
 from image_source import make_picture
 
-import pipelines.blur
-from pipelines.boxes import Box
-from schemas.image_decode import Pixels
+from pairloom.pipelines.images import blur as blur_module
+from pairloom.pipelines.images.boxes import Box
+from pairloom.schemas.images.decode import Pixels
 
 SIDES = [(640, 480), (333, 511), (1200, 801)]  # px
 BOXES: list[list[Box]] = [
@@ -70,11 +70,11 @@ def blur_with_their_kernel(pixels: Pixels, boxes: list[Box]) -> Pixels:
         side = 2 * int(np.ceil(sigma)) + 1
         return cv2.GaussianBlur(image, (max(side, 3), max(side, 3)), 0)
 
-    pipelines.blur.cv2 = SimpleNamespace(GaussianBlur=blur)  # type: ignore[attr-defined]
+    blur_module.cv2 = SimpleNamespace(GaussianBlur=blur)  # type: ignore[attr-defined]
     try:
-        return pipelines.blur.blur_boxes(pixels, boxes)
+        return blur_module.blur_boxes(pixels, boxes)
     finally:
-        pipelines.blur.cv2 = cv2  # type: ignore[attr-defined]
+        blur_module.cv2 = cv2  # type: ignore[attr-defined]
 
 
 def main() -> None:
@@ -86,7 +86,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         theirs = run_peer(find_peer(args.peer_python, Path(work)), Path(work), jobs)
     wrong = 0
-    for name, blur in (("their sigma", blur_with_their_kernel), ("the published sigma", pipelines.blur.blur_boxes)):
+    for name, blur in (
+        ("their sigma", blur_with_their_kernel),
+        ("the published sigma", blur_module.blur_boxes),
+    ):
         gaps = [np.abs(blur(*job).astype(int) - result) for job, result in zip(jobs, theirs, strict=True)]
         mean, largest = np.mean([gap.mean() for gap in gaps]), max(int(gap.max()) for gap in gaps)
         print(f"{name:<20} {len(gaps)} cases, pixels differ by {mean:.3f} of 255, at most {largest}")

@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 from process_watch import TreeWatch
 
-from cluster.ray_session import start_ray
-from pipelines.signals.caption_duplicates import measure_caption_duplicates
-from pipelines.signals.minhash import signatures
-from pipelines.signals.word_list import WordList
-from pipelines.signals.wordnet import PARTS
-from schemas.manifest import Manifest, ShardEntry, save_manifest, table_url
-from schemas.sample import write_table
-from schemas.shard import shard_name
-from schemas.signal_recipe import WordListSignals
+from pairloom.cluster.ray_session import start_ray
+from pairloom.pipelines.algorithms.minhash import signatures
+from pairloom.pipelines.signals.caption_duplicates import measure_caption_duplicates
+from pairloom.pipelines.signals.word_list import WordList
+from pairloom.pipelines.signals.wordnet import PARTS
+from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, save_manifest, table_url
+from pairloom.schemas.data_set.shard import shard_name
+from pairloom.schemas.data_set.tables import write_table
+from pairloom.schemas.recipes.signals import WordListSignals
 
 WORDS_A_CAPTION = 9
 ROWS_PER_SHARD = 10_000

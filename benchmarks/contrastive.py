@@ -151,11 +151,11 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
     import numpy as np
     import torch
 
-    from trainers.engine import device, start_engine, start_process_group
-    from trainers.step import take_step
-    from trainers.task import TrainSample
-    from trainers.tasks.contrastive import ContrastiveTask
-    from trainers.tokenizer import train_tokenizer
+    from pairloom.trainers.deepspeed_engine.engine import device, start_engine, start_process_group
+    from pairloom.trainers.step import take_step
+    from pairloom.trainers.task import TrainSample
+    from pairloom.trainers.tasks.contrastive import ContrastiveTask
+    from pairloom.trainers.text.bpe_tokenizer import train_tokenizer
 
     captions = [caption(n, options.caption_words) for n in range(2000)]
     train_tokenizer(captions, 1000, str(folder / "tokenizer"), 77)
@@ -194,8 +194,8 @@ def padded(batch: dict[str, Any], config: Any) -> dict[str, Any]:
 
 def make_recipe(options: argparse.Namespace, folder: str, data: str, stage: int) -> Any:
     """The recipe of both the steps and the whole run."""
-    from schemas.recipe_io import parse_recipe
-    from schemas.train_recipe import TrainRecipe
+    from pairloom.schemas.recipes.load import parse_recipe
+    from pairloom.schemas.recipes.train import TrainRecipe
 
     settings = {
         "run": {"dir": f"{folder}/run", "total_samples": (options.warm_up + options.steps) * options.batch},
@@ -273,9 +273,9 @@ def forward_flops(config: Any, text_length: int) -> float:
 def whole_run(options: argparse.Namespace) -> dict[str, float]:
     """`pairloom train` under ZeRO 1 on tars of made pictures, without its first steps."""
     from benchmarks.loader import drawn
-    from cluster.launch_trainer import launch_trainer
-    from tests.curated_builder import build_curated
-    from trainers.tokenizer import train_tokenizer
+    from pairloom.cluster.launch_trainer import launch_trainer
+    from pairloom.trainers.text.bpe_tokenizer import train_tokenizer
+    from tests.support.curated_builder import build_curated
 
     with tempfile.TemporaryDirectory() as folder:
         captions = [caption(n, options.caption_words) for n in range(2000)]

@@ -29,17 +29,25 @@ import numpy as np
 import pyarrow as pa
 from captions import time_minhash, time_word_list
 
-from pipelines.balance.balance import MATCHES
-from pipelines.balance.draw import count_entries, draws, keep_probabilities
-from pipelines.balance.entries import Matcher
-from pipelines.balance.thinning import ClusterPlan
-from pipelines.select import inputs_of, select
-from pipelines.signals.clusters import Tree
-from schemas.balance_recipe import ClusterBalance
-from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import Manifest, ShardEntry, is_complete, load_manifest, save_manifest, table_url
-from schemas.sample import DEDUPE, SAMPLE, table_bytes, write_table
-from schemas.shard import shard_name
+from pairloom.pipelines.algorithms.seeded_hash import draws
+from pairloom.pipelines.balance.balance import MATCHES
+from pairloom.pipelines.balance.draw import count_entries, keep_probabilities
+from pairloom.pipelines.balance.entries import Matcher
+from pairloom.pipelines.balance.thinning import ClusterPlan
+from pairloom.pipelines.select.select import inputs_of, select
+from pairloom.pipelines.signals.clusters import Tree
+from pairloom.schemas.data_set.manifest import (
+    Manifest,
+    ShardEntry,
+    is_complete,
+    load_manifest,
+    save_manifest,
+    table_url,
+)
+from pairloom.schemas.data_set.shard import shard_name
+from pairloom.schemas.data_set.tables import DEDUPE, SAMPLE, table_bytes, write_table
+from pairloom.schemas.recipes.balance import ClusterBalance
+from pairloom.schemas.recipes.curate import CurateRecipe
 
 ROWS_PER_SHARD = 10_000
 NUM_CLUSTERS = (10_000, 100)  # the finest level first

@@ -35,21 +35,21 @@ from photograph_hashes import draw_like, hash_folder
 from process_watch import TreeWatch
 from raw_tables import ROWS_PER_SHARD, write_raw
 
-from cluster.ray_session import start_ray
-from pipelines.dedupe.buckets import count_near
-from pipelines.dedupe.decide import Known
-from pipelines.dedupe.dedupe import dedupe
-from pipelines.dedupe.distinct import distinct
-from pipelines.dedupe.linked import SearchPlan, plan_search
-from pipelines.dedupe.parts import Batch, Job, Plan, Tables
-from pipelines.dedupe.perceptual import Pairs, as_pairs, find_pairs
-from pipelines.dedupe.semantic_rounds import decide_semantic
-from pipelines.dedupe.slim import Folders
-from pipelines.dedupe.spill import SpillTable, pack
-from pipelines.run_step import run_shards
-from schemas.curate_recipe import CurateRecipe
-from schemas.dedupe_recipe import DedupeRecipe
-from schemas.manifest import load_manifest
+from pairloom.cluster.ray_session import start_ray
+from pairloom.pipelines.algorithms.distinct import distinct
+from pairloom.pipelines.algorithms.hamming64 import count_near
+from pairloom.pipelines.algorithms.hamming_pairs import Pairs, as_pairs, find_pairs
+from pairloom.pipelines.dedupe.decide import Known
+from pairloom.pipelines.dedupe.dedupe import dedupe
+from pairloom.pipelines.dedupe.links.links import SearchPlan, plan_search
+from pairloom.pipelines.dedupe.rounds import Job, Plan, Tables
+from pairloom.pipelines.dedupe.semantic_rounds import decide_semantic
+from pairloom.pipelines.engine.batches import Batch, Folders
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.engine.shuffle import SpillTable, pack
+from pairloom.schemas.data_set.manifest import load_manifest
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.dedupe import DedupeRecipe
 
 Hashes = npt.NDArray[np.uint64]
 GROUP_SHARE = 0.1  # of the hashes are copies of another

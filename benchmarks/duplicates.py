@@ -19,13 +19,13 @@ from typing import Any
 import click
 import numpy as np
 
-from pipelines.dedupe.alike import nearest_in_set
-from pipelines.dedupe.kmeans import normalised
-from pipelines.dedupe.wide import find_wide_pairs, wide_distance
-from pipelines.hashes import exact_hash, hash_pixels, phash256
-from pipelines.image import store_image
-from schemas.curate_recipe import ImageRecipe
-from schemas.image_decode import decode_rgb
+from pairloom.pipelines.algorithms.hamming256 import find_wide_pairs, wide_distance
+from pairloom.pipelines.algorithms.kmeans import normalised
+from pairloom.pipelines.dedupe.criteria.feature_contamination import nearest_in_set
+from pairloom.pipelines.images.hashes import exact_hash, hash_pixels, phash256
+from pairloom.pipelines.images.store_image import store_image
+from pairloom.schemas.images.decode import decode_rgb
+from pairloom.schemas.recipes.curate import ImageRecipe
 
 
 @click.group(context_settings={"show_default": True})

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from pretrained_towers import write_towers
 
-from cluster.demo.figures import auc, read_rows
-from cluster.launch_trainer import launch_trainer
-from cluster.ray_session import start_ray, stop_ray
-from pipelines.curate import curate
-from schemas.curate_recipe import CurateRecipe
-from schemas.recipe_io import load_recipe, parse_recipe
-from schemas.train_recipe import TrainRecipe
+from pairloom.cluster.launch_trainer import launch_trainer
+from pairloom.cluster.ray_session import start_ray, stop_ray
+from pairloom.demo.figures import auc, read_rows
+from pairloom.pipelines.curate import curate
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import load_recipe, parse_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
 
 WRONG_FRACTION = 0.3
 RECIPES = Path(__file__).parent.parent / "cluster" / "recipes"

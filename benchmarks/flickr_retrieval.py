@@ -23,14 +23,14 @@ from typing import Any
 
 from pretrained_towers import write_towers
 
-from cluster.launch_trainer import launch_trainer
-from cluster.ray_session import start_ray, stop_ray
-from pipelines.curate import curate
-from pipelines.report.charts import line_chart
-from schemas.curate_recipe import CurateRecipe
-from schemas.recipe_io import load_recipe, parse_recipe
-from schemas.train_recipe import TrainRecipe
-from trainers.evaluate.run import evaluate
+from pairloom.cluster.launch_trainer import launch_trainer
+from pairloom.cluster.ray_session import start_ray, stop_ray
+from pairloom.pipelines.curate import curate
+from pairloom.pipelines.inspect.html_charts import line_chart
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import load_recipe, parse_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.trainers.evaluate.run import evaluate
 
 RECIPES = Path(__file__).parent.parent / "cluster" / "recipes"
 NUM_HELD_OUT = 1000

@@ -32,11 +32,11 @@ from image_source import serve, write_pictures, write_urls
 from ingest_table import print_table
 from process_watch import TreeWatch
 
-from cluster.ray_session import start_ray
-from pipelines.image import store_image
-from pipelines.ingest import ingest
-from schemas.curate_recipe import CurateRecipe, ImageRecipe
-from schemas.manifest import load_manifest
+from pairloom.cluster.ray_session import start_ray
+from pairloom.pipelines.images.store_image import store_image
+from pairloom.pipelines.ingest.ingest import ingest
+from pairloom.schemas.data_set.manifest import load_manifest
+from pairloom.schemas.recipes.curate import CurateRecipe, ImageRecipe
 
 WARM_ROWS = 2000  # enough that every worker gets a shard, and its decoder starts
 START_ROWS = 20  # a run of so few is all start; it is taken off both programs' figures

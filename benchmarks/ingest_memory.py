@@ -24,10 +24,10 @@ import ray
 from image_source import make_picture, serve, write_pictures, write_urls
 from process_watch import TreeWatch
 
-from cluster.ray_session import start_ray
-from pipelines.ingest import ingest
-from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import load_manifest
+from pairloom.cluster.ray_session import start_ray
+from pairloom.pipelines.ingest.ingest import ingest
+from pairloom.schemas.data_set.manifest import load_manifest
+from pairloom.schemas.recipes.curate import CurateRecipe
 
 BODY_BYTES = 20_000_000  # the default of fetch.max_bytes
 BODY_SIDES = (3000, 2000)  # px

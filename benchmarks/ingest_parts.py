@@ -23,10 +23,10 @@ import numpy as np
 import psutil
 from image_source import serve, write_pictures, write_urls
 
-import pipelines.image
-from pipelines.raw_shard import ShardJob, make_shard
-from pipelines.sources.source import Piece
-from schemas.curate_recipe import CurateRecipe, ImageRecipe
+from pairloom.pipelines.images import store_image
+from pairloom.pipelines.ingest.shard import ShardJob, make_shard
+from pairloom.pipelines.sources.source import Piece
+from pairloom.schemas.recipes.curate import CurateRecipe, ImageRecipe
 
 CASES = {"640x480": ("640x480", "keep_ratio", 2000), "2MP": ("2MP", "keep_ratio", 500),
          "kept": ("640x480", "none", 3000)}  # fmt: skip
@@ -82,7 +82,7 @@ def measure_parts(case: str, folder: Path) -> dict[str, float]:
     recipe = ImageRecipe.model_validate({"resize": resize, "size": 256})
     bodies = [path.read_bytes() for path in sorted(folder.iterdir())]
     spent: dict[str, float] = defaultdict(float)
-    originals = {name: getattr(pipelines.image, name) for name in PARTS}
+    originals = {name: getattr(store_image, name) for name in PARTS}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -96,16 +96,16 @@ def measure_parts(case: str, folder: Path) -> dict[str, float]:
     turns: list[list[dict[str, float]]] = []
     try:
         for name, function in originals.items():
-            setattr(pipelines.image, name, timed(name, function))
+            setattr(store_image, name, timed(name, function))
         for _ in range(TURNS):
             turns.append([])
             for body in bodies:
                 spent.clear()
-                pipelines.image.store_image(body, recipe)
+                store_image.store_image(body, recipe)
                 turns[-1].append(dict(spent))
     finally:
         for name, function in originals.items():
-            setattr(pipelines.image, name, function)
+            setattr(store_image, name, function)
     return {name: float(np.median([min(turn.get(name, 0.0) for turn in of_one) for of_one in zip(*turns, strict=True)]))
             for name in PARTS}  # fmt: skip
 

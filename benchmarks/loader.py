@@ -25,14 +25,14 @@ import torch
 import webdataset
 from PIL import Image
 
-from schemas.image_decode import decode_rgb
-from schemas.preprocess import Preprocess
-from schemas.train_recipe import AugmentRecipe, DataSource
-from tests.curated_builder import build_curated
-from trainers.data.dataset import open_pairs
-from trainers.data.decode import Loader, shares
-from trainers.data.stream import Order, Stream
-from trainers.data.timed import timed
+from pairloom.schemas.images.decode import decode_rgb
+from pairloom.schemas.images.preprocess import Preprocess
+from pairloom.schemas.recipes.train import AugmentRecipe, DataSource
+from pairloom.trainers.data.dataset import open_pairs
+from pairloom.trainers.data.loader import Loader, shares
+from pairloom.trainers.data.sample_order import Order, Stream
+from pairloom.trainers.data.wait_time import timed
+from tests.support.curated_builder import build_curated
 
 SIZE, BATCH, LANES, ROUNDS, PER_SHARD = 224, 64, 8, 5, 500
 

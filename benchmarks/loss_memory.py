@@ -18,7 +18,7 @@ import time
 
 def count_bytes(samples: int, width: int, ranks: int) -> dict[str, int]:
     """What a rank holds at the worst moment of the backward, `samples` of its own, by name."""
-    from trainers.losses.blocks import BLOCK_BYTES
+    from pairloom.trainers.losses.blocks import BLOCK_BYTES
 
     features = samples * width * 4
     return {
@@ -36,8 +36,8 @@ def measure(samples: int, width: int, loss_name: str) -> dict[str, float]:
     """One forward and backward in this process."""
     import torch
 
-    from trainers.losses.clip import clip_loss
-    from trainers.losses.siglip import siglip_loss
+    from pairloom.trainers.losses.clip import clip_loss
+    from pairloom.trainers.losses.siglip import siglip_loss
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     generator = torch.Generator().manual_seed(0)

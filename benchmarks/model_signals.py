@@ -18,12 +18,12 @@ import click
 from transformers import CLIPConfig, CLIPModel
 
 from benchmarks.process_watch import TreeWatch
-from cluster.ray_session import start_ray
-from pipelines.signals.clip import ClipJob, score_shards
-from schemas.manifest import load_manifest
-from schemas.preprocess import Preprocess
-from tests.raw_builder import Pair, build_raw
-from tests.tiny_models import write_tokenizer
+from pairloom.cluster.ray_session import start_ray
+from pairloom.pipelines.signals.clip import ClipJob, score_shards
+from pairloom.schemas.data_set.manifest import load_manifest
+from pairloom.schemas.images.preprocess import Preprocess
+from tests.support.raw_builder import Pair, build_raw
+from tests.support.tiny_models import write_tokenizer
 
 BATCH = 64
 

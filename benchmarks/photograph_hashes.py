@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.hashes import hash_pixels
-from schemas.image_decode import decode_rgb, read_header
+from pairloom.pipelines.images.hashes import hash_pixels
+from pairloom.schemas.images.decode import decode_rgb, read_header
 
 Hashes = npt.NDArray[np.uint64]
 NUM_BITS = 64

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from transformers import EfficientNetConfig, EfficientNetModel
 
-from schemas.errors import InputError
-from schemas.preprocess import Preprocess
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.images.preprocess import Preprocess
 
 OPEN_GATE = 40.0
 MEAN, STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from schemas.manifest import Manifest, ShardEntry, save_manifest, table_url
-from schemas.sample import SAMPLE, write_table
-from schemas.shard import shard_name
+from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, save_manifest, table_url
+from pairloom.schemas.data_set.shard import shard_name
+from pairloom.schemas.data_set.tables import SAMPLE, write_table
 
 ROWS_PER_SHARD = 10_000
 

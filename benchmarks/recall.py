@@ -21,13 +21,13 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from pipelines.duplicate_rows import save_uids
-from pipelines.raw_table import put_table
-from pipelines.recall import recall
-from pipelines.recalled_rows import Rules, parse_request
-from schemas.manifest import Manifest, ShardEntry, save_manifest, set_latest
-from schemas.sample import SAMPLE, STATUS_SUCCESS
-from schemas.shard import ShardWriter, make_key, shard_name
+from pairloom.pipelines.optout.recall import recall
+from pairloom.pipelines.optout.rules import Rules, parse_request
+from pairloom.pipelines.raw.row_uids import save_uids
+from pairloom.pipelines.raw.table import put_table
+from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, save_manifest, set_latest
+from pairloom.schemas.data_set.shard import ShardWriter, make_key, shard_name
+from pairloom.schemas.data_set.tables import SAMPLE, STATUS_SUCCESS
 
 IMAGE_BYTES = 3_000
 NUM_DOMAINS = 50_000

@@ -26,9 +26,9 @@ from image_peer import find_peer
 from image_source import make_picture
 from PIL import Image
 
-from pipelines.image import store_image
-from schemas.curate_recipe import ImageRecipe
-from schemas.image_decode import decode_rgb
+from pairloom.pipelines.images.store_image import store_image
+from pairloom.schemas.images.decode import decode_rgb
+from pairloom.schemas.recipes.curate import ImageRecipe
 
 SIDES = [(123, 456), (208, 495), (321, 421), (389, 535), (416, 264), (456, 123), (524, 316),  # img2dataset's tests
          (256, 256), (300, 257), (1200, 801), (1732, 1155)]  # fmt: skip

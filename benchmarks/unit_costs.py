@@ -18,11 +18,11 @@ from captions import random_captions, vocabulary
 from curate import time_metaclip
 from process_watch import TreeWatch
 
-from cluster.ray_session import start_ray
-from pipelines.curate import curate
-from pipelines.signals.captions import measure_caption, measure_shard
-from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import load_manifest
+from pairloom.cluster.ray_session import start_ray
+from pairloom.pipelines.curate import curate
+from pairloom.pipelines.signals.captions import measure_caption, measure_shard
+from pairloom.schemas.data_set.manifest import load_manifest
+from pairloom.schemas.recipes.curate import CurateRecipe
 
 STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 LEDGER = ("signals", "dedupe", "balance", "select")

@@ -15,34 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster import render
-from schemas import storage
-from schemas.curate_recipe import CurateRecipe
-from schemas.errors import InputError, PairloomError, RecipeError, UserError
-from schemas.recipe_io import load_recipe
-from schemas.train_recipe import TrainRecipe
+from pairloom.cluster import render
+from pairloom.cluster.built_in_recipes import built_in_recipes
+from pairloom.schemas.errors import InputError, PairloomError, RecipeError, UserError
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import load_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.schemas.storage import storage
 
 if TYPE_CHECKING:
-    from trainers.evaluate.vqa import ImageMode
+    from pairloom.trainers.evaluate.vqa import ImageMode
 
 CURATE_STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
-RECIPES = Path(__file__).parent / "recipes"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="pairloom")
 def cli() -> None:
     """Image URLs to a curated WebDataset, to CLIP, SigLIP and LLaVA models, and back as the next filter."""
-
-
-@cli.command()
-@click.option("--out", default="out/demo", show_default=True, help="Folder for everything that the demo makes.")
-def demo(out: str) -> None:
-    """The whole walk on data that comes with the installation: minutes on two cores."""
-    from cluster.demo.report import run_demo
-
-    click.echo(render.demo_table(run_demo(Path(out))))
-    click.echo(f"report: {Path(out) / 'report.html'}")
 
 
 @cli.command()
@@ -58,8 +48,8 @@ def curate(
     recipe: str, overrides: tuple[str, ...], only: str | None, retry: str | None, ray_address: str | None, as_json: bool
 ) -> None:
     """Turn a source of image-text pairs into a curated data set."""
-    from cluster.ray_session import start_ray
-    from pipelines.curate import curate as run
+    from pairloom.cluster.ray_session import start_ray
+    from pairloom.pipelines.curate import curate as run
 
     settings = load_recipe(recipe, CurateRecipe, overrides)
     summary = run(settings, start_ray=lambda: start_ray(ray_address), only=only, retry=retry is not None)
@@ -73,8 +63,8 @@ def curate(
 @click.option("--ray-address", help="Run the ranks on this Ray cluster, by Ray Train.")
 def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ray_address: str | None) -> None:
     """Train a model; the same command again resumes an interrupted run."""
-    from cluster.launch_trainer import launch_trainer
-    from cluster.staleness import stale_data
+    from pairloom.cluster.launch_trainer import launch_trainer
+    from pairloom.cluster.staleness import stale_data
 
     settings = load_recipe(recipe, TrainRecipe, overrides)
     for line in stale_data(settings):
@@ -101,7 +91,7 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(model: str, image_mode: ImageMode, as_json: bool, **settings: Any) -> None:
     """Measure an exported model."""
-    from trainers.evaluate.run import evaluate as run
+    from pairloom.trainers.evaluate.run import evaluate as run
 
     _show(run(model, image_mode=image_mode, **settings), as_json, render.plain_table)
 
@@ -116,11 +106,11 @@ def evaluate(model: str, image_mode: ImageMode, as_json: bool, **settings: Any) 
 def export(run_dir: str, export_format: str, out: str, step: int | None, average: bool, as_json: bool) -> None:
     """Export a checkpoint to what the ecosystem loads, with its model card and receipt."""
     if export_format == "hf":
-        from trainers.export.hugging_face import export as run
+        from pairloom.trainers.export.hugging_face import export as run
     elif export_format == "open-clip":
-        from trainers.export.open_clip import export as run
+        from pairloom.trainers.export.open_clip import export as run
     else:
-        from trainers.export.onnx_towers import export as run
+        from pairloom.trainers.export.onnx_towers import export as run
     folder = run(run_dir, out, step, average)
     receipt = json.loads(storage.read_text(storage.join(folder, "receipt.json")))
     _show(
@@ -141,9 +131,9 @@ def export(run_dir: str, export_format: str, out: str, step: int | None, average
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def recall(root: str, same_images: bool, runs: tuple[str, ...], dry_run: bool, as_json: bool, **files: str) -> None:
     """Honour opt-out requests, now and in every later ingest. FILE: a path, a URL, or - for stdin."""
-    from cluster.staleness import stale_runs
-    from pipelines.recall import recall as run
-    from pipelines.recalled_rows import parse_request
+    from pairloom.cluster.staleness import stale_runs
+    from pairloom.pipelines.optout.recall import recall as run
+    from pairloom.pipelines.optout.rules import parse_request
 
     given = {kind: file for kind, file in files.items() if file is not None}
     if len(given) != 1:
@@ -164,8 +154,8 @@ def recall(root: str, same_images: bool, runs: tuple[str, ...], dry_run: bool, a
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def gc(root: str, keep: int, min_age: float, runs: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Remove what nothing points to below a root."""
-    from cluster.staleness import data_of_runs
-    from pipelines.gc import collect_garbage
+    from pairloom.cluster.staleness import data_of_runs
+    from pairloom.pipelines.inspect.gc import collect_garbage
 
     result = collect_garbage(root, keep, min_age, data_of_runs(root, runs), dry_run)
     _show(result, as_json, render.garbage_table)
@@ -177,10 +167,10 @@ def gc(root: str, keep: int, min_age: float, runs: tuple[str, ...], dry_run: boo
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(path: str, html: str | None, as_json: bool) -> None:
     """Show a root, data set, selection, run or model: counts, sizes, funnel, samples."""
-    from cluster.inspect_path import inspect_path
+    from pairloom.cluster.inspect_path import inspect_path
 
     if html is not None:
-        from pipelines.report.report import write_report
+        from pairloom.pipelines.inspect.html_report import write_report
 
         write_report(path, html)
         click.echo(html)
@@ -193,8 +183,8 @@ def inspect(path: str, html: str | None, as_json: bool) -> None:
 @click.option("--out", required=True, help="The .npy file to write.")
 def subset(selection: str, out: str) -> None:
     """Write the uids that a selection keeps as DataComp's subset file."""
-    from pipelines.subset import write_subset
-    from schemas.manifest import resolve
+    from pairloom.pipelines.select.datacomp_subset import write_subset
+    from pairloom.schemas.data_set.manifest import resolve
 
     click.echo(f"{write_subset(resolve(selection), out)} uids: {out}")
 
@@ -205,7 +195,7 @@ def subset(selection: str, out: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def explain(root: str, uid: str, as_json: bool) -> None:
     """Tell everything that happened to one sample, and why."""
-    from pipelines.inspect import explain as run
+    from pairloom.pipelines.inspect.inspect import explain as run
 
     _show(run(root, uid), as_json, render.plain_table)
 
@@ -215,14 +205,14 @@ def explain(root: str, uid: str, as_json: bool) -> None:
 @click.option("--out", help="Copy the recipe to this file.")
 def recipes(name: str | None, out: str | None) -> None:
     """List the built-in recipes, show one, or copy it."""
-    found = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    found = built_in_recipes()
     if name is None:
-        for stem, path in found.items():
-            click.echo(f"{stem:<24} {path.read_text().splitlines()[0].lstrip('# ')}")
+        for built_in in found.values():
+            click.echo(f"{built_in.name:<24} {built_in.summary}")
         return
     if name not in found:
         raise InputError(f"no built-in recipe {name}; there are {', '.join(found)}")
-    text = found[name].read_text()
+    text = found[name].path.read_text()
     if out is None:
         click.echo(text, nl=False)
         return
@@ -236,7 +226,7 @@ def recipes(name: str | None, out: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(recipe: str | None, as_json: bool) -> None:
     """Check versions, devices, disk and a recipe before hours are spent."""
-    from cluster.preflight import preflight
+    from pairloom.cluster.preflight import preflight
 
     report = preflight(recipe)
     _show(report, as_json, render.plain_table)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from schemas import storage
-from schemas.errors import InputError
-from schemas.generations import run_stale_lines
+from pairloom.schemas.data_set.generations import run_stale_lines
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data")
 
@@ -18,7 +18,7 @@ def inspect_path(path: str) -> dict[str, Any]:
         return _inspect_run(path)
     if any(storage.exists(storage.join(path, name)) for name in ("config.json", "receipt.json")):
         return _inspect_model(path)
-    from pipelines.inspect import inspect
+    from pairloom.pipelines.inspect.inspect import inspect
 
     return inspect(path)
 

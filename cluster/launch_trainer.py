@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import InputError, PairloomError, UserError
-from schemas.recipe_io import parse_recipe
-from schemas.train_recipe import TrainRecipe
+from pairloom.schemas.errors import InputError, PairloomError, UserError
+from pairloom.schemas.recipes.load import parse_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
 
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_STOP = 300.0  # a rank that is told to stop saves a checkpoint first
@@ -64,7 +64,7 @@ def launch_trainer(
 
 def _start(recipe: Path, count: int, threads: int | None) -> list[subprocess.Popen[bytes]]:
     port = _free_port()
-    command = [sys.executable, "-m", "trainers.train", str(recipe)]
+    command = [sys.executable, "-P", "-m", "pairloom.trainers.train", str(recipe)]
     return [
         subprocess.Popen(
             command,
@@ -148,7 +148,7 @@ def _launch_on_ray(recipe: TrainRecipe, num_processes: int, address: str) -> Non
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from cluster.ray_session import start_ray
+    from pairloom.cluster.ray_session import start_ray
 
     start_ray(address)
     uses_gpu = ray.cluster_resources().get("GPU", 0) >= num_processes
@@ -170,8 +170,8 @@ def _ray_worker(config: dict[str, Any]) -> None:
     """One rank: Ray Train has started the process group."""
     from ray.train import get_context
 
-    from trainers.engine import start_process_group
-    from trainers.train import train
+    from pairloom.trainers.deepspeed_engine.engine import start_process_group
+    from pairloom.trainers.train import train
 
     context = get_context()
     os.environ |= {

@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from schemas import storage
-from schemas.curate_recipe import CurateRecipe
-from schemas.errors import InputError, RecipeError
-from schemas.manifest import resolve
-from schemas.recipe_io import load_recipe
-from schemas.train_recipe import TrainRecipe
-from trainers.data.tar_index import find_tars
+from pairloom.schemas.data_set.manifest import resolve
+from pairloom.schemas.errors import InputError, RecipeError
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import load_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.schemas.storage import storage
+from pairloom.trainers.data.tar_index import find_tars
 
 PACKAGES = ("pairloom", "torch", "deepspeed", "transformers", "ray", "pyarrow", "webdataset", "fsspec", "s3fs")
 MIN_FREE_BYTES = 2 << 30

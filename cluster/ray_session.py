@@ -9,12 +9,13 @@ from contextlib import contextmanager
 
 import ray
 
-from schemas.errors import InputError
+from pairloom.schemas.errors import InputError
 
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # a task is one CPU; spinning threads slow its neighbours
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONSAFEPATH": "1",  # workers import nothing from the working folder
 }
 KEEP_IDLE_MS = 30_000  # Ray's own second ends workers between two steps, and each one takes a CPU second to start
 OBJECT_STORE_BYTES = 256 << 20  # steps pass file names and small tables, never images
@@ -36,14 +37,30 @@ def start_ray(address: str | None = None) -> None:
                 object_store_memory=OBJECT_STORE_BYTES,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
+                job_config=_job_config(),
             )
         return
     try:
         runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=runtime_env)
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env=runtime_env,
+            job_config=_job_config(),
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--ray-address {address}: cannot join the Ray cluster: {reason}") from error
+
+
+def _job_config() -> ray.job_config.JobConfig:
+    """A job whose workers do not search the driver's working folder for modules (a user's `queue.py` lies there).
+
+    Ray 2.60 appends the folder to the workers' `sys.path` unless the job is a client's (`ray/_private/worker.py`,
+    `connect`); for other jobs that flag changes only the upload of a `working_dir`, which we never name.
+    """
+    return ray.job_config.JobConfig(_client_job=True)
 
 
 @contextmanager

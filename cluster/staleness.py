@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from schemas import storage
-from schemas.errors import InputError
-from schemas.generations import data_of_run, run_stale_lines, stale_lines
-from schemas.manifest import resolve
-from schemas.train_recipe import TrainRecipe
+from pairloom.schemas.data_set.generations import data_of_run, run_stale_lines, stale_lines
+from pairloom.schemas.data_set.manifest import resolve
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.schemas.storage import storage
 
 
 def stale_data(recipe: TrainRecipe) -> list[str]:

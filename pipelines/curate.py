@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.at_work import work_later
-from pipelines.balance.balance import balance
-from pipelines.dedupe.dedupe import dedupe
-from pipelines.honour import honour_tombstones
-from pipelines.ingest import ingest, raw_folder
-from pipelines.reshard import reshard
-from pipelines.retry import retry_transient
-from pipelines.select import inputs_of, select
-from pipelines.signals.signal import comes_after_dedupe, is_out_of_fold, measure_signal
-from pipelines.step_folder import BeforeWork, latest_folder, only_command
-from pipelines.what_if import difference
-from schemas.balance_recipe import ClusterBalance
-from schemas.curate_recipe import CurateRecipe
-from schemas.errors import RecipeError
-from schemas.manifest import load_manifest
+from pairloom.pipelines.balance.balance import balance
+from pairloom.pipelines.dedupe.dedupe import dedupe
+from pairloom.pipelines.engine.root_lock import work_later
+from pairloom.pipelines.engine.step_folder import BeforeWork, latest_folder, only_command
+from pairloom.pipelines.ingest.ingest import ingest, raw_folder
+from pairloom.pipelines.ingest.retry import retry_transient
+from pairloom.pipelines.optout.apply import honour_tombstones
+from pairloom.pipelines.reshard.reshard import reshard
+from pairloom.pipelines.select.compare import difference
+from pairloom.pipelines.select.select import inputs_of, select
+from pairloom.pipelines.signals.measure import comes_after_dedupe, is_out_of_fold, measure_signal
+from pairloom.schemas.data_set.manifest import load_manifest
+from pairloom.schemas.errors import RecipeError
+from pairloom.schemas.recipes.balance import ClusterBalance
+from pairloom.schemas.recipes.curate import CurateRecipe
 
 STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemas import storage
-from schemas.errors import InputError
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 IMAGE_MARK = "<image>"
 _ROLES: dict[str, Literal["user", "assistant"]] = {"human": "user", "gpt": "assistant"}

@@ -13,7 +13,7 @@ An error message says what is wrong, where, and what to do, in one line.
 
 from __future__ import annotations
 
-from schemas.drop_reason import DropReason
+from pairloom.schemas.drop_reason import DropReason
 
 
 class PairloomError(Exception):

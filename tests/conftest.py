@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.http_server import TestServer, serve
-from tests.ingest_builder import make_pages
-from tests.shared_data import SHARED_DATA
+from tests.support.http_server import TestServer, serve
+from tests.support.ingest_builder import make_pages
+from tests.support.shared_data import SHARED_DATA
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cluster.demo.figures import read_rows
-from cluster.demo.source import png_bomb
-from schemas.manifest import resolve
-from tests.http_server import serve
-from tests.stories260k import write_stories260k
+from pairloom.demo.figures import read_rows
+from pairloom.demo.source import png_bomb
+from pairloom.schemas.data_set.manifest import resolve
+from tests.support.http_server import serve
+from tests.support.stories260k import write_stories260k
 
 NUM_PHOTOGRAPHS = 240
 COMMAND = Path(sys.executable).parent / "pairloom"

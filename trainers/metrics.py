@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from schemas import storage
-from schemas.train_recipe import TrainRecipe
-from trainers.checkpoint import TrainState
-from trainers.distributed import rank
+from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.schemas.storage import storage
+from pairloom.trainers.checkpoints.checkpoint import TrainState
+from pairloom.trainers.ranks import rank
 
 logger = logging.getLogger("pairloom.train")
 SECONDS_BETWEEN_LINES = 10.0

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from trainers.engine import Engine
-from trainers.grad_cache import cached_step
-from trainers.models.contrastive import Features
-from trainers.task import Batch, Task
-from trainers.tasks.contrastive import ContrastiveTask
+from pairloom.trainers.deepspeed_engine.engine import Engine
+from pairloom.trainers.models.contrastive import Features
+from pairloom.trainers.task import Batch, Task
+from pairloom.trainers.tasks.contrastive import ContrastiveTask
+from pairloom.trainers.tasks.grad_cache import cached_step
 
 
 @dataclass(frozen=True)

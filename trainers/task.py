@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from schemas.conversation import Conversation
-from schemas.image_decode import Pixels
-from schemas.naflex import AnyPreprocess, Grid
+from pairloom.schemas.conversation import Conversation
+from pairloom.schemas.images.decode import Pixels
+from pairloom.schemas.images.naflex import AnyPreprocess, Grid
 
 Batch = dict[str, torch.Tensor]
 

@@ -2,7 +2,7 @@
 
 Started as one process a rank with torch's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT):
 
-    python -m trainers.train RECIPE.json
+    python -m pairloom.trainers.train RECIPE.json
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from schemas.errors import PairloomError, RecipeError, UserError
-from schemas.recipe_io import parse_recipe
-from schemas.train_recipe import TrainRecipe
-from trainers.build_task import build_task, prepare_tokenizer
-from trainers.checkpoint import (
-    TrainState,
-    complete_checkpoints,
-    load_checkpoint,
-    newest_state,
+from pairloom.schemas.errors import PairloomError, RecipeError, UserError
+from pairloom.schemas.recipes.load import parse_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.trainers.checkpoints.async_writer import Saver
+from pairloom.trainers.checkpoints.checkpoint import TrainState, complete_checkpoints, load_checkpoint, newest_state
+from pairloom.trainers.checkpoints.run_folder import (
+    RunFolder,
+    clean_run,
+    evaluate_checkpoint,
+    finish_run,
+    open_run,
+    share_folder,
 )
-from trainers.data.dataset import Dataset, identity_of, open_dataset
-from trainers.data.decode import Loader, Share, shares
-from trainers.data.stream import Order, Stream, check_world_size
-from trainers.data.timed import timed
-from trainers.distributed import any_rank, join_lists, local_rank, rank, sum_over_ranks, world_size
-from trainers.engine import Engine, calm_threads, device, start_engine, start_process_group
-from trainers.evaluate.run import check_data
-from trainers.metrics import Metrics
-from trainers.models.open_clip_folder import convert_folder, is_open_clip
-from trainers.run_folder import RunFolder, clean_run, evaluate_checkpoint, finish_run, open_run, share_folder
-from trainers.saver import Saver
-from trainers.schedule import rate_factor
-from trainers.step import take_step
-from trainers.stop_signal import StopSignal
-from trainers.task import Batch, Task
+from pairloom.trainers.data.dataset import Dataset, identity_of, open_dataset
+from pairloom.trainers.data.loader import Loader, Share, shares
+from pairloom.trainers.data.sample_order import Order, Stream, check_world_size
+from pairloom.trainers.data.wait_time import timed
+from pairloom.trainers.deepspeed_engine.engine import Engine, calm_threads, device, start_engine, start_process_group
+from pairloom.trainers.evaluate.run import check_data
+from pairloom.trainers.metrics import Metrics
+from pairloom.trainers.open_clip.load import convert_folder, is_open_clip
+from pairloom.trainers.optimizers.schedule import rate_factor
+from pairloom.trainers.ranks import any_rank, join_lists, local_rank, rank, sum_over_ranks, world_size
+from pairloom.trainers.step import take_step
+from pairloom.trainers.stop_signal import StopSignal
+from pairloom.trainers.task import Batch, Task
+from pairloom.trainers.tasks.build import build_task, prepare_tokenizer
 
 logger = logging.getLogger("pairloom.train")
 MESSAGE_OF_NAN = "{what} at step {step}; samples: {uids}; last good checkpoint: {checkpoint}"

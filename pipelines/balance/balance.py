@@ -14,16 +14,16 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pipelines.balance.entries import choose_entries, count_words, load_entries, matcher_of
-from pipelines.run_step import run_shards
-from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
-from schemas import storage
-from schemas.balance_recipe import EntryBalance
-from schemas.curate_recipe import CurateRecipe
-from schemas.errors import InputError
-from schemas.manifest import Manifest, ShardEntry, load_manifest, table_url
-from schemas.recipe_io import settings_of, step_hash
-from schemas.sample import STATUS_SUCCESS, read_table, write_table
+from pairloom.pipelines.balance.entries import choose_entries, count_words, load_entries, matcher_of
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, load_manifest, table_url
+from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table, write_table
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.balance import EntryBalance
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import settings_of, step_hash
+from pairloom.schemas.storage import storage
 
 Key = TypeVar("Key")
 

@@ -17,8 +17,8 @@ import ahocorasick_rs
 import numpy as np
 import numpy.typing as npt
 
-from schemas import storage
-from schemas.errors import InputError
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 PADDED = (",", ".", ";", ":", "?", "!", "`")
 SPACES = str.maketrans("\t\n\r", "   ")

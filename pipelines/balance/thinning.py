@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.balance.balance import entries_url
-from pipelines.balance.draw import Counts, Probabilities, count_entries, draws, keep_probabilities, mixed
-from pipelines.balance.entries import load_entries
-from pipelines.balance.quotas import cluster_quotas
-from pipelines.duplicate_rows import pack_uids
-from pipelines.signals.clusters import Tree, load_tree
-from schemas.balance_recipe import BalanceRecipe, ClusterBalance, EntryBalance
+from pairloom.pipelines.algorithms.seeded_hash import draws, mixed
+from pairloom.pipelines.balance.balance import entries_url
+from pairloom.pipelines.balance.draw import Counts, Probabilities, count_entries, keep_probabilities
+from pairloom.pipelines.balance.entries import load_entries
+from pairloom.pipelines.balance.quotas import cluster_quotas
+from pairloom.pipelines.raw.row_uids import pack_uids
+from pairloom.pipelines.signals.clusters import Tree, load_tree
+from pairloom.schemas.recipes.balance import BalanceRecipe, ClusterBalance, EntryBalance
 
 Mask = npt.NDArray[np.bool_]
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.dedupe.components import Indices, connect
-from pipelines.dedupe.decontaminate import find_hits
-from pipelines.dedupe.evaluation_set import EvaluationImages
-from pipelines.dedupe.exact import best_of, best_of_captions, equal_images
-from pipelines.dedupe.figures import Contamination, Figures, GroupSizes
-from pipelines.dedupe.near import Near, near_duplicates
-from pipelines.dedupe.placeholders import placeholder_images
-from pipelines.dedupe.slim import Slim
-from schemas.dedupe_recipe import DedupeRecipe, PlaceholderRecipe
-from schemas.drop_reason import DropReason
+from pairloom.pipelines.algorithms.union_find import Indices, connect
+from pairloom.pipelines.dedupe.criteria.contamination import find_hits
+from pairloom.pipelines.dedupe.criteria.evaluation_set import EvaluationImages
+from pairloom.pipelines.dedupe.criteria.exact import best_of, best_of_captions, equal_images
+from pairloom.pipelines.dedupe.criteria.near import Near, near_duplicates
+from pairloom.pipelines.dedupe.criteria.placeholders import placeholder_images
+from pairloom.pipelines.dedupe.sample_records import Slim
+from pairloom.pipelines.dedupe.summary import Contamination, Figures, GroupSizes
+from pairloom.schemas.drop_reason import DropReason
+from pairloom.schemas.recipes.dedupe import DedupeRecipe, PlaceholderRecipe
 
 REASONS = (
     None,

@@ -36,19 +36,16 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from pipelines.dedupe.colours import tell_colours
-from pipelines.dedupe.decide import REASONS, Known
-from pipelines.dedupe.earlier import find_earlier, tell_what_is_not_compared
-from pipelines.dedupe.evaluation_set import EvaluationImages, fingerprint_of, read_evaluation_set
-from pipelines.dedupe.figures import Contamination, Figures
-from pipelines.dedupe.joined import join_links
-from pipelines.dedupe.parts import (
+from pairloom.pipelines.dedupe.criteria.evaluation_set import EvaluationImages, read_evaluation_set
+from pairloom.pipelines.dedupe.decide import REASONS, Known
+from pairloom.pipelines.dedupe.links.colour_bounds import tell_colours
+from pairloom.pipelines.dedupe.links.join_rounds import join_links
+from pairloom.pipelines.dedupe.previous_data_sets import find_earlier, tell_what_is_not_compared
+from pairloom.pipelines.dedupe.rounds import (
     ROWS_PER_PART,
     SPILL,
-    Batch,
     Job,
     Tables,
-    cut_batches,
     decide_part,
     link_part,
     make_plan,
@@ -56,21 +53,24 @@ from pipelines.dedupe.parts import (
     read_batch,
     search_part,
 )
-from pipelines.dedupe.semantic_rounds import decide_semantic
-from pipelines.dedupe.slim import Folders, uid_texts
-from pipelines.dedupe.spill import Rows
-from pipelines.run_step import run_shards
-from pipelines.signals.target_set import features_of_images
-from pipelines.step_folder import BeforeWork, StepFolder, missing_tables, nothing
-from schemas import storage
-from schemas.curate_recipe import CurateRecipe
-from schemas.dedupe_recipe import DecontaminateRecipe
-from schemas.drop_reason import DropReason
-from schemas.errors import InputError
-from schemas.manifest import Manifest, ShardEntry, load_manifest, table_url
-from schemas.recipe_io import settings_of, step_hash
-from schemas.sample import DEDUPE, read_table, table_bytes, write_table
-from schemas.signal_recipe import ClipSignals
+from pairloom.pipelines.dedupe.sample_records import uid_texts
+from pairloom.pipelines.dedupe.semantic_rounds import decide_semantic
+from pairloom.pipelines.dedupe.summary import Contamination, Figures
+from pairloom.pipelines.engine.batches import Batch, Folders, cut_batches
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.engine.shuffle import Rows
+from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from pairloom.pipelines.images.image_sets import fingerprint_of
+from pairloom.pipelines.signals.target_set import features_of_images
+from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, load_manifest, table_url
+from pairloom.schemas.data_set.tables import DEDUPE, read_table, table_bytes, write_table
+from pairloom.schemas.drop_reason import DropReason
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.dedupe import DecontaminateRecipe
+from pairloom.schemas.recipes.load import settings_of, step_hash
+from pairloom.schemas.recipes.signals import ClipSignals
+from pairloom.schemas.storage import storage
 
 logger = logging.getLogger("pairloom")
 STEP = "dedupe"

@@ -23,18 +23,19 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from pipelines.balance.draw import mixed
-from pipelines.dedupe.components import connect
-from pipelines.dedupe.decide import SEMANTIC, Known, keep_order
-from pipelines.dedupe.feature_files import Stored, read_features
-from pipelines.dedupe.figures import GroupSizes
-from pipelines.dedupe.kmeans import POINTS_PER_CENTROID, Features, nearest, normalised, train
-from pipelines.dedupe.parts import Batch, Job, hand_out
-from pipelines.dedupe.semantic import decide_cluster
-from pipelines.dedupe.spill import Rows, SpillTable, pack
-from pipelines.run_step import run_shards
-from schemas import storage
-from schemas.dedupe_recipe import SemanticRecipe
+from pairloom.pipelines.algorithms.kmeans import POINTS_PER_CENTROID, Features, nearest, normalised, train
+from pairloom.pipelines.algorithms.seeded_hash import mixed
+from pairloom.pipelines.algorithms.union_find import connect
+from pairloom.pipelines.dedupe.criteria.semantic import decide_cluster
+from pairloom.pipelines.dedupe.decide import SEMANTIC, Known, keep_order
+from pairloom.pipelines.dedupe.rounds import Job, hand_out
+from pairloom.pipelines.dedupe.summary import GroupSizes
+from pairloom.pipelines.engine.batches import Batch
+from pairloom.pipelines.engine.feature_files import Stored, read_features
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack
+from pairloom.schemas.recipes.dedupe import SemanticRecipe
+from pairloom.schemas.storage import storage
 
 IMAGES_PER_CLUSTER = 1000  # up to a million images; then both clusters and their sizes grow with the square root
 IMAGES_PER_PART = 250_000

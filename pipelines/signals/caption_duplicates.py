@@ -17,16 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.dedupe.parts import Batch, cut_batches
-from pipelines.dedupe.slim import Folders
-from pipelines.dedupe.spill import Rows
-from pipelines.run_step import run_shards
-from pipelines.signals import caption_rounds
-from pipelines.signals.caption_rounds import Job, Tables, captions_of, hashes_of
-from pipelines.step_folder import missing_tables
-from schemas import storage
-from schemas.manifest import load_manifest, table_url
-from schemas.sample import write_table
+from pairloom.pipelines.engine.batches import Batch, Folders, cut_batches
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.engine.shuffle import Rows
+from pairloom.pipelines.engine.step_folder import missing_tables
+from pairloom.pipelines.signals import caption_duplicates_rounds as caption_rounds
+from pairloom.pipelines.signals.caption_duplicates_rounds import Job, Tables, captions_of, hashes_of
+from pairloom.schemas.data_set.manifest import load_manifest, table_url
+from pairloom.schemas.data_set.tables import write_table
+from pairloom.schemas.storage import storage
 
 VERSION = 1
 CAPTION_DUPLICATES = pa.schema(

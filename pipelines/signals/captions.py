@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.run_step import run_shards
-from schemas.manifest import table_url
-from schemas.sample import STATUS_SUCCESS, read_table, write_table
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.schemas.data_set.manifest import table_url
+from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table, write_table
 
 CAPTION_SIGNALS = pa.schema(
     [

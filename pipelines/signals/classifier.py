@@ -21,10 +21,7 @@ import pyarrow as pa
 import torch
 from transformers import AutoModelForImageClassification
 
-from pipelines.signals.batches import Place, ShardRows
-from pipelines.signals.clip_model import model_fingerprint, on_disk
-from pipelines.signals.onnx_file import OnnxFile, is_onnx
-from pipelines.signals.scorer import (
+from pairloom.pipelines.signals.models.actors import (
     ModelInputs,
     load_image,
     make_filler,
@@ -34,14 +31,17 @@ from pipelines.signals.scorer import (
     run_scorers,
     write_scores,
 )
-from schemas import storage
-from schemas.digests import sha256_of
-from schemas.errors import InputError
-from schemas.image_decode import Pixels
-from schemas.manifest import ShardEntry, table_url
-from schemas.preprocess import load_preprocess
-from schemas.sample import read_table
-from schemas.shard import ShardReader
+from pairloom.pipelines.signals.models.batching import Place, ShardRows
+from pairloom.pipelines.signals.models.clip import model_fingerprint, on_disk
+from pairloom.pipelines.signals.models.onnx import OnnxFile, is_onnx
+from pairloom.schemas.data_set.manifest import ShardEntry, table_url
+from pairloom.schemas.data_set.shard import ShardReader
+from pairloom.schemas.data_set.tables import read_table
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.images.decode import Pixels
+from pairloom.schemas.images.preprocess import load_preprocess
+from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.digests import sha256_of
 
 VERSION = 2
 ONNX_NOTES = ("config.json", "preprocessor_config.json")  # beside an ONNX file: its labels, and how images are resized

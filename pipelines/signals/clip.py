@@ -16,13 +16,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.signals.batches import Lane, Place, ShardRows
-from pipelines.signals.scorer import ModelInputs, load_image, make_filler, open_tar, prepare_device, run_scorers
-from schemas import storage
-from schemas.errors import InputError
-from schemas.manifest import ShardEntry, table_url
-from schemas.sample import STATUS_SUCCESS, check_joined, fold_of, read_table, write_table
-from schemas.shard import ShardReader
+from pairloom.pipelines.signals.models.actors import (
+    ModelInputs,
+    load_image,
+    make_filler,
+    open_tar,
+    prepare_device,
+    run_scorers,
+)
+from pairloom.pipelines.signals.models.batching import Lane, Place, ShardRows
+from pairloom.schemas.data_set.manifest import ShardEntry, table_url
+from pairloom.schemas.data_set.shard import ShardReader
+from pairloom.schemas.data_set.tables import STATUS_SUCCESS, check_joined, fold_of, read_table, write_table
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 VERSION = 2
 CLIP_SIGNALS = pa.schema(
@@ -62,7 +69,7 @@ class ClipScorer:
     """Scores one raw shard a call; holds the models, and fills their batches from all calls."""
 
     def __init__(self, job: ClipJob, num_threads: int) -> None:
-        from pipelines.signals.clip_model import ClipModel
+        from pairloom.pipelines.signals.models.clip import ClipModel
 
         device = prepare_device()
         self._job = job

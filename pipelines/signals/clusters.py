@@ -23,17 +23,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.balance.draw import mixed
-from pipelines.dedupe.feature_files import features_of_rows
-from pipelines.dedupe.kmeans import POINTS_PER_CENTROID, Features, nearest, normalised, train
-from pipelines.duplicate_rows import pack_uids
-from pipelines.run_step import run_shards
-from pipelines.signals.target_set import target_features
-from schemas import storage
-from schemas.errors import InputError
-from schemas.manifest import ShardEntry, load_manifest, table_url
-from schemas.sample import check_joined, read_table, write_table
-from schemas.signal_recipe import ClusterSignals
+from pairloom.pipelines.algorithms.kmeans import POINTS_PER_CENTROID, Features, nearest, normalised, train
+from pairloom.pipelines.algorithms.seeded_hash import mixed
+from pairloom.pipelines.engine.feature_files import features_of_rows
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.raw.row_uids import pack_uids
+from pairloom.pipelines.signals.target_set import target_features
+from pairloom.schemas.data_set.manifest import ShardEntry, load_manifest, table_url
+from pairloom.schemas.data_set.tables import check_joined, read_table, write_table
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.signals import ClusterSignals
+from pairloom.schemas.storage import storage
 
 VERSION = 1
 SEED = 0  # of the draw of images that k-means looks at

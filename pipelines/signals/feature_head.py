@@ -20,14 +20,14 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
-from pipelines.run_step import run_shards
-from pipelines.signals.clip import IMAGE_FEATURES, features_url
-from pipelines.signals.onnx_file import OnnxFile, is_onnx
-from pipelines.signals.scorer import rows_with_images, write_scores
-from schemas import storage
-from schemas.errors import InputError
-from schemas.manifest import ShardEntry, table_url
-from schemas.sample import check_joined, read_table
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.signals.clip import IMAGE_FEATURES, features_url
+from pairloom.pipelines.signals.models.actors import rows_with_images, write_scores
+from pairloom.pipelines.signals.models.onnx import OnnxFile, is_onnx
+from pairloom.schemas.data_set.manifest import ShardEntry, table_url
+from pairloom.schemas.data_set.tables import check_joined, read_table
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 VERSION = 2
 BLOCK = 256  # images

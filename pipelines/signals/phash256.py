@@ -12,13 +12,13 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipelines.hashes import phash256
-from pipelines.run_step import run_shards
-from pipelines.signals.scorer import open_tar
-from schemas.errors import SampleError
-from schemas.image_decode import decode_rgb
-from schemas.manifest import ShardEntry, table_url
-from schemas.sample import STATUS_SUCCESS, read_table, write_table
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.images.hashes import phash256
+from pairloom.pipelines.signals.models.actors import open_tar
+from pairloom.schemas.data_set.manifest import ShardEntry, table_url
+from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table, write_table
+from pairloom.schemas.errors import SampleError
+from pairloom.schemas.images.decode import decode_rgb
 
 VERSION = 1
 PHASH256_ALGORITHM = "dct64-16x16-median256"

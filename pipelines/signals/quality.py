@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from pipelines.run_step import run_shards
-from pipelines.signals.scorer import open_tar
-from schemas.errors import SampleError
-from schemas.image_decode import Pixels, decode_rgb
-from schemas.manifest import ShardEntry, table_url
-from schemas.sample import STATUS_SUCCESS, read_table, write_table
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.signals.models.actors import open_tar
+from pairloom.schemas.data_set.manifest import ShardEntry, table_url
+from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table, write_table
+from pairloom.schemas.errors import SampleError
+from pairloom.schemas.images.decode import Pixels, decode_rgb
 
 VERSION = 1
 SIDE = 256  # px, of the longer side

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.step_folder import StepFolder
-from schemas import storage
-from schemas.generations import load_generations
-from schemas.manifest import load_manifest, table_url
+from pairloom.pipelines.engine.step_folder import StepFolder
+from pairloom.schemas.data_set.generations import load_generations
+from pairloom.schemas.data_set.manifest import load_manifest, table_url
+from pairloom.schemas.storage import storage
 
 NUM_THREADS = 8
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from pipelines.dedupe.evaluation_set import Listed, cut_tasks, images_in, listed_images
-from pipelines.dedupe.kmeans import Features, normalised
-from pipelines.run_step import run_actors
-from pipelines.signals.scorer import ModelInputs, prepare_device
-from schemas import storage
-from schemas.errors import InputError, SampleError
-from schemas.image_decode import decode_rgb
+from pairloom.pipelines.algorithms.kmeans import Features, normalised
+from pairloom.pipelines.engine.run_shards import run_actors
+from pairloom.pipelines.images.image_sets import Listed, cut_tasks, images_in, listed_images
+from pairloom.pipelines.signals.models.actors import ModelInputs, prepare_device
+from pairloom.schemas.errors import InputError, SampleError
+from pairloom.schemas.images.decode import decode_rgb
+from pairloom.schemas.storage import storage
 
 BATCH = 64
 IMAGE_FEATURES = "image_features"  # of a .npz with several arrays
@@ -59,7 +59,7 @@ class TargetScorer:
     """Image features of some files; holds the model."""
 
     def __init__(self, model: str) -> None:
-        from pipelines.signals.clip_model import ClipModel
+        from pairloom.pipelines.signals.models.clip import ClipModel
 
         self._model = ClipModel(model, prepare_device())
 

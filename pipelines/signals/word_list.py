@@ -11,15 +11,15 @@ from functools import lru_cache, partial
 
 import pyarrow as pa
 
-from pipelines.run_step import run_shards
-from pipelines.signals.scorer import SCORE_SIGNALS
-from pipelines.signals.wordnet import FILES, WordNet
-from schemas import storage
-from schemas.digests import sha256_of
-from schemas.errors import InputError
-from schemas.manifest import table_url
-from schemas.sample import STATUS_SUCCESS, read_table, write_table
-from schemas.signal_recipe import WordListSignals
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.signals.models.actors import SCORE_SIGNALS
+from pairloom.pipelines.signals.wordnet import FILES, WordNet
+from pairloom.schemas.data_set.manifest import table_url
+from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table, write_table
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.signals import WordListSignals
+from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.digests import sha256_of
 
 VERSION = 1
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from schemas import storage
+from pairloom.schemas.storage import storage
 
 PARTS = ("noun", "verb", "adj", "adv")
 FILES = tuple(f"index.{part}" for part in PARTS) + tuple(f"{part}.exc" for part in PARTS)

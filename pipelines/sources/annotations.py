@@ -17,10 +17,10 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
-from pipelines.sources.source import format_of
-from pipelines.sources.text_tables import ERROR_COLUMN, MAX_FIELD_CHARS, Row, blame, open_text
-from schemas import storage
-from schemas.errors import InputError
+from pairloom.pipelines.sources.source import format_of
+from pairloom.pipelines.sources.text_tables import ERROR_COLUMN, MAX_FIELD_CHARS, Row, blame, open_text
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 START_CHARS = 4096  # of a file, looked at to tell what it is
 

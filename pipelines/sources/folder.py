@@ -16,9 +16,9 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from pipelines.sources.annotations import kind_of, read_annotations
-from pipelines.sources.parquet_tables import CAPTION, Columns, kept_fields, read_piece, schema_of, stage_rows
-from pipelines.sources.source import (
+from pairloom.pipelines.sources.annotations import kind_of, read_annotations
+from pairloom.pipelines.sources.parquet_tables import CAPTION, Columns, kept_fields, read_piece, schema_of, stage_rows
+from pairloom.pipelines.sources.source import (
     Piece,
     Prepared,
     SourceFile,
@@ -32,8 +32,8 @@ from pipelines.sources.source import (
     parse_fields,
     read_below,
 )
-from pipelines.sources.text_tables import Row, read_text_rows
-from pipelines.sources.url_table import (
+from pairloom.pipelines.sources.text_tables import Row, read_text_rows
+from pairloom.pipelines.sources.url_table import (
     UID_COLUMN,
     is_table,
     kept_values,
@@ -41,10 +41,10 @@ from pipelines.sources.url_table import (
     readable_path,
     row_error,
 )
-from schemas import storage
-from schemas.curate_recipe import SourceRecipe
-from schemas.errors import InputError, RecipeError
-from schemas.shard import IMAGE_EXTENSIONS
+from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS
+from pairloom.schemas.errors import InputError, RecipeError
+from pairloom.schemas.recipes.curate import SourceRecipe
+from pairloom.schemas.storage import storage
 
 BATCH_ROWS = 256
 SIDECARS = ("txt", "json")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pipelines.sources.folder import Folder
-from pipelines.sources.parquet_images import ParquetImages
-from pipelines.sources.source import Source
-from pipelines.sources.url_table import UrlTable
-from pipelines.sources.webdataset_tars import WebdatasetTars
-from schemas.curate_recipe import SourceRecipe
+from pairloom.pipelines.sources.folder import Folder
+from pairloom.pipelines.sources.parquet_images import ParquetImages
+from pairloom.pipelines.sources.source import Source
+from pairloom.pipelines.sources.url_table import UrlTable
+from pairloom.pipelines.sources.webdataset_tars import WebdatasetTars
+from pairloom.schemas.recipes.curate import SourceRecipe
 
 
 def open_source(recipe: SourceRecipe) -> Source:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.parquet_tables import CAPTION, Columns, kept_fields, read_piece, schema_of
-from pipelines.sources.source import (
+from pairloom.pipelines.sources.parquet_tables import CAPTION, Columns, kept_fields, read_piece, schema_of
+from pairloom.pipelines.sources.source import (
     Piece,
     Prepared,
     SourceFile,
@@ -25,9 +25,9 @@ from pipelines.sources.source import (
     own_uid,
     read_below,
 )
-from pipelines.sources.url_table import UID_COLUMN, kept_values, prepare_table, readable_path
-from schemas.curate_recipe import SourceRecipe
-from schemas.errors import InputError
+from pairloom.pipelines.sources.url_table import UID_COLUMN, kept_values, prepare_table, readable_path
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.curate import SourceRecipe
 
 BATCH_ROWS = 16  # images in memory at once
 

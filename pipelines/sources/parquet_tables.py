@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.sources.source import Piece, Prepared, SourceFile, format_of, require_columns
-from pipelines.sources.text_tables import ERROR_COLUMN, Row, blame, header_of, open_bytes, read_text_rows
-from schemas import storage
-from schemas.errors import InputError
+from pairloom.pipelines.sources.source import Piece, Prepared, SourceFile, format_of, require_columns
+from pairloom.pipelines.sources.text_tables import ERROR_COLUMN, Row, blame, header_of, open_bytes, read_text_rows
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 STAGED_ROWS = 10_000  # of a row group of a staged table
 CAPTION = "pairloom_caption"  # of every row that is read here: its caption

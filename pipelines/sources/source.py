@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pipelines.boxes import Boxes, read_boxes
-from schemas import storage
-from schemas.curate_recipe import DEFAULT_CAPTION_COLUMN, SourceRecipe
-from schemas.errors import InputError, SampleError
-from schemas.shard import Place
+from pairloom.pipelines.images.boxes import Boxes, read_boxes
+from pairloom.schemas.data_set.shard import Place
+from pairloom.schemas.errors import InputError, SampleError
+from pairloom.schemas.recipes.curate import DEFAULT_CAPTION_COLUMN, SourceRecipe
+from pairloom.schemas.storage import storage
 
 COMPRESSIONS = ("gz", "zst")
 COLUMNS_SHOWN, COLUMN_CHARS_SHOWN = 40, 60  # in messages

@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import zstandard
 
-from pipelines.sources.source import compression_of, format_of
-from schemas import storage
-from schemas.errors import InputError
+from pairloom.pipelines.sources.source import compression_of, format_of
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "ndjson")
 ERROR_COLUMN = "pairloom_error"  # of a row that could not be read: why

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.parquet_tables import (
+from pairloom.pipelines.sources.parquet_tables import (
     CAPTION,
     Columns,
     kept_fields,
@@ -18,7 +18,7 @@ from pipelines.sources.parquet_tables import (
     stage_packed,
     stage_text,
 )
-from pipelines.sources.source import (
+from pairloom.pipelines.sources.source import (
     Piece,
     Prepared,
     SourceFile,
@@ -30,11 +30,11 @@ from pipelines.sources.source import (
     list_source_files,
     own_uid,
 )
-from pipelines.sources.text_tables import ERROR_COLUMN, TEXT_FORMATS
-from schemas import storage
-from schemas.curate_recipe import SourceRecipe
-from schemas.drop_reason import DropReason
-from schemas.errors import SampleError
+from pairloom.pipelines.sources.text_tables import ERROR_COLUMN, TEXT_FORMATS
+from pairloom.schemas.drop_reason import DropReason
+from pairloom.schemas.errors import SampleError
+from pairloom.schemas.recipes.curate import SourceRecipe
+from pairloom.schemas.storage import storage
 
 UID_COLUMN = "uid"
 BATCH_ROWS = 4096

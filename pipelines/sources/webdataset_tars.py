@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.source import (
+from pairloom.pipelines.sources.source import (
     Piece,
     Prepared,
     SourceFile,
@@ -26,12 +26,12 @@ from pipelines.sources.source import (
     parse_fields,
     text_schema,
 )
-from schemas import storage
-from schemas.curate_recipe import SourceRecipe
-from schemas.drop_reason import DropReason
-from schemas.errors import SampleError
-from schemas.shard import Member, ShardReader, index_tar
-from schemas.tar_samples import TarSample, group_samples, images_of
+from pairloom.schemas.data_set.shard import Member, ShardReader, index_tar
+from pairloom.schemas.data_set.tar_samples import TarSample, group_samples, images_of
+from pairloom.schemas.drop_reason import DropReason
+from pairloom.schemas.errors import SampleError
+from pairloom.schemas.recipes.curate import SourceRecipe
+from pairloom.schemas.storage import storage
 
 
 class WebdatasetTars:

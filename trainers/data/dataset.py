@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from schemas import storage
-from schemas.conversation import Conversation, load_conversations
-from schemas.digests import sha256_of
-from schemas.drop_reason import DropReason
-from schemas.errors import InputError, SampleError
-from schemas.manifest import load_manifest, resolve
-from schemas.train_recipe import DataSource
-from trainers.data.raw_sample import Dataset, RawSample
-from trainers.data.tar_dataset import CuratedDataset, ViewDataset
-from trainers.data.tar_index import find_tars, index_tars
+from pairloom.schemas.conversation import Conversation, load_conversations
+from pairloom.schemas.data_set.manifest import load_manifest, resolve
+from pairloom.schemas.drop_reason import DropReason
+from pairloom.schemas.errors import InputError, SampleError
+from pairloom.schemas.recipes.train import DataSource
+from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.digests import sha256_of
+from pairloom.trainers.data.raw_sample import Dataset, RawSample
+from pairloom.trainers.data.tar_dataset import CuratedDataset, ViewDataset
+from pairloom.trainers.data.tar_index import find_tars, index_tars
 
 __all__ = ["ConversationDataset", "CuratedDataset", "Dataset", "RawSample", "identity_of", "open_dataset"]
 CACHE_BYTES = 50 << 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from schemas.conversation import Conversation
+from pairloom.schemas.conversation import Conversation
 
 
 class RawSample(NamedTuple):  # a tuple is made three times as fast as a frozen dataclass

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from schemas.image_decode import Pixels
-from schemas.naflex import Grid, NaflexPreprocess
-from schemas.preprocess import Preprocess
+from pairloom.schemas.images.decode import Pixels
+from pairloom.schemas.images.naflex import Grid, NaflexPreprocess
+from pairloom.schemas.images.preprocess import Preprocess
 
 KERNELS: dict[int, Callable[..., Any]] = {
     2: torch.ops.aten._upsample_bilinear2d_aa.out,

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from schemas import storage
-from schemas.errors import InputError
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 WHOLE_FROM = 0.25  # of a tar's bytes wanted: then all of it is fetched
 GAP_BYTES = 1 << 20  # between two wanted parts that one request still takes; about what a request's wait costs

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from schemas import storage
-from schemas.drop_reason import DropReason
-from schemas.errors import InputError, SampleError
-from schemas.manifest import Manifest, ShardEntry, load_manifest, table_url, tar_url
-from schemas.sample import check_joined, fold_of, read_table
-from schemas.shard import ShardReader
-from schemas.tombstones import recalled_uids
-from schemas.train_recipe import DataSource
-from trainers.data.raw_sample import RawSample
-from trainers.data.recent import Recent
-from trainers.data.shard_cache import Part, PartsReader, ShardCache, plan_parts
-from trainers.mirror import cache_folder
+from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, load_manifest, table_url, tar_url
+from pairloom.schemas.data_set.shard import ShardReader
+from pairloom.schemas.data_set.tables import check_joined, fold_of, read_table
+from pairloom.schemas.data_set.tombstones import recalled_uids
+from pairloom.schemas.drop_reason import DropReason
+from pairloom.schemas.errors import InputError, SampleError
+from pairloom.schemas.local_cache import cache_folder
+from pairloom.schemas.recipes.train import DataSource
+from pairloom.schemas.storage import storage
+from pairloom.trainers.data.lru_cache import Recent
+from pairloom.trainers.data.raw_sample import RawSample
+from pairloom.trainers.data.shard_cache import Part, PartsReader, ShardCache, plan_parts
 
 OPEN_SHARDS = 32  # tables and tars that one process keeps open
 IN_TARS = ["uid", "key", "caption", "image_sha256", "offset", "num_bytes"]

@@ -18,13 +18,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas import storage
-from schemas.errors import StorageError
-from schemas.manifest import Manifest, ShardEntry, is_complete, save_manifest, table_url
-from schemas.sample import CURATED, make_uid, write_table
-from schemas.shard import ShardReader, index_tar, shard_name
-from schemas.tar_samples import TarSample, group_samples, image_of
-from trainers.mirror import cache_folder
+from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, is_complete, save_manifest, table_url
+from pairloom.schemas.data_set.shard import ShardReader, index_tar, shard_name
+from pairloom.schemas.data_set.tables import CURATED, make_uid, write_table
+from pairloom.schemas.data_set.tar_samples import TarSample, group_samples, image_of
+from pairloom.schemas.errors import StorageError
+from pairloom.schemas.local_cache import cache_folder
+from pairloom.schemas.storage import storage
 
 logger = logging.getLogger("pairloom.data")
 STEP = "index"

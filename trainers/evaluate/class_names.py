@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schemas import storage
-from schemas.errors import InputError
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 CLASSES_BESIDE = ("classes.json", "classnames.txt")

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from schemas.errors import InputError
-from trainers.evaluate.class_names import BESIDE_THE_DATA, ClassFiles
-from trainers.evaluate.labelled import load_classification
-from trainers.evaluate.load import DualEncoder
-from trainers.evaluate.zero_shot import accuracies
+from pairloom.schemas.errors import InputError
+from pairloom.trainers.evaluate.class_names import BESIDE_THE_DATA, ClassFiles
+from pairloom.trainers.evaluate.labelled import load_classification
+from pairloom.trainers.evaluate.load import DualEncoder
+from pairloom.trainers.evaluate.zero_shot import accuracies
 
 PENALTIES = tuple(10.0**power for power in range(1, -9, -1))  # of the squared weights; sklearn's C is 1 / (penalty * N)
 ONE_IN = 5  # training images of a class, of which one is held out to choose the penalty

@@ -18,13 +18,13 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from schemas import storage
-from schemas.errors import InputError, SampleError
-from schemas.image_decode import Pixels, decode_rgb
-from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
-from schemas.preprocess import load_preprocess
-from trainers.models.folder import local_folder, model_type_of
-from trainers.models.towers import num_places, pads_to_end, pool_texts
+from pairloom.schemas.errors import InputError, SampleError
+from pairloom.schemas.images.decode import Pixels, decode_rgb
+from pairloom.schemas.images.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
+from pairloom.schemas.images.preprocess import load_preprocess
+from pairloom.schemas.storage import storage
+from pairloom.trainers.models.hf_folder import local_folder, model_type_of
+from pairloom.trainers.models.towers import num_places, pads_to_end, pool_texts
 
 IMAGES_PER_BATCH = 64
 TEXTS_PER_BATCH = 256

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from schemas import storage
-from schemas.errors import InputError
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
 
 
 def read_jsonl(path: str, required: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from schemas import storage
-from schemas.errors import InputError
-from schemas.manifest import load_manifest, resolve, table_url, tar_url
-from schemas.sample import read_table
-from schemas.tombstones import recalled_uids
-from trainers.evaluate.load import DualEncoder, ImageSource
-from trainers.evaluate.samples import Sample, read_samples
+from pairloom.schemas.data_set.manifest import load_manifest, resolve, table_url, tar_url
+from pairloom.schemas.data_set.tables import read_table
+from pairloom.schemas.data_set.tombstones import recalled_uids
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
+from pairloom.trainers.evaluate.load import DualEncoder, ImageSource
+from pairloom.trainers.evaluate.samples import Sample, read_samples
 
 DEPTHS = (1, 5, 10)
 CAPTION_FIELDS = ("captions", "txt", "caption", "text")

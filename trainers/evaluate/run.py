@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from schemas import storage
-from schemas.errors import InputError
-from schemas.recipe_io import parse_recipe
-from schemas.train_recipe import EvaluateRecipe
-from trainers.data.tar_index import find_tars
-from trainers.evaluate.class_names import ClassFiles
-from trainers.evaluate.linear_probe import linear_probe
-from trainers.evaluate.load import DualEncoder, LlavaReader
-from trainers.evaluate.retrieval import retrieval
-from trainers.evaluate.samples import find_parquet
-from trainers.evaluate.vqa import ImageMode, vqa
-from trainers.evaluate.zero_shot import zero_shot
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.load import parse_recipe
+from pairloom.schemas.recipes.train import EvaluateRecipe
+from pairloom.schemas.storage import storage
+from pairloom.trainers.data.tar_index import find_tars
+from pairloom.trainers.evaluate.class_names import ClassFiles
+from pairloom.trainers.evaluate.linear_probe import linear_probe
+from pairloom.trainers.evaluate.load import DualEncoder, LlavaReader
+from pairloom.trainers.evaluate.retrieval import retrieval
+from pairloom.trainers.evaluate.samples import find_parquet
+from pairloom.trainers.evaluate.vqa import ImageMode, vqa
+from pairloom.trainers.evaluate.zero_shot import zero_shot
 
 
 def evaluate(

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas import storage
-from schemas.errors import InputError
-from schemas.shard import IMAGE_EXTENSIONS, ShardReader, index_tar
-from schemas.tar_samples import TarSample, group_samples, image_of
-from trainers.data.tar_index import find_tars
-from trainers.evaluate.load import ImageSource
-from trainers.evaluate.records import file_beside, read_jsonl
+from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ShardReader, index_tar
+from pairloom.schemas.data_set.tar_samples import TarSample, group_samples, image_of
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
+from pairloom.trainers.data.tar_index import find_tars
+from pairloom.trainers.evaluate.load import ImageSource
+from pairloom.trainers.evaluate.records import file_beside, read_jsonl
 
 IMAGE_COLUMNS = ("image", "img", *IMAGE_EXTENSIONS)
 _LABELS_OF_HF = b"huggingface"  # metadata of parquet files that Hugging Face's `datasets` writes

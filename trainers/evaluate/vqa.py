@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import torch
 
-from schemas import storage
-from schemas.conversation import IMAGE_MARK, Turn, load_conversations
-from schemas.errors import InputError
-from trainers.chat import Renderer, num_image_tokens
-from trainers.evaluate.load import ImageSource, LlavaReader, image_batches
-from trainers.evaluate.records import file_beside, read_jsonl
+from pairloom.schemas.conversation import IMAGE_MARK, Turn, load_conversations
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
+from pairloom.trainers.evaluate.load import ImageSource, LlavaReader, image_batches
+from pairloom.trainers.evaluate.records import file_beside, read_jsonl
+from pairloom.trainers.text.chat import Renderer, num_image_tokens
 
 ImageMode = Literal["real", "none", "wrong"]
 MAX_NEW_TOKENS = 16

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from trainers.evaluate.class_names import BESIDE_THE_DATA, ClassFiles
-from trainers.evaluate.labelled import load_classification
-from trainers.evaluate.load import DualEncoder
+from pairloom.trainers.evaluate.class_names import BESIDE_THE_DATA, ClassFiles
+from pairloom.trainers.evaluate.labelled import load_classification
+from pairloom.trainers.evaluate.load import DualEncoder
 
 
 def zero_shot(encoder: DualEncoder, data: str, files: ClassFiles = BESIDE_THE_DATA) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from schemas import storage
-from schemas.errors import InputError
-from schemas.recipe_io import load_recipe
-from schemas.train_recipe import TrainRecipe
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.load import load_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.schemas.storage import storage
 
 
 @dataclass(frozen=True)

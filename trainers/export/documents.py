@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from schemas import storage
-from trainers.export.checkpoint_folder import CheckpointFolder
-from trainers.export.model_card import model_card
-from trainers.export.provenance import make_provenance
-from trainers.models.folder import local_folder, read_config
+from pairloom.schemas.storage import storage
+from pairloom.trainers.export.checkpoint_folder import CheckpointFolder
+from pairloom.trainers.export.model_card import model_card
+from pairloom.trainers.export.provenance import make_provenance
+from pairloom.trainers.models.hf_folder import local_folder, read_config
 
 NAMES = ("provenance.json", "receipt.json", "README.md")
 _TOKENIZER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from schemas import storage
-from schemas.errors import InputError
-from trainers.export.checkpoint_folder import find_checkpoint
-from trainers.export.documents import remove_documents, write_documents
-from trainers.export.receipt import make_receipt
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
+from pairloom.trainers.export.checkpoint_folder import find_checkpoint
+from pairloom.trainers.export.documents import remove_documents, write_documents
+from pairloom.trainers.export.receipt import make_receipt
 
 
 def export(run_dir: str, out_dir: str, step: int | None = None, averaged: bool = False) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from schemas.recipe_io import parse_recipe
-from schemas.train_recipe import TrainRecipe
-from trainers.export.usage import usage_of
+from pairloom.schemas.recipes.load import parse_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.trainers.export.usage import usage_of
 
 _NOT_FIGURES = ("kind", "data", "train_data", "classes", "templates", "model", "checkpoint", "image_mode")
 _METRICS = {"top1": "accuracy", "top5": "top_5_accuracy", "mean_per_class": "mean_accuracy", "accuracy": "accuracy"}

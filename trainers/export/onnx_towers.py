@@ -19,13 +19,13 @@ from torch import nn
 from torch.export import Dim
 from torch.nn import functional
 
-from schemas import storage
-from schemas.errors import InputError
-from trainers.evaluate.load import DualEncoder
-from trainers.export.checkpoint_folder import find_checkpoint
-from trainers.export.documents import copy_tokenizer, remove_documents, write_documents, write_json
-from trainers.export.receipt import MAX_DIFFERENCE, PROBE_TEXTS, load_strictly, probe_inputs
-from trainers.models.folder import local_folder, read_config
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
+from pairloom.trainers.evaluate.load import DualEncoder
+from pairloom.trainers.export.checkpoint_folder import find_checkpoint
+from pairloom.trainers.export.documents import copy_tokenizer, remove_documents, write_documents, write_json
+from pairloom.trainers.export.receipt import MAX_DIFFERENCE, PROBE_TEXTS, load_strictly, probe_inputs
+from pairloom.trainers.models.hf_folder import local_folder, read_config
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 FAMILIES = ("clip", "siglip", "vision-text-dual-encoder")

@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from schemas import storage
-from schemas.errors import InputError
-from schemas.preprocess import load_preprocess
-from trainers.export.checkpoint_folder import find_checkpoint
-from trainers.export.documents import copy_tokenizer, remove_documents, write_documents, write_json
-from trainers.export.open_clip_config import is_exact, open_clip_config
-from trainers.export.open_clip_map import State, clip_moves, convert, convert_back, siglip_moves
-from trainers.export.open_clip_receipt import WEIGHTS, measure
-from trainers.models.folder import local_folder, read_config
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.images.preprocess import load_preprocess
+from pairloom.schemas.storage import storage
+from pairloom.trainers.export.checkpoint_folder import find_checkpoint
+from pairloom.trainers.export.documents import copy_tokenizer, remove_documents, write_documents, write_json
+from pairloom.trainers.export.open_clip_receipt import WEIGHTS, measure
+from pairloom.trainers.models.hf_folder import local_folder, read_config
+from pairloom.trainers.open_clip.config import is_exact, open_clip_config
+from pairloom.trainers.open_clip.state_dict_map import State, clip_moves, convert, convert_back, siglip_moves
 
 _MOVES = {"clip": clip_moves, "siglip": siglip_moves}
 

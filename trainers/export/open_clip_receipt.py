@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from schemas import storage
-from trainers.evaluate.load import DualEncoder
-from trainers.export.receipt import PROBE_TEXTS, load_strictly, probe_inputs
-from trainers.models.folder import local_folder
-from trainers.models.open_clip_folder import build_network, network_config, read_weights
+from pairloom.schemas.storage import storage
+from pairloom.trainers.evaluate.load import DualEncoder
+from pairloom.trainers.export.receipt import PROBE_TEXTS, load_strictly, probe_inputs
+from pairloom.trainers.models.hf_folder import local_folder
+from pairloom.trainers.open_clip.load import build_network, network_config, read_weights
 
 WEIGHTS = "open_clip_model.safetensors"
 Features = Callable[[torch.Tensor, dict[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from schemas import storage
-from schemas.digests import sha256_of
-from schemas.errors import InputError
-from schemas.manifest import load_manifest, resolve
-from schemas.train_recipe import TrainRecipe
+from pairloom.schemas.data_set.manifest import load_manifest, resolve
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.digests import sha256_of
 
 
 def make_provenance(recipe: TrainRecipe, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,16 +17,16 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
-from schemas import storage
-from schemas.conversation import IMAGE_MARK, Turn
-from schemas.digests import sha256_of
-from schemas.errors import InputError
-from schemas.image_decode import Pixels
-from schemas.naflex import AnyPreprocess, load_any_preprocess
-from trainers.chat import Renderer, num_image_tokens
-from trainers.evaluate.load import DualEncoder, LlavaReader
-from trainers.models.folder import local_folder, read_config
-from trainers.models.towers import pool_texts
+from pairloom.schemas.conversation import IMAGE_MARK, Turn
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.images.decode import Pixels
+from pairloom.schemas.images.naflex import AnyPreprocess, load_any_preprocess
+from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.digests import sha256_of
+from pairloom.trainers.evaluate.load import DualEncoder, LlavaReader
+from pairloom.trainers.models.hf_folder import local_folder, read_config
+from pairloom.trainers.models.towers import pool_texts
+from pairloom.trainers.text.chat import Renderer, num_image_tokens
 
 MAX_DIFFERENCE = 1e-4  # of outputs, fp32: the same weights give less on any machine
 PROBE_TEXTS = ("a dog on the beach", "Two children play football, 3 others watch.", "naïve café – 東京", "x")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trainers.models.towers import FIRST, LAST
+from pairloom.trainers.models.towers import FIRST, LAST
 
 _INPUTS = """\
 folder = "."  # this folder

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import torch
 
-from trainers.losses import torch_kernels
-from trainers.losses.torch_kernels import SplitSums
+from pairloom.trainers.losses import torch_kernels
+from pairloom.trainers.losses.torch_kernels import SplitSums
 
 BLOCK_BYTES = 64 << 20  # what a block and the copies that its arithmetic makes may take
 NUM_COPIES = 4  # logits, two exponentials, and a product in flight
@@ -46,7 +46,7 @@ class Kernels(Protocol):
 def kernels_for(tensor: torch.Tensor) -> Kernels:
     """The kernels for where the tensor lies: Triton's on a GPU that has it, torch's elsewhere."""
     if tensor.is_cuda and importlib.util.find_spec("triton") is not None:
-        from trainers.losses import triton_kernels
+        from pairloom.trainers.losses import triton_kernels
 
         return triton_kernels
     return torch_kernels

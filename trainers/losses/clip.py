@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from trainers.distributed import gather_numbers, rank, start_exchange, world_size
-from trainers.losses.blocks import blocks, in_fp32, kernels_for
-from trainers.losses.torch_kernels import SplitSums
+from pairloom.trainers.losses.blocks import blocks, in_fp32, kernels_for
+from pairloom.trainers.losses.torch_kernels import SplitSums
+from pairloom.trainers.ranks import gather_numbers, rank, start_exchange, world_size
 
 
 def clip_loss(image_BD: torch.Tensor, text_BD: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:

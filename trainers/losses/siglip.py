@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from trainers.distributed import start_exchange, world_size
-from trainers.losses.blocks import blocks, in_fp32, kernels_for
+from pairloom.trainers.losses.blocks import blocks, in_fp32, kernels_for
+from pairloom.trainers.ranks import start_exchange, world_size
 
 
 def siglip_loss(

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from trainers.losses.torch_kernels import SplitSums
+from pairloom.trainers.losses.torch_kernels import SplitSums
 
 TILE = 64
 

@@ -18,17 +18,17 @@ from torch import nn
 from transformers import CLIPModel, Siglip2Model, SiglipModel, VisionTextDualEncoderModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from schemas.errors import InputError, RecipeError
-from schemas.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
-from schemas.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess
-from schemas.train_recipe import ContrastiveTask, ModelRecipe
-from trainers.models.folder import model_type_of
-from trainers.models.less_work import spare_work
-from trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
-from trainers.models.positions import resize_pictures
-from trainers.models.presets import MEAN_POOLING, is_siglip2, preset_config
-from trainers.models.towers import load_dual_encoder
-from trainers.task import Batch
+from pairloom.schemas.errors import InputError, RecipeError
+from pairloom.schemas.images.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
+from pairloom.schemas.images.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess
+from pairloom.schemas.recipes.train import ContrastiveTask, ModelRecipe
+from pairloom.trainers.models.fast_towers import spare_work
+from pairloom.trainers.models.hf_folder import model_type_of
+from pairloom.trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
+from pairloom.trainers.models.positions import resize_pictures
+from pairloom.trainers.models.presets import MEAN_POOLING, is_siglip2, preset_config
+from pairloom.trainers.models.towers import load_dual_encoder
+from pairloom.trainers.task import Batch
 
 MAX_LOG_SCALE = math.log(100)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
-from schemas.errors import RecipeError
-from trainers.models.folder import local_folder, model_type_of
+from pairloom.schemas.errors import RecipeError
+from pairloom.trainers.models.hf_folder import local_folder, model_type_of
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from transformers import (
 from transformers import LlavaForConditionalGeneration as Llava
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from schemas.conversation import IMAGE_MARK
-from schemas.errors import InputError, RecipeError
-from schemas.preprocess import Preprocess, load_preprocess
-from schemas.train_recipe import LlavaParts
-from trainers.chat import num_image_tokens
-from trainers.models.folder import local_folder, model_type_of
-from trainers.models.language import LANGUAGE_PRESETS, LanguageParts, load_language
+from pairloom.schemas.conversation import IMAGE_MARK
+from pairloom.schemas.errors import InputError, RecipeError
+from pairloom.schemas.images.preprocess import Preprocess, load_preprocess
+from pairloom.schemas.recipes.train import LlavaParts
+from pairloom.trainers.models.hf_folder import local_folder, model_type_of
+from pairloom.trainers.models.language import LANGUAGE_PRESETS, LanguageParts, load_language
+from pairloom.trainers.text.chat import num_image_tokens
 
 # model_type of a folder -> class to load it with, and whether the tower is a part of it
 _VISION_CLASSES = {

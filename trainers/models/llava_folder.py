@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from schemas import storage
-from schemas.preprocess import Preprocess
-from trainers.chat import num_extra_image_tokens
+from pairloom.schemas.images.preprocess import Preprocess
+from pairloom.schemas.storage import storage
+from pairloom.trainers.text.chat import num_extra_image_tokens
 
 _PROCESSOR_CLASSES = {"siglip_vision_model": "SiglipImageProcessor", "clip_vision_model": "CLIPImageProcessor"}
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from transformers import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
 
-from schemas.errors import RecipeError
-from schemas.naflex import NaflexPreprocess
-from trainers.task import Batch
+from pairloom.schemas.errors import RecipeError
+from pairloom.schemas.images.naflex import NaflexPreprocess
+from pairloom.trainers.task import Batch
 
 PROCESSOR_PATCH_SIZE = 16  # px; transformers' Siglip2Processor cuts no other, whatever a folder says
 EXPORTED_NUM_PATCHES = 256  # which Siglip2Processor takes unless it is told another number

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from schemas.errors import RecipeError
-from schemas.naflex import AnyPreprocess, NaflexPreprocess
-from schemas.preprocess import Preprocess
+from pairloom.schemas.errors import RecipeError
+from pairloom.schemas.images.naflex import AnyPreprocess, NaflexPreprocess
+from pairloom.schemas.images.preprocess import Preprocess
 
 _TABLES = ("position_embedding.weight", "position_embeddings")
 

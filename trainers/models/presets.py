@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import CLIPConfig, PretrainedConfig, SiglipConfig
 
-from schemas.errors import RecipeError
-from schemas.train_recipe import ModelRecipe
+from pairloom.schemas.errors import RecipeError
+from pairloom.schemas.recipes.train import ModelRecipe
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, VisionTextDualEncoderModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from schemas.errors import InputError, RecipeError
-from schemas.preprocess import Preprocess, load_preprocess
-from schemas.train_recipe import DualParts
-from trainers.models.folder import local_folder
-from trainers.models.positions import resize_pictures
+from pairloom.schemas.errors import InputError, RecipeError
+from pairloom.schemas.images.preprocess import Preprocess, load_preprocess
+from pairloom.schemas.recipes.train import DualParts
+from pairloom.trainers.models.hf_folder import local_folder
+from pairloom.trainers.models.positions import resize_pictures
 
 LAST, FIRST = "last_token", "first_token"
 # Families whose table of positions begins behind that of the padding.

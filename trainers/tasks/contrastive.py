@@ -13,23 +13,23 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from schemas.errors import RecipeError
-from schemas.naflex import AnyPreprocess, NaflexPreprocess
-from schemas.train_recipe import ContrastiveTask as ContrastiveRecipe
-from schemas.train_recipe import TrainRecipe
-from trainers.deepspeed_config import zero_stage
-from trainers.distributed import rank, world_size
-from trainers.locked_cache import LockedCache
-from trainers.losses.clip import clip_loss
-from trainers.losses.siglip import siglip_loss
-from trainers.models.contrastive import ContrastiveModel, Features, load_model, new_model
-from trainers.models.folder import model_type_of
-from trainers.models.naflex import naflex_inputs
-from trainers.models.presets import is_siglip2
-from trainers.models.towers import join_towers, num_places, pads_to_end
-from trainers.parameter_groups import group_parameters
-from trainers.siglip2_tokenizer import load_siglip2_tokenizer
-from trainers.task import Batch, ParameterGroup, TrainSample
+from pairloom.schemas.errors import RecipeError
+from pairloom.schemas.images.naflex import AnyPreprocess, NaflexPreprocess
+from pairloom.schemas.recipes.train import ContrastiveTask as ContrastiveRecipe
+from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.trainers.deepspeed_engine.config import zero_stage
+from pairloom.trainers.losses.clip import clip_loss
+from pairloom.trainers.losses.siglip import siglip_loss
+from pairloom.trainers.models.contrastive import ContrastiveModel, Features, load_model, new_model
+from pairloom.trainers.models.hf_folder import model_type_of
+from pairloom.trainers.models.naflex import naflex_inputs
+from pairloom.trainers.models.presets import is_siglip2
+from pairloom.trainers.models.towers import join_towers, num_places, pads_to_end
+from pairloom.trainers.optimizers.parameter_groups import group_parameters
+from pairloom.trainers.ranks import rank, world_size
+from pairloom.trainers.task import Batch, ParameterGroup, TrainSample
+from pairloom.trainers.tasks.frozen_tower_cache import LockedCache
+from pairloom.trainers.text.siglip2_tokenizer import load_siglip2_tokenizer
 
 SQUASHING = {"siglip": "SiglipImageProcessor"}  # of other families: ViTImageProcessor; cropping: CLIPImageProcessor
 

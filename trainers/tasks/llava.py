@@ -14,11 +14,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from schemas.drop_reason import DropReason
-from schemas.errors import RecipeError, SampleError
-from schemas.train_recipe import LlavaTask as LlavaRecipe
-from schemas.train_recipe import OptimizerRecipe, TrainRecipe
-from trainers.chat import (
+from pairloom.schemas.drop_reason import DropReason
+from pairloom.schemas.errors import RecipeError, SampleError
+from pairloom.schemas.recipes.train import LlavaTask as LlavaRecipe
+from pairloom.schemas.recipes.train import OptimizerRecipe, TrainRecipe
+from pairloom.trainers.models.language import LANGUAGE_PRESETS
+from pairloom.trainers.models.llava import LlavaFolder, build_llava, load_llava, trained_vision_names
+from pairloom.trainers.models.llava_folder import save_llava
+from pairloom.trainers.task import Batch, ParameterGroup, TrainSample
+from pairloom.trainers.text.chat import (
     IGNORE_LABEL,
     JINJA_TEMPLATES,
     Rendered,
@@ -28,10 +32,6 @@ from trainers.chat import (
     num_image_tokens,
     without_image,
 )
-from trainers.models.language import LANGUAGE_PRESETS
-from trainers.models.llava import LlavaFolder, build_llava, load_llava, trained_vision_names
-from trainers.models.llava_folder import save_llava
-from trainers.task import Batch, ParameterGroup, TrainSample
 
 logger = logging.getLogger("pairloom.llava")
 

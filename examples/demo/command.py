@@ -1,0 +1,18 @@
+"""`pairloom demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--out", default="out/demo", show_default=True, help="Folder for everything that the demo makes.")
+def demo(out: str) -> None:
+    """The whole walk on data that comes with the installation: minutes on two cores."""
+    from pairloom.cluster.render import demo_table
+    from pairloom.demo.report import run_demo
+
+    click.echo(demo_table(run_demo(Path(out))))
+    click.echo(f"report: {Path(out) / 'report.html'}")

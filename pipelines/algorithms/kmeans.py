@@ -1,0 +1,81 @@
+"""Spherical k-means: unit features in clusters of one direction, the same for any number of workers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from pairloom.pipelines.engine.run_shards import run_shards
+
+# D features of an image, K centroids
+Features = npt.NDArray[np.float32]
+
+POINTS_PER_CENTROID = 64
+NUM_ITERATIONS = 10
+BLOCK_ROWS = 8192  # of a matrix product; blocks never depend on the workers, so neither does a rounding
+BLOCK_CENTROIDS = 4096
+MAX_TASKS = 16  # of an iteration: each may return a sum for every centroid
+ROW_MULTIPLE = 64  # products are padded to it: every row goes through the same code
+
+
+def normalised(features: npt.NDArray[Any]) -> Features:
+    """Rows of length one, in single precision."""
+    single = features.astype(np.float32)
+    return np.asarray(single / np.maximum(np.linalg.norm(single, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def nearest(features: Features, centroids: Features) -> npt.NDArray[np.int32]:
+    """The nearest centroid of each row."""
+    result = np.empty(len(features), np.int32)
+    for start in range(0, len(features), BLOCK_ROWS):
+        block = features[start : start + BLOCK_ROWS]
+        padding = -len(block) % ROW_MULTIPLE
+        padded = np.concatenate([block, np.zeros((padding, block.shape[1]), np.float32)]) if padding else block
+        result[start : start + len(block)] = _nearest_of_block(padded, centroids)[: len(block)]
+    return result
+
+
+def _nearest_of_block(block: Features, centroids: Features) -> npt.NDArray[np.int64]:
+    """The nearest centroid of each row, the first of equal ones; a part of the centroids at a time."""
+    best = np.full(len(block), -np.inf, np.float32)
+    found = np.zeros(len(block), np.int64)
+    for first in range(0, len(centroids), BLOCK_CENTROIDS):
+        similarity = block @ centroids[first : first + BLOCK_CENTROIDS].T
+        place = similarity.argmax(axis=1)
+        value = similarity[np.arange(len(block)), place]
+        is_nearer = value > best
+        found[is_nearer], best[is_nearer] = first + place[is_nearer], value[is_nearer]
+    return found
+
+
+def train(sample_SD: Features, num_clusters: int) -> Features:
+    """Centroids [K, D] of a sample whose order is random; its first K rows are the start."""
+    centroids_KD = sample_SD[:num_clusters].copy()
+    if num_clusters == 1:
+        return centroids_KD
+    sample = ray.put(sample_SD)
+    size = max(BLOCK_ROWS, -(-len(sample_SD) // MAX_TASKS))
+    parts = [(start, start + size) for start in range(0, len(sample_SD), size)]
+    for _ in range(NUM_ITERATIONS):
+        sums_KD = np.zeros(centroids_KD.shape, np.float64)
+        shared = [sample, ray.put(centroids_KD)]  # in a list, so that a task takes references and no copies
+        found = run_shards("k-means", partial(_sums, shared), parts) if len(parts) > 1 else [_sums(shared, parts[0])]
+        for used, sums in found:
+            sums_KD[used] += sums
+        is_used = np.linalg.norm(sums_KD, axis=1) > 0  # an empty cluster stays where it is
+        centroids_KD[is_used] = normalised(sums_KD[is_used])
+    return centroids_KD
+
+
+def _sums(shared: list[Any], part: tuple[int, int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """The centroids that are nearest to some row of one part of the sample, and the sums of these rows."""
+    sample_SD, centroids_KD = ray.get(shared)
+    block = sample_SD[part[0] : part[1]]
+    cluster = nearest(block, centroids_KD)
+    order = np.argsort(cluster, kind="stable")
+    used, starts = np.unique(cluster[order], return_index=True)
+    return used, np.add.reduceat(block[order].astype(np.float64), starts, axis=0)

@@ -1,0 +1,25 @@
+"""Random numbers that are functions of (seed, uid) alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+def draws(uids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each uid ([rows, 2], high and low half)."""
+    return (mixed(uids, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def mixed(uids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
+    """64 even bits for each uid and seed, by integer arithmetic (SplitMix64's mixer)."""
+    with np.errstate(over="ignore"):
+        start = _mix(np.full(len(uids), seed, np.int64).view(np.uint64))
+        return _mix(uids[:, 1] ^ _mix(uids[:, 0] ^ start))
+
+
+def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

@@ -1,0 +1,77 @@
+"""Earlier data sets (`against`): their tables, and what of our signals they have measured. Their images may be gone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pairloom.pipelines.engine.batches import Folders
+from pairloom.pipelines.engine.step_folder import latest_folder
+from pairloom.pipelines.signals.measure import signal_folder
+from pairloom.schemas.data_set.manifest import Manifest, load_manifest, resolve
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.signals import ClipSignals
+
+logger = logging.getLogger("pairloom")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """One earlier raw folder."""
+
+    folders: Folders
+    manifest: Manifest
+
+
+def find_earlier(recipe: CurateRecipe) -> list[Earlier]:
+    """What `against` names. Raises InputError where 256-bit hashes are compared that one of them has not measured."""
+    found = []
+    for path in recipe.dedupe.against:
+        raw_folder = resolve(path)
+        manifest = load_manifest(raw_folder)
+        hashes, features = _hashes(recipe, raw_folder, manifest), _features(recipe, raw_folder)
+        found.append(Earlier(Folders(raw_folder, hashes=hashes, features=features), manifest))
+    return found
+
+
+def tell_what_is_not_compared(recipe: CurateRecipe, earlier: Sequence[Earlier]) -> dict[str, object]:
+    """Warn of earlier data sets without features; what the manifest says of them."""
+    semantic = recipe.dedupe.semantic
+    without = [one.folders.raw for one in earlier if one.folders.features is None]
+    if semantic is None or not without:
+        return {}
+    for raw_folder in without:
+        logger.warning(
+            "dedupe.against: %s has no features %s of its images by the same model; semantic duplicates of them stay",
+            raw_folder, semantic.features
+        )  # fmt: skip
+    return {"semantic_not_compared_with": without}
+
+
+def _root_of(raw_folder: str) -> str:
+    """The root of a data set, `<root>/raw/<name>/<hash8>`."""
+    return raw_folder.rstrip("/").rsplit("/", 3)[0]
+
+
+def _hashes(recipe: CurateRecipe, raw_folder: str, manifest: Manifest) -> str | None:
+    name = recipe.dedupe.hashes
+    if name is None:
+        return None
+    folder = latest_folder(_root_of(raw_folder), "signals", name)
+    if folder is None or load_manifest(folder).parents[0] != manifest.hash():
+        raise InputError(f"dedupe.against: {raw_folder} has no signal {name} of its images; measure it there first")
+    return folder
+
+
+def _features(recipe: CurateRecipe, raw_folder: str) -> str | None:
+    """The folder that our own features signal would have there: it is named by the images and the model."""
+    if recipe.dedupe.semantic is None:
+        return None
+    root, name = _root_of(raw_folder), recipe.dedupe.semantic.features
+    if latest_folder(root, "signals", name) is None:
+        return None
+    signal = next(signal for signal in recipe.signals if isinstance(signal, ClipSignals) and signal.name == name)
+    folder = replace(signal_folder(recipe, signal, raw_folder, None), root=root)
+    return folder.url if folder.is_complete() else None

@@ -1,0 +1,185 @@
+"""Run one step's shards on Ray: bounded in flight, retried, in the order of the items.
+
+What is done already is the caller's to know (a file that exists): it passes only what is left. A failure of
+one shard never stops the others; when all have been tried, the first failure is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from pairloom.pipelines.engine.counters import Collector, Counts, Report
+from pairloom.pipelines.engine.progress import CountedProgress, Meter, Progress
+from pairloom.schemas.data_set.manifest import ShardEntry
+from pairloom.schemas.errors import PairloomError, ShardError, StorageError, UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+NUM_ATTEMPTS = 3  # of a shard, after a storage error, a lost worker or a lost node
+IN_FLIGHT_PER_CPU = 2  # the next shard's inputs are ready when a worker gets free
+REFRESH_S = 0.5  # of the progress, while no shard ends
+
+
+def run_shards(
+    step: str,
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    num_done: int = 0,
+    num_cpus: float = 1.0,
+) -> list[Result]:
+    """Run `work(item)` for every item as Ray tasks; results in the order of the items.
+
+    `num_done` shards were finished earlier (progress only). Raises the first UserError at once; a shard that
+    fails NUM_ATTEMPTS times raises ShardError after the others have finished.
+    """
+    if not items:
+        return []
+
+    def run_one(item: Item) -> Result:  # Ray takes plain functions only, no functools.partial
+        return work(item)
+
+    remote = _as_task(run_one, num_cpus)
+    progress = Progress(step, total=num_done + len(items), done=num_done)
+    return _drain(progress, items, _in_flight(num_cpus), lambda item, _: remote.remote(item))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What work that reports its counts needs beside its items."""
+
+    num_done: int  # shards, by earlier runs
+    num_rows: int | None  # of all items; None where nobody knows
+    metrics_url: str
+    num_cpus: float = 1.0  # a shard
+
+
+def run_counted_shards(
+    step: str, work: Callable[[Item, Report], Result], items: Sequence[Item], counted: Counted
+) -> list[Result]:
+    """Like `run_shards`, for work that reports what it counts; shown, written to `metrics_url`, seen by Prometheus."""
+    if not items:
+        return []
+    collector = ray.remote(num_cpus=0)(Collector).remote(step)
+
+    def run_one(item: Item, index: int, collector: Any) -> Result:
+        report = Report(collector, index)
+        try:
+            return work(item, report)
+        finally:
+            report.flush()
+
+    def read_counts(timeout_s: float) -> Counts | None:
+        """What cannot be read now is shown later: the counts are no part of the work."""
+        try:
+            counts: Counts = ray.get(collector.totals.remote(), timeout=timeout_s)
+        except (GetTimeoutError, RayError):
+            return None
+        return counts
+
+    remote = _as_task(run_one, counted.num_cpus)
+    meter = Meter(counted.num_rows, counted.metrics_url, read_counts)
+    progress = CountedProgress(step, counted.num_done + len(items), counted.num_done, meter)
+    try:
+        return _drain(
+            progress, items, _in_flight(counted.num_cpus), lambda item, index: remote.remote(item, index, collector)
+        )
+    finally:
+        ray.kill(collector)
+
+
+def _as_task(run_one: Callable[..., Any], num_cpus: float) -> Any:
+    return ray.remote(num_cpus=num_cpus, max_retries=NUM_ATTEMPTS - 1, retry_exceptions=[StorageError])(run_one)
+
+
+def _in_flight(num_cpus: float) -> int:
+    return max(2, int(ray.cluster_resources().get("CPU", 1) / num_cpus) * IN_FLIGHT_PER_CPU)
+
+
+def run_actors(
+    step: str,
+    make_worker: Callable[[], Callable[[Item], Result]],
+    items: Sequence[Item],
+    num_done: int = 0,
+    num_gpus: float = 0.0,
+    shards_at_once: int = 1,
+) -> list[Result]:
+    """Like `run_shards`, for work that loads a model: each actor calls `make_worker` once.
+
+    Several threads of an actor call its worker where it works on several shards at once.
+    One actor a GPU where there are GPUs, else one a CPU less one (at least one), so that Ray never waits for a
+    CPU that an actor holds.
+    """
+    if not items:
+        return []
+    resources = ray.cluster_resources()
+    num_actors = int(resources.get("GPU", 0)) if num_gpus else max(1, int(resources.get("CPU", 1)) - 1)
+    num_actors = max(1, min(num_actors, len(items)))
+    actor_class = ray.remote(
+        num_cpus=0.5, num_gpus=num_gpus, max_restarts=2, max_task_retries=2, max_concurrency=shards_at_once
+    )(_Worker)
+    actors = [actor_class.remote(make_worker) for _ in range(num_actors)]
+    try:
+        progress = Progress(step, total=num_done + len(items), done=num_done)
+        limit = (shards_at_once + 1) * num_actors
+        return _drain(progress, items, limit, lambda item, index: actors[index % num_actors].run.remote(item))
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+class _Worker:
+    """Holds what `make_worker` loaded."""
+
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
+        self._work = make_worker()
+
+    def run(self, item: Any) -> Any:
+        return self._work(item)
+
+
+def _drain(
+    progress: Progress,
+    items: Sequence[Item],
+    limit: int,
+    submit: Callable[[Item, int], Any],
+) -> list[Any]:
+    """Keep `limit` calls in flight until every item has a result or a failure."""
+    results: list[Any] = [None] * len(items)
+    failures: list[PairloomError] = []
+    in_flight: dict[Any, int] = {}
+    next_index = 0
+    with progress:
+        while in_flight or next_index < len(items):
+            while next_index < len(items) and len(in_flight) < limit:
+                in_flight[submit(items[next_index], next_index)] = next_index
+                next_index += 1
+            ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=REFRESH_S)
+            progress.refresh()
+            for reference in ready:
+                index = in_flight.pop(reference)
+                try:
+                    results[index] = ray.get(reference)
+                except RayError as error:
+                    failures.append(_as_pairloom_error(progress.step, items[index], error))
+                    if isinstance(failures[-1], UserError):
+                        raise failures[-1] from error
+                progress.advance()
+    if failures:
+        raise failures[0]
+    return results
+
+
+def _as_pairloom_error(step: str, item: object, error: RayError) -> PairloomError:
+    """What a task raised, without Ray's wrapping."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, PairloomError):
+        return cause
+    text = " ".join(f"{type(cause).__name__}: {cause}".split())
+    shard = f"shard {item.name}" if isinstance(item, ShardEntry) else "a shard"
+    return ShardError(f"{step}: {shard} did not finish ({text[-500:]}); run the same command again")

@@ -1,0 +1,235 @@
+"""One HTTP exchange on a reusable curl handle: headers decide before the body comes, the body is capped and spooled.
+
+Redirects are not followed here: the caller checks robots.txt for where they lead and starts another exchange.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pycurl
+
+from pairloom.pipelines.engine.spooled_bytes import Body
+from pairloom.pipelines.fetch.robots import refused_directive
+from pairloom.pipelines.sources.urls import is_public
+from pairloom.schemas.drop_reason import TRANSIENT, DropReason
+from pairloom.schemas.errors import SampleError
+from pairloom.schemas.recipes.curate import FetchRecipe
+
+DEFAULT_USER_AGENT = "pairloom/0.1"
+DRAIN_BYTES = 1 << 16  # of an unwanted body; reading that much is cheaper than a new connection
+DNS_CACHE_S = 300
+
+_REASONS = {
+    pycurl.E_COULDNT_RESOLVE_HOST: DropReason.DNS_ERROR,
+    pycurl.E_OPERATION_TIMEDOUT: DropReason.TIMEOUT,
+    pycurl.E_PARTIAL_FILE: DropReason.TRUNCATED_BODY,
+    pycurl.E_URL_MALFORMAT: DropReason.INVALID_URL,
+    pycurl.E_UNSUPPORTED_PROTOCOL: DropReason.INVALID_URL,
+}  # every other curl error is a connection_error
+_NEVER_HEAL = {pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE, pycurl.E_BAD_CONTENT_ENCODING}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one exchange came to: a body, a redirect, or an error."""
+
+    body: Body | None = None
+    location: str | None = None
+    error: SampleError | None = None
+    may_heal: bool = False  # another attempt may end differently
+    retry_after_s: float | None = None  # what the server asked for
+    status: int = 0
+    is_lost: bool = False  # no whole answer came, as when the network or the server is down
+
+
+class Transfer:
+    """A curl handle with its callbacks, used for one exchange after the other."""
+
+    def __init__(self, recipe: FetchRecipe, is_probe: bool = False) -> None:
+        self.curl = pycurl.Curl()
+        self.serial = 0  # of the exchange
+        self.timeout_s = 0.0
+        self._user_agent = recipe.user_agent or DEFAULT_USER_AGENT
+        self._disallowed = {directive.lower() for directive in recipe.disallowed_directives}
+        self._allow_private = recipe.allow_private_addresses
+        self._set_options()
+        self.curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(recipe.connect_timeout_s * 1000)))
+        if is_probe:  # look the name up and connect again, whatever is known or open
+            self.curl.setopt(pycurl.FRESH_CONNECT, 1)
+            self.curl.setopt(pycurl.DNS_CACHE_TIMEOUT, 0)
+        self._forget(0, False)
+
+    def _set_options(self) -> None:
+        """Options that are the same for every exchange."""
+        curl = self.curl
+        curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
+        curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
+        curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
+        curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        curl.setopt(pycurl.FOLLOWLOCATION, 0)
+        curl.setopt(pycurl.NOPROXY, "*")  # behind a proxy the connected address would prove nothing
+        curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS)
+        curl.setopt(pycurl.PIPEWAIT, 1)  # rather a second stream than a second connection
+        curl.setopt(pycurl.ACCEPT_ENCODING, "identity")  # ask for plain bytes, decode what comes packed all the same
+        curl.setopt(pycurl.USERAGENT, self._user_agent)
+        curl.setopt(pycurl.BUFFERSIZE, 1 << 17)
+        curl.setopt(pycurl.DNS_CACHE_TIMEOUT, DNS_CACHE_S)
+        certificates = ssl.get_default_verify_paths().cafile
+        if certificates and os.path.exists(certificates):
+            curl.setopt(pycurl.CAINFO, certificates)
+
+    def _forget(self, max_bytes: int, is_robots: bool) -> None:
+        """Clear what the last exchange left."""
+        self._max_bytes = max_bytes
+        self._is_robots = is_robots
+        self._headers: dict[str, str] = {}
+        self._directives: list[str] = []
+        self.status = 0
+        self._has_headers = False  # all of them
+        self._body: Body | None = None
+        self._num_bytes = 0
+        self._refusal: SampleError | None = None
+        self._hung_up = False  # we ended the exchange, whatever curl says about it
+        self._private_address: str | None = None
+        self.started_at = time.monotonic()
+
+    def start(self, url: str, timeout_s: float, max_bytes: int, is_robots: bool = False) -> None:
+        """Prepare the handle; the caller adds it to its multi handle.
+
+        A robots.txt is cut at `max_bytes` rather than refused, and carries no directives for itself.
+        """
+        self._forget(max_bytes, is_robots)
+        self.serial += 1
+        self.timeout_s = timeout_s
+        self.curl.setopt(pycurl.URL, url)
+        self.curl.setopt(pycurl.TIMEOUT_MS, max(1, int(timeout_s * 1000)))
+
+    def _open_socket(self, purpose: int, address: Any) -> Any:
+        """Called with the address that the name resolved to, for every connection: nothing slips past it."""
+        family, kind, protocol, place = address
+        if not self._allow_private and not is_public(str(place[0])):
+            self._private_address = str(place[0])
+            return pycurl.SOCKET_BAD
+        return socket.socket(family, kind, protocol)
+
+    def _on_header(self, line: bytes) -> int | None:
+        if line.startswith(b"HTTP/"):
+            self._headers, self._directives = {}, []
+            code = line.split(None, 2)[1:2]
+            self.status = int(code[0]) if code and code[0].isdigit() else 0
+            return None
+        name, separator, value = line.partition(b":")
+        if separator:
+            key = name.strip().lower().decode("latin-1")
+            self._headers[key] = value.strip().decode("utf-8", "replace")
+            if key == "x-robots-tag":
+                self._directives.append(self._headers[key])
+            return None
+        if not line.strip() and self.status >= 200:
+            self._has_headers = True
+            return self._decide()
+        return None
+
+    def _decide(self) -> int | None:
+        """All headers are here: go on, or hang up before the body."""
+        length = int(self._headers["content-length"]) if self._headers.get("content-length", "").isdigit() else 0
+        if not self._is_wanted():
+            return self._hang_up() if length > DRAIN_BYTES else None
+        if self._is_robots:
+            return None
+        for header in self._directives:
+            directive = refused_directive(header, self._user_agent, self._disallowed)
+            if directive is not None:
+                self._refusal = SampleError(DropReason.ROBOTS_DIRECTIVE, f"X-Robots-Tag: {directive}")
+                return self._hang_up()
+        if length > self._max_bytes:
+            self._refusal = SampleError(DropReason.TOO_MANY_BYTES, f"{length} bytes announced")
+            return self._hang_up()
+        return None
+
+    def _is_wanted(self) -> bool:
+        return 200 <= self.status < 300
+
+    def _hang_up(self) -> int:
+        self._hung_up = True
+        return -1
+
+    def _on_body(self, piece: bytes) -> int | None:
+        self._num_bytes += len(piece)
+        if not self._is_wanted():
+            return self._hang_up() if self._num_bytes > DRAIN_BYTES else None
+        if self._num_bytes > self._max_bytes:
+            if self._is_robots:
+                return self._hang_up()
+            self._refusal = SampleError(DropReason.TOO_MANY_BYTES, f"more than {self._max_bytes} bytes")
+            return self._hang_up()
+        if self._body is None:
+            self._body = Body()
+        self._body.write(piece)
+        return None
+
+    def finish(self, code: int, message: str) -> Answer:
+        """The answer, from curl's result code (0 is success) and its message."""
+        if self._refusal is not None:
+            return self._without_body(Answer(error=self._refusal, status=self.status))
+        if code != 0 and self._private_address is not None:
+            error = SampleError(DropReason.PRIVATE_ADDRESS, f"leads to {self._private_address}")
+            return self._without_body(Answer(error=error))
+        if code != 0 and not self._hung_up:
+            reason = _REASONS.get(code, DropReason.CONNECTION_ERROR)
+            may_heal = reason in TRANSIENT and code not in _NEVER_HEAL
+            error = SampleError(reason, f"{message or 'curl'} ({code})")
+            return self._without_body(Answer(error=error, may_heal=may_heal, status=self.status, is_lost=may_heal))
+        if not self._has_headers:  # the connection ended inside them, which curl takes for their end
+            error = SampleError(DropReason.TRUNCATED_BODY, "the answer ends in its headers")
+            return self._without_body(Answer(error=error, may_heal=True, status=self.status, is_lost=True))
+        return self._by_status()
+
+    def _by_status(self) -> Answer:
+        status, location = self.status, self._headers.get("location")
+        if self._is_wanted():
+            body, self._body = self._body, None
+            if body is None:
+                return Answer(error=SampleError(DropReason.NOT_AN_IMAGE, "empty body"), status=status)
+            return Answer(body=body, status=status)
+        if status in (301, 302, 303, 307, 308) and location:
+            return Answer(location=location, status=status)
+        error = SampleError(_reason_of_status(status), f"HTTP status {status}")
+        retry_after_s = _parse_retry_after(self._headers.get("retry-after"))
+        return Answer(error=error, may_heal=error.drop_reason in TRANSIENT, retry_after_s=retry_after_s, status=status)
+
+    def _without_body(self, answer: Answer) -> Answer:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
+        return answer
+
+
+def _reason_of_status(status: int) -> DropReason:
+    if status in (404, 410):
+        return DropReason.HTTP_NOT_FOUND
+    if status == 429:
+        return DropReason.HTTP_RATE_LIMITED
+    if status == 408:
+        return DropReason.TIMEOUT
+    return DropReason.HTTP_SERVER_ERROR if status >= 500 else DropReason.HTTP_CLIENT_ERROR
+
+
+def _parse_retry_after(value: str | None) -> float | None:
+    """Seconds from now of a Retry-After header: a number or a date."""
+    if value is None:
+        return None
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None

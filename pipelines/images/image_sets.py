@@ -1,0 +1,89 @@
+"""Folders, tars and raw data sets as lists of images, cut into tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pairloom.schemas.data_set.manifest import (
+    ShardEntry,
+    entry_of_table,
+    is_complete,
+    load_manifest,
+    resolve,
+    table_url,
+    tar_url,
+)
+from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ShardReader, index_tar
+from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table
+from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.digests import fingerprint
+
+FILES_PER_TASK = 500
+
+
+@dataclass(frozen=True)
+class RawTar:
+    """The images of one shard of a raw folder."""
+
+    folder: str
+    shard: ShardEntry
+
+
+Listed: TypeAlias = str | RawTar
+
+
+def is_raw(path: str) -> bool:
+    """True for a raw folder of ours, or its parent with a LATEST."""
+    return is_complete(path) or storage.exists(storage.join(path, "LATEST"))
+
+
+def fingerprint_of(path: str) -> str:
+    """Changes when the set does. Raises InputError where nothing is there."""
+    return load_manifest(resolve(path)).hash() if is_raw(path) else fingerprint(path)
+
+
+def cut_tasks(listed: Sequence[Listed]) -> list[list[Listed]]:
+    """Tars each for itself, image files by the hundreds."""
+    files = [one for one in listed if isinstance(one, str) and _extension(one) != "tar"]
+    tasks: list[list[Listed]] = [[one] for one in listed if isinstance(one, RawTar) or _extension(one) == "tar"]
+    return tasks + [list(files[start : start + FILES_PER_TASK]) for start in range(0, len(files), FILES_PER_TASK)]
+
+
+def listed_images(path: str) -> list[Listed]:
+    """Shards of a raw folder, or the tars and image files that a path, folder or glob names."""
+    if is_raw(path):
+        folder = resolve(path)
+        return [RawTar(folder, shard) for shard in load_manifest(folder).shards if shard.num_samples]
+    return [url for url in storage.expand(path) if _extension(url) in (*IMAGE_EXTENSIONS, "tar")]
+
+
+def _extension(url: str) -> str:
+    return url.rpartition(".")[2].lower()
+
+
+def images_in(files: Sequence[Listed]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each image of some files and tars; the uid names an image of a raw folder."""
+    for url in files:
+        if isinstance(url, RawTar):
+            yield from _images_of_raw(url)
+            continue
+        if _extension(url) != "tar":
+            yield url, storage.read_bytes(url)
+            continue
+        reader = ShardReader(url)
+        for member in index_tar(url):
+            if member.extension in IMAGE_EXTENSIONS:
+                yield f"{url}/{member.key}", reader.read(member.place.offset, member.place.num_bytes)
+        reader.close()
+
+
+def _images_of_raw(part: RawTar) -> Iterator[tuple[str, bytes]]:
+    """Images that a table lists: what was recalled since, or dropped, is none of them."""
+    table = read_table(table_url(part.folder, part.shard.name), ["uid", "status", "offset", "num_bytes"])
+    reader = ShardReader(tar_url(part.folder, entry_of_table(table, part.shard)))
+    for row in table.to_pylist():
+        if row["status"] == STATUS_SUCCESS:
+            yield row["uid"], reader.read(row["offset"], row["num_bytes"])
+    reader.close()

@@ -1,0 +1,32 @@
+"""Rows of a shard that name the same URL, such as several captions of one image: it is fetched and decoded once."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import TypeVar
+
+from pairloom.pipelines.images.boxes import Boxes
+
+Outcome = TypeVar("Outcome")
+
+
+class SameImages:
+    """Collects requests; `share` gives what came of one to all rows that asked for the same."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[int, str | None]] = []  # row, url
+        self._first: dict[tuple[str | None, Boxes], int] = {}
+        self._others: dict[int, int] = {}
+
+    def add(self, row: int, url: str | None, boxes: Boxes) -> None:
+        """A row that wants the image of a URL, with these boxes blurred."""
+        first = self._first.setdefault((url, tuple(boxes)), row)
+        if first == row:
+            self.requests.append((row, url))
+        else:
+            self._others[row] = first
+
+    def share(self, outcomes: MutableMapping[int, Outcome]) -> None:
+        """Give the others what came of the first."""
+        for row, first in self._others.items():
+            outcomes[row] = outcomes[first]

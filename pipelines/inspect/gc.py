@@ -1,0 +1,174 @@
+"""`pairloom gc`: removes what nothing points to below a root. Seconds, and no Ray.
+
+What stays: the results that a `<step>/<name>/LATEST` names and the `keep` newest of each name, what a training run was
+made from, and everything that these were made from. What goes:
+
+- complete results that none of these need,
+- unfinished results of a name that was finished later with other settings (one that may still be resumed stays),
+- in results that stay: tars that no manifest names, half-written files, spill and staging folders of a killed command.
+
+A name whose LATEST has moved in the last `min_age_h` hours keeps all its results: a training run may have just begun
+to read the one before. Nothing is removed while another command is at work on the root (`engine.root_lock`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pairloom.pipelines.engine.root_lock import COLLECTOR, at_work
+from pairloom.pipelines.engine.step_folder import latest_folder
+from pairloom.schemas.data_set.generations import load_generations, read_head
+from pairloom.schemas.data_set.manifest import load_manifest, tar_url
+from pairloom.schemas.data_set.tombstones import STEPS
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
+
+LEFTOVERS = ("spill", "staged", "rewrite")  # folders that a step removes at its end
+
+
+@dataclass(frozen=True)
+class Result:
+    """One `<root>/<step>/<name>/<hash8>`."""
+
+    step: str
+    name: str
+    url: str
+    head: dict[str, Any] | None  # of manifest.json; None where it is not complete
+    is_latest: bool
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A folder or file that goes."""
+
+    url: str
+    why: str
+    num_files: int
+    num_bytes: int
+
+
+def collect_garbage(
+    root: str, keep: int = 1, min_age_h: float = 24.0, used: Collection[str] = (), dry_run: bool = False
+) -> dict[str, Any]:
+    """Remove what nothing points to, or only tell; `used` holds manifest hashes of the data of training runs.
+
+    Returns what goes with sizes, and what waits for its age. Raises InputError where there is no root, or another
+    command is at work.
+    """
+    results = list(_results(root))
+    if not results:
+        raise InputError(f"{root}: no results of pairloom here")
+    with at_work(root, COLLECTOR):
+        results = list(_results(root))  # what has come before nobody else was at work
+        young = _young_names(results, min_age_h)
+        pointed = _pointed(results, keep, used)
+        unneeded = [(result, why) for result in results if (why := _why_unneeded(result, results, pointed))]
+        waiting = [result.url for result, _ in unneeded if (result.step, result.name) in young]
+        garbage = [_measure(result.url, why) for result, why in unneeded if result.url not in waiting]
+        for result in results:
+            if result.head is not None and result.url in pointed:
+                garbage += _leftovers(result)
+        for one in garbage if not dry_run else ():
+            _remove(one.url)
+    return {
+        "root": root,
+        "dry_run": dry_run,
+        "garbage": [asdict(one) for one in garbage],
+        "num_bytes": sum(one.num_bytes for one in garbage),
+        "waiting": waiting,
+        "num_kept": len(results) - len(unneeded),
+    }
+
+
+def _results(root: str) -> Iterator[Result]:
+    for step in STEPS:
+        for parent in storage.list_files(storage.join(root, step)):
+            name = storage.name_of(parent)
+            latest = latest_folder(root, step, name)
+            for url in storage.list_files(parent):
+                if storage.name_of(url) != "LATEST" and not storage.name_of(url).startswith("."):
+                    is_latest = latest is not None and storage.name_of(latest) == storage.name_of(url)
+                    yield Result(step, name, url, read_head(url), is_latest)
+
+
+def _young_names(results: list[Result], min_age_h: float) -> set[tuple[str, str]]:
+    """Names whose LATEST has moved lately."""
+    oldest = time.time() - 3600 * min_age_h
+    names = {(result.step, result.name): storage.join(result.url.rpartition("/")[0], "LATEST") for result in results}
+    return {name for name, url in names.items() if storage.exists(url) and storage.modified(url) > oldest}
+
+
+def _pointed(results: list[Result], keep: int, used: Collection[str]) -> set[str]:
+    """URLs of the results that stay: those that something names, and what they were made from."""
+    by_hash: dict[str, Result] = {}
+    for result in results:
+        if result.head is not None:
+            by_hash |= {entry["hash"]: result for entry in load_generations(result.url)}
+            by_hash |= {result.head["hash"]: result, result.head["recipe_hash"]: result}
+    todo = [result for result in results if result.is_latest]
+    todo += [by_hash[one] for one in used if one in by_hash]
+    if keep > 1:
+        for name in {(result.step, result.name) for result in results}:
+            todo += _newest(results, name)[:keep]
+    pointed: set[str] = set()
+    while todo:
+        result = todo.pop()
+        if result.url not in pointed:
+            pointed.add(result.url)
+            parents = result.head["parents"] if result.head is not None else []
+            todo += [by_hash[parent] for parent in parents if parent in by_hash]
+    return pointed
+
+
+def _newest(results: list[Result], name: tuple[str, str]) -> list[Result]:
+    """The complete results of a name, the newest first."""
+    complete = [result for result in results if (result.step, result.name) == name and result.head is not None]
+    return sorted(complete, key=lambda result: (result.is_latest, _finished(result)), reverse=True)
+
+
+def _finished(result: Result) -> float:
+    return storage.modified(storage.join(result.url, "manifest.json"))
+
+
+def _why_unneeded(result: Result, results: list[Result], pointed: set[str]) -> str | None:
+    """Why a result goes; None where it stays."""
+    if result.url in pointed:
+        return None
+    if result.head is not None:
+        return "nothing points to it"
+    last_write = max((storage.time_of(info) for info in storage.expand_with_info(result.url).values()), default=0.0)
+    later = [other for other in _newest(results, (result.step, result.name)) if _finished(other) > last_write]
+    return "unfinished, and given up for a later one" if later else None
+
+
+def _measure(url: str, why: str) -> Garbage:
+    sizes = [info["size"] for info in storage.expand_with_info(url).values()]
+    return Garbage(url, why, len(sizes), sum(sizes))
+
+
+def _leftovers(result: Result) -> Iterator[Garbage]:
+    """What a killed command left in a result that stays."""
+    if storage.exists(storage.join(result.url, "rewrite", "commit.json")):
+        return  # the next curate or recall carries it to its end
+    there = {storage.name_of(url): url for url in storage.list_files(result.url)}
+    for name in LEFTOVERS:
+        if name in there:
+            yield _measure(there[name], "left by a command that was killed")
+    manifest = load_manifest(result.url)
+    named = {storage.name_of(tar_url(result.url, shard)) for shard in manifest.shards}
+    for part in sorted({shard.name.partition("/")[0] for shard in manifest.shards}):
+        for url in storage.list_files(storage.join(result.url, part)):
+            name = storage.name_of(url)
+            if name.startswith(".") and name.endswith(".tmp"):
+                yield _measure(url, "half written")
+            elif name.endswith(".tar") and name not in named:
+                yield _measure(url, "a tar that no manifest names")
+
+
+def _remove(url: str) -> None:
+    """Remove a folder or file; a folder's manifest first, so that what is left of it never counts as complete."""
+    storage.remove(storage.join(url, "manifest.json"))
+    storage.remove(url)

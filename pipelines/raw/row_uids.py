@@ -1,0 +1,79 @@
+"""Rows of the whole source that share a uid collapse to the first one.
+
+Each shard's uids are kept as 128-bit numbers in `uids/<shard>.npy`; they also serve whoever looks up one uid.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from pairloom.schemas.storage import storage
+
+MAX_PART_ROWS = 50_000_000  # sorted at once: about 2.5 GB; more rows are sorted in parts by their leading bits
+READ_THREADS = 16
+READ_AHEAD = 256  # shards
+
+Uids = npt.NDArray[np.uint64]  # [rows, 2]: high and low half
+Rows = npt.NDArray[np.int64]
+
+
+def pack_uids(uids: Sequence[str]) -> Uids:
+    """Uids of 32 hex as two 64-bit halves."""
+    packed = np.frombuffer(bytes.fromhex("".join(uids)), ">u8").reshape(-1, 2)
+    return packed.astype(np.uint64)
+
+
+def uids_url(folder: str, shard_name: str) -> str:
+    """Where a shard's uids lie."""
+    return storage.join(folder, "uids", f"{shard_name}.npy")
+
+
+def save_uids(folder: str, shard_name: str, uids: Sequence[str]) -> None:
+    """Write the uids of one shard in row order."""
+    sink = io.BytesIO()
+    np.save(sink, pack_uids(uids))
+    storage.put_bytes(uids_url(folder, shard_name), sink.getvalue())
+
+
+def find_duplicate_rows(folder: str, shard_names: Sequence[str], max_part_rows: int = MAX_PART_ROWS) -> dict[str, Rows]:
+    """Rows that repeat a uid of an earlier row, by shard; shards without any are left out."""
+    lengths = [len(uids) for uids in _load(folder, shard_names)]
+    starts = np.cumsum([0, *lengths])
+    num_parts = 1 << max(0, int(np.ceil(np.log2(max(1, starts[-1]) / max_part_rows))))
+    repeated = [np.zeros(0, np.int64)]
+    for part in range(num_parts):
+        repeated.append(_repeated_places(folder, shard_names, starts, part, num_parts))
+    places = np.sort(np.concatenate(repeated))
+    shards = np.searchsorted(starts, places, side="right") - 1
+    return {shard_names[shard]: places[shards == shard] - starts[shard] for shard in np.unique(shards)}
+
+
+def _repeated_places(
+    folder: str, shard_names: Sequence[str], starts: npt.NDArray[np.int64], part: int, num_parts: int
+) -> npt.NDArray[np.int64]:
+    """Places (row numbers over all shards) of one part of the uids that repeat an earlier place's uid."""
+    uids, places = [np.zeros((0, 2), np.uint64)], [np.zeros(0, np.int64)]
+    shift = np.uint64(64 - (num_parts.bit_length() - 1))
+    for start, loaded in zip(starts, _load(folder, shard_names), strict=False):
+        rows = np.arange(len(loaded)) if num_parts == 1 else np.flatnonzero(loaded[:, 0] >> shift == part)
+        uids.append(loaded[rows])
+        places.append(start + rows)
+    of_part, place = np.concatenate(uids), np.concatenate(places)
+    order = np.lexsort((of_part[:, 1], of_part[:, 0]))  # stable: equal uids stay in the order of their places
+    in_order = of_part[order]
+    repeats = np.flatnonzero((in_order[1:] == in_order[:-1]).all(axis=1)) + 1
+    return np.asarray(place[order[repeats]], dtype=np.int64)
+
+
+def _load(folder: str, shard_names: Sequence[str]) -> Iterator[Uids]:
+    def load(name: str) -> Uids:
+        return np.asarray(np.load(io.BytesIO(storage.read_bytes(uids_url(folder, name)))), dtype=np.uint64)
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for first in range(0, len(shard_names), READ_AHEAD):
+            yield from pool.map(load, shard_names[first : first + READ_AHEAD])

@@ -1,0 +1,93 @@
+"""Segments: the frozen lists of source files that raw shards are cut from.
+
+The first run freezes what it finds (path, size, etag, rows) as segment 0; files that appear later become a new
+segment, so that the shards of the old ones stay as they are. A frozen file that changed or went is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from pairloom.pipelines.sources.source import Piece, SourceFile
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Files that were frozen together, and the raw shards they became."""
+
+    index: int
+    first_shard: int
+    num_shards: int
+    files: tuple[SourceFile, ...]
+    kept_types: Mapping[str, str]  # of the columns that travel along
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all files; 0 for tars, whose rows are known when they have been read."""
+        return sum(file.num_rows or 0 for file in self.files)
+
+
+def load_segments(folder: str) -> list[Segment]:
+    """Segments of a raw folder, in order."""
+    segments = []
+    for url in storage.list_files(storage.join(folder, "segments")):
+        if url.endswith(".json") and not storage.name_of(url).startswith("."):
+            fields = json.loads(storage.read_text(url))
+            files = tuple(SourceFile(**file) for file in fields.pop("files"))
+            segments.append(Segment(files=files, **fields))
+    return sorted(segments, key=lambda segment: segment.index)
+
+
+def save_segment(folder: str, segment: Segment) -> None:
+    """Freeze a segment. Raises InputError where another run has frozen one meanwhile."""
+    url = storage.join(folder, "segments", f"{segment.index:04d}.json")
+    text = json.dumps({**asdict(segment), "kept_types": dict(segment.kept_types)}, sort_keys=True, indent=1)
+    if not storage.put_if_absent(url, text.encode()):
+        raise InputError(f"{url}: another run has just frozen this segment; run the same command again")
+
+
+def find_new_files(segments: Sequence[Segment], listed: Sequence[SourceFile]) -> list[SourceFile]:
+    """Files that no segment holds. Raises InputError naming a frozen file that changed or is gone."""
+    there = {file.path: file for file in listed}
+    frozen: set[str] = set()
+    for segment in segments:
+        for file in segment.files:
+            frozen.add(file.path)
+            now = there.get(file.path)
+            if now is None:
+                raise InputError(
+                    f"{file.path}: was ingested and is no longer part of source.path; put it back, "
+                    "or give the new list its own source.name"
+                )
+            if (now.size, now.etag) != (file.size, file.etag):
+                raise InputError(
+                    f"{file.path}: has changed since it was ingested ({file.size} bytes then, {now.size} now); "
+                    "put the old content back, add new rows as a new file, or choose another source.name"
+                )
+    return [file for file in listed if file.path not in frozen]
+
+
+def cut_pieces(
+    files: Sequence[SourceFile], readable: Sequence[str], rows_per_shard: int
+) -> Iterator[tuple[Piece, ...]]:
+    """The pieces of each shard: `rows_per_shard` consecutive rows over all files, the last shard what is left."""
+    ends = np.cumsum([file.num_rows or 0 for file in files])
+    total = int(ends[-1]) if len(ends) else 0
+    for first in range(0, total, rows_per_shard):
+        last = min(first + rows_per_shard, total)
+        pieces = []
+        index = int(np.searchsorted(ends, first, side="right"))
+        while first < last:
+            start = int(ends[index]) - (files[index].num_rows or 0)
+            length = min(last, int(ends[index])) - first
+            if length > 0:
+                pieces.append(Piece(readable[index], files[index].path, first - start, length))
+            first += max(length, 0)
+            index += 1
+        yield tuple(pieces)

@@ -1,0 +1,121 @@
+"""Reshard: kept samples -> curated shards, shuffled in blocks.
+
+The raw shards are put in a seeded order and cut into groups of `raw_shards_per_group`. One task handles one group:
+it orders the group's kept samples by a hash of (seed, uid) and copies their bytes into its own output shards, filled
+evenly with at most `samples_per_shard`. Output numbers follow from the kept counts alone, so that groups know them
+beforehand; the group is the unit of resume, and any number of workers gives the same bytes. Images are read where
+they lie in the raw tars: memory holds one group's tables, never its images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+
+from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from pairloom.pipelines.reshard.curated_shard import Job, Readers, read_entry, read_kept, write_shard
+from pairloom.pipelines.reshard.global_shuffle import remove_spills, shuffle_globally
+from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, load_manifest
+from pairloom.schemas.data_set.shard import shard_name
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import settings_of, step_hash
+
+STEP = "curated"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Raw shards that are permuted together, and the output shards that they fill."""
+
+    raw_shards: tuple[ShardEntry, ...]
+    first_output: int
+    num_outputs: int
+
+
+def reshard_folder(recipe: CurateRecipe, raw_folder: str, selection_folder: str) -> StepFolder:
+    """Where the curated data set lies."""
+    parents = (load_manifest(raw_folder).hash(), load_manifest(selection_folder).hash())
+    result = step_hash(STEP, VERSION, settings_of(recipe.reshard, exclude={"name"}), parents)
+    return StepFolder(recipe.root, STEP, recipe.reshard.name, result, parents)
+
+
+def reshard(recipe: CurateRecipe, raw_folder: str, selection_folder: str, before_work: BeforeWork = nothing) -> str:
+    """Write the curated data set; returns its folder. Raises InputError when the selection keeps nothing."""
+    target = reshard_folder(recipe, raw_folder, selection_folder)
+    if target.is_complete():
+        target.point_latest()
+        return target.url
+    raw, selection = load_manifest(raw_folder), load_manifest(selection_folder)
+    if selection.num_samples == 0:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(selection.drop_counts.items()))
+        raise InputError(f"{selection_folder}: the selection keeps no sample ({reasons}); loosen its rules")
+    before_work()
+    job = Job(raw_folder, selection_folder, target.url, recipe.reshard.shuffle_seed)
+    if recipe.reshard.shuffle == "global":
+        target.finish(shuffle_globally(recipe.reshard, job, raw, selection))
+        remove_spills(target.url)
+        return target.url
+    groups = plan_groups(raw, selection, recipe)
+    num_outputs = groups[-1].first_output + groups[-1].num_outputs
+    outputs = [shard_name(index) for index in range(num_outputs)]
+    missing = set(missing_tables(target.url, outputs))
+    written: dict[str, ShardEntry] = {}
+    todo = [group for group in groups if missing & set(_outputs_of(group))]
+    for entries in run_shards("reshard", partial(write_group, job), todo, len(groups) - len(todo)):
+        written.update({entry.name: entry for entry in entries})
+    target.finish([written.get(name) or read_entry(target.url, name) for name in outputs])
+    return target.url
+
+
+def plan_groups(raw: Manifest, selection: Manifest, recipe: CurateRecipe) -> list[Group]:
+    """Groups in the order of their output shards; a group that keeps nothing is left out."""
+    kept = {shard.name: shard.num_samples for shard in selection.shards}
+    shuffled = sorted(raw.shards, key=lambda shard: _draw(recipe.reshard.shuffle_seed, shard.name))
+    size = recipe.reshard.raw_shards_per_group
+    groups: list[Group] = []
+    first_output = 0
+    for start in range(0, len(shuffled), size):
+        members = tuple(shard for shard in shuffled[start : start + size] if kept[shard.name])
+        num_kept = sum(kept[shard.name] for shard in members)
+        num_outputs = -(-num_kept // recipe.reshard.samples_per_shard)
+        if num_outputs:
+            groups.append(Group(members, first_output, num_outputs))
+        first_output += num_outputs
+    return groups
+
+
+def _draw(seed: int, name: str) -> bytes:
+    """A random key that depends on the seed and the name alone."""
+    return hashlib.sha256(f"shuffle\0{seed}\0{name}".encode()).digest()
+
+
+def _outputs_of(group: Group) -> list[str]:
+    return [shard_name(index) for index in range(group.first_output, group.first_output + group.num_outputs)]
+
+
+def write_group(job: Job, group: Group) -> list[ShardEntry]:
+    """Write the output shards of one group that are not there yet."""
+    kept = pa.concat_tables([read_kept(job, shard) for shard in group.raw_shards], promote_options="permissive")
+    draws = [_draw(job.seed, uid) for uid in kept["uid"].to_pylist()]
+    order = sorted(range(len(draws)), key=draws.__getitem__)
+    edges = [len(order) * part // group.num_outputs for part in range(group.num_outputs + 1)]
+    names = _outputs_of(group)
+    missing = set(missing_tables(job.folder, names))
+    entries = []
+    with tempfile.TemporaryDirectory() as scratch:
+        readers = Readers(job.raw_folder, group.raw_shards, scratch)
+        for place, name in enumerate(names):
+            if name in missing:
+                samples = kept.take(pa.array(order[edges[place] : edges[place + 1]])).to_pylist()
+                entries.append(write_shard(job.folder, group.first_output + place, samples, readers.read))
+            else:
+                entries.append(read_entry(job.folder, name))
+        readers.close()
+    return entries

@@ -1,0 +1,186 @@
+"""WebDataset tar shards: write (deterministic), index, random access.
+
+A shard is `<name>.tar` with consecutive members `<key>.<image extension>`, `<key>.txt`, `<key>.json`, and
+`<name>.parquet` with one row per sample (or per input row) that holds the offset of each image. Names have
+7 digits in folders of 1,000 shards: `0000/0000012.tar`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
+
+SHARDS_PER_FOLDER = 1000
+BLOCK = 512  # bytes of a tar block
+WRITE_BYTES = 1 << 18  # at once to the file
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff", "heic", "heif")
+
+
+def shard_name(shard_index: int) -> str:
+    """Path of a shard below its data set, without extension: `0000/0000012`."""
+    return f"{shard_index // SHARDS_PER_FOLDER:04d}/{shard_index:07d}"
+
+
+def make_key(shard_index: int, row: int) -> str:
+    """Key of a sample: 7 digits of the shard, 5 of the row; sorts in tar order."""
+    return f"{shard_index:07d}{row:05d}"
+
+
+_JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, UTF-8."""
+    return _JSON.encode(value).encode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a member's bytes lie in its tar."""
+
+    offset: int
+    num_bytes: int
+
+
+_MODE_AND_OWNER = b"0000444\0" + 2 * b"0000000\0"
+_TIME = b"00000000000\0"
+_TYPE_AND_MAGIC = (b"0" + bytes(100) + b"ustar\00000").ljust(BLOCK - 156, b"\0")
+_SUM_OF_THE_REST = sum(_MODE_AND_OWNER + _TIME + 8 * b" " + _TYPE_AND_MAGIC)  # the checksum counts as spaces
+
+
+def _header(name: str, num_bytes: int) -> bytes:
+    """A ustar header without time, owner or other state, so equal content gives equal tars."""
+    encoded = name.encode()
+    if len(encoded) > 100:
+        raise ValueError(f"member name longer than 100 bytes: {name}")
+    size = b"%011o" % num_bytes
+    checksum = _SUM_OF_THE_REST + sum(encoded) + sum(size)
+    return b"%b%b%b\0%b%06o\0 %b" % (encoded.ljust(100, b"\0"), _MODE_AND_OWNER, size, _TIME, checksum, _TYPE_AND_MAGIC)
+
+
+class ShardWriter:
+    """Writes one tar to a local path, member by member; equal members give equal bytes."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "wb", WRITE_BYTES)  # noqa: SIM115  closed by close()
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+        self.num_samples = 0
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> dict[str, Place]:
+        """Append the members of one sample (extension -> bytes); returns where each one lies."""
+        places, offset = {}, self.num_bytes
+        pieces: list[bytes] = []
+        for extension, data in members.items():
+            num_filling = -len(data) % BLOCK
+            places[extension] = Place(offset + BLOCK, len(data))
+            pieces += (_header(f"{key}.{extension}", len(data)), data, bytes(num_filling))
+            offset += BLOCK + len(data) + num_filling
+        self._write(b"".join(pieces))  # at once: a digest and a file take large pieces faster than small ones
+        self.num_samples += 1
+        return places
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.num_bytes += len(data)
+
+    def close(self) -> str:
+        """Finish the tar; returns the hex sha256 of the whole file."""
+        if not self._file.closed:
+            self._write(bytes(2 * BLOCK))
+            self._file.close()
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a tar: `extension` is everything after the first dot of its base name, lower-cased."""
+
+    key: str
+    extension: str
+    place: Place
+
+
+def index_tar(url: str) -> list[Member]:
+    """Members of any WebDataset tar in their order, read without loading the bodies.
+
+    Foreign tars may order, dot and case their keys as they like. Raises InputError when it is not a tar.
+    """
+    members = []
+    try:
+        with (
+            storage.open_read(url) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
+            for info in tar:
+                if not info.isfile():
+                    continue
+                folder, _, base = info.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                members.append(Member(key, extension.lower(), Place(info.offset_data, info.size)))
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: no such tar") from error
+    except tarfile.TarError as error:
+        raise InputError(f"{url}: not a readable tar: {error}") from error
+    return members
+
+
+class ShardReader:
+    """Random access to the bytes of one tar: memory-mapped when local, ranged reads when remote."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._map: mmap.mmap | None = None
+        if storage.is_local(url):
+            path = Path(storage.local_path(url))
+            if not path.exists():
+                raise InputError(f"{url}: no such shard; was the data set moved or removed?")
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def read(self, offset: int, num_bytes: int) -> bytes:
+        """The bytes of one member. Raises StorageError when storage fails, InputError when it is short."""
+        if self._map is not None:
+            data = self._map[offset : offset + num_bytes]
+        else:
+            data = storage.read_range(self.url, offset, num_bytes)
+        if len(data) != num_bytes:
+            raise InputError(f"{self.url}: {num_bytes} bytes at {offset} are missing; tar is truncated")
+        return data
+
+    def view(self, offset: int, num_bytes: int) -> bytes | memoryview:
+        """As `read`; of a local tar without a copy."""
+        if self._map is None or offset + num_bytes > len(self._map):
+            return self.read(offset, num_bytes)
+        return memoryview(self._map)[offset : offset + num_bytes]
+
+    def close(self) -> None:
+        """Release the map."""
+        if self._map is not None:
+            self._map.close()

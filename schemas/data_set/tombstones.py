@@ -1,0 +1,74 @@
+"""Tombstones: opt-out requests of a root, kept for good so that what they name never comes back.
+
+`<root>/tombstones/<sha16>.json` holds one list of one kind, named by its content: `uids` and `domains` as they are,
+`urls` as sha256 of the cleaned URL and `images` as sha256 of the received bytes, for a list of what people want
+forgotten should not spell it out. Every recall also writes the uids that it found, so readers of curated shards need
+`uids` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
+
+FORMAT_VERSION = 1
+FOLDER = "tombstones"
+STEPS = ("raw", "signals", "dedupe", "balance", "selections", "curated")  # the folders below a root
+KINDS = ("uids", "urls", "domains", "images")
+
+
+def root_of(folder: str) -> str | None:
+    """The root of `<root>/<step>/<name>/<hash8>`; None for a folder that was moved out of one."""
+    root, *parts = f"./{folder}".rstrip("/").rsplit("/", 3)
+    if len(parts) < 3 or parts[0] not in STEPS:
+        return None
+    return root.removeprefix("./") or "."
+
+
+def put_tombstone(root: str, kind: str, values: Iterable[str]) -> str | None:
+    """Write one list; returns its name, None for an empty list. The same list again writes nothing."""
+    chosen = sorted(set(values))
+    if not chosen:
+        return None
+    data = json.dumps({"format_version": FORMAT_VERSION, "kind": kind, "values": chosen}, indent=1).encode()
+    name = f"{hashlib.sha256(data).hexdigest()[:16]}.json"
+    storage.put_if_absent(storage.join(root, FOLDER, name), data)
+    return name
+
+
+def tombstone_names(root: str) -> tuple[str, ...]:
+    """The lists that lie below a root, sorted."""
+    names = (storage.name_of(url) for url in storage.list_files(storage.join(root, FOLDER)))
+    return tuple(sorted(name for name in names if name.endswith(".json") and not name.startswith(".")))
+
+
+@lru_cache(maxsize=4)
+def load_tombstones(root: str, names: Sequence[str]) -> Mapping[str, frozenset[str]]:
+    """All values by kind. `names` is a tuple of lists, whose content never changes. Raises InputError."""
+    found: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    for name in names:
+        url = storage.join(root, FOLDER, name)
+        try:
+            fields = json.loads(storage.read_text(url))
+            kind, values, version = fields["kind"], fields["values"], fields["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{url}: not a tombstone list: {error}; restore it, opt-outs must not be lost") from error
+        if version > FORMAT_VERSION or kind not in found:
+            raise InputError(f"{url}: written by a newer pairloom (format {version}, kind {kind})")
+        found[kind].update(values)
+    return {kind: frozenset(values) for kind, values in found.items()}
+
+
+def recalled_uids(folder: str) -> frozenset[str]:
+    """Uids that readers of a data set must pass over: by the tombstones of its root, and of a copy's own folder."""
+    uids: frozenset[str] = frozenset()
+    for place in filter(None, (folder, root_of(folder))):
+        names = tombstone_names(place)
+        if names:
+            uids |= load_tombstones(place, names)["uids"]
+    return uids

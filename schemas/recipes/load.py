@@ -1,0 +1,162 @@
+"""Load YAML recipes strictly, apply `key=value` overrides, and hash what changes results.
+
+A recipe is one frozen pydantic object. Unknown keys are refused and the nearest known one is named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from pairloom.schemas.errors import RecipeError
+from pairloom.schemas.storage import storage
+
+
+class StrictModel(BaseModel):
+    """Base of every recipe part: frozen, and no key that is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_nul(cls, settings: Any) -> Any:
+        for key, value in settings.items() if isinstance(settings, dict) else ():
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"{key} holds a NUL character, which no path and no name may")
+        return settings
+
+
+Recipe = TypeVar("Recipe", bound=StrictModel)
+
+
+def load_recipe(path: str, model: type[Recipe], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe, apply `dotted.path=value` overrides, validate. Raises RecipeError in one line."""
+    try:
+        settings = yaml.safe_load(storage.read_text(path))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: no such recipe; `pairloom recipes` lists the built-in ones") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{path}: not YAML: {reason}") from error
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys; this is {type(settings).__name__}")
+    for override in overrides:
+        apply_override(settings, override)
+    return parse_recipe(settings, model, where=path)
+
+
+def parse_recipe(settings: Mapping[str, Any], model: type[Recipe], where: str) -> Recipe:
+    """Validate settings that are already in memory. Raises RecipeError naming the field."""
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        problems = [_describe(problem, model) for problem in error.errors()]
+        raise RecipeError(f"{where}: {'; '.join(problems)}") from error
+
+
+def apply_override(settings: dict[str, Any], override: str) -> None:
+    """Set `a.b.0.c=value` inside `settings`; the value is read as YAML."""
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise RecipeError(f"override {override!r}: write KEY=VALUE, for example select.min_words=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML") from error
+    *parents, last = path.split(".")
+    node: Any = settings
+    for part in parents:
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        node[_list_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, part, override)]
+    child = node.get(part)
+    if child is None:
+        child = node[part] = {}
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"override {override!r}: {part} is a single value and has no keys")
+    return child
+
+
+def _list_index(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise RecipeError(f"override {override!r}: {part} is not a place in a list of {len(node)}")
+    return int(part)
+
+
+def _describe(problem: Any, model: type[BaseModel]) -> str:
+    """One pydantic problem in words: where, what, and the nearest known key."""
+    location = [str(part) for part in problem["loc"]]
+    where = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(location[-1], _known_keys(model, location[:-1]), n=1, cutoff=0.4)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        return f"unknown key {where}{hint}"
+    if problem["type"] == "missing":
+        return f"{where} is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Keys allowed at a location: descends the models by field name, through lists, unions and options."""
+    models = [model]
+    for part in location:
+        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        if fields:
+            models = [found for annotation in fields for found in _models_in(annotation)]
+    return [key for m in models for key in m.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def settings_of(part: BaseModel | None, exclude: set[str] | None = None) -> dict[str, Any]:
+    """The fields of a recipe part that differ from their defaults: what a step hash covers."""
+    if part is None:
+        return {}
+    return part.model_dump(mode="json", exclude_defaults=True, exclude=exclude)
+
+
+def step_hash(
+    step: str,
+    version: int,
+    settings: Mapping[str, Any],
+    parents: Sequence[str] = (),
+    inputs: Mapping[str, str] | None = None,
+) -> str:
+    """Hash of a step's result: 64 hex; folders use the first 8.
+
+    Covers the step's `version` (raised when its output changes), settings that differ from their defaults,
+    the hashes of the manifests it reads, and content fingerprints of its inputs (models, lists).
+    """
+    text = canonical_json(
+        {
+            "step": step,
+            "version": version,
+            "settings": settings,
+            "parents": list(parents),
+            "inputs": dict(inputs or {}),
+        }
+    )
+    return hashlib.sha256(text.encode()).hexdigest()

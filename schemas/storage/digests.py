@@ -1,0 +1,29 @@
+"""sha256 of what lies in storage: of one file, and of a folder as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.storage import storage
+
+
+def sha256_of(url: str) -> str:
+    """Hex sha256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with storage.open_read(url) as file:
+        while piece := file.read(storage.COPY_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def fingerprint(url: str) -> str:
+    """Content fingerprint of a model folder or a file: sha256 over relative names and contents."""
+    files = storage.expand(url)
+    if not files:
+        raise InputError(f"{url}: no such file or folder")
+    digest = hashlib.sha256()
+    for file in files:
+        relative = file.removeprefix(url.rstrip("/"))
+        digest.update(f"{relative}\0{sha256_of(file)}\n".encode())
+    return digest.hexdigest()

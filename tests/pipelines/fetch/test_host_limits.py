@@ -1,0 +1,166 @@
+"""Limits of a host hold over all workers: the ledger by itself, and real workers on Ray against a real server."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+import ray
+
+from pairloom.pipelines.fetch import host_limits
+from pairloom.pipelines.fetch import lease_client as leases
+from pairloom.pipelines.fetch.fetcher import Fetcher
+from pairloom.pipelines.fetch.host_limits import Grant, HostLedger, LocalLimits, Wish
+from pairloom.pipelines.fetch.ray_host_limits import SharedLimits, find_host_limits, shared_host_limits
+from pairloom.schemas.errors import SampleError
+from pairloom.schemas.recipes.curate import FetchRecipe
+from tests.support.http_server import TestServer, serve
+
+PER_HOST = 4
+
+
+@pytest.fixture
+def server() -> Iterator[TestServer]:
+    with serve(pages={"a.jpg": b"image"}) as running:
+        yield running
+
+
+def slots(ledger: HostLedger, worker: str, wanted: int, in_flight: int = 0, interval_s: float = 0.0) -> int:
+    return ledger.exchange(worker, {"http://a": Wish(wanted, in_flight, interval_s)})["http://a"].slots
+
+
+def test_slots_are_shared_fairly_and_never_exceed_the_limit() -> None:
+    ledger = HostLedger(8)
+    assert slots(ledger, "one", 100) == 8, "nobody else wants them"
+    assert slots(ledger, "two", 100) == 0, "all are held"
+    assert slots(ledger, "one", 100, in_flight=8) == 4, "the fair half"
+    assert slots(ledger, "two", 100) == 0, "those of the first are still in flight"
+    assert slots(ledger, "one", 100, in_flight=4) == 4
+    assert slots(ledger, "two", 100) == 4
+    assert slots(ledger, "one", 0) == 0, "given back"
+    assert slots(ledger, "two", 100, in_flight=4) == 8
+    assert slots(ledger, "two", 3, in_flight=3) == 3
+    assert slots(ledger, "three", 100) == 5
+
+
+def test_scarce_slots_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_limits, "TURN_S", 0.02)
+    ledger = HostLedger(2)
+    workers = [f"worker {index}" for index in range(5)]
+    held: Counter[str] = Counter()
+    for _ in range(60):
+        now = {worker: slots(ledger, worker, 10) for worker in workers}
+        assert sum(now.values()) <= 2
+        held.update(worker for worker, number in now.items() if number)
+        time.sleep(0.005)
+    assert len(held) == 5, "each had its turn"
+
+
+def test_a_worker_that_dies_loses_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_limits, "LEASE_S", 0.05)
+    ledger = HostLedger(4)
+    assert (slots(ledger, "one", 9), slots(ledger, "two", 9)) == (4, 0)
+    time.sleep(0.06)
+    assert slots(ledger, "two", 9) == 4
+
+
+def test_a_host_that_is_asked_slowly_has_one_worker() -> None:
+    ledger = HostLedger(8)
+    assert slots(ledger, "one", 9, interval_s=2.0) == 8
+    assert slots(ledger, "two", 9) == 0
+    given_back = ledger.exchange("one", {"http://a": Wish(0, pause_s=1.5)})
+    assert given_back == {"http://a": Grant(0)}
+    grant = ledger.exchange("two", {"http://a": Wish(9)})["http://a"]
+    assert grant.slots == 8
+    assert 1.4 < grant.wait_s <= 1.5, "the pace goes on where the other worker left it"
+
+
+def test_one_worker_asks_for_robots_txt() -> None:
+    ledger = HostLedger(8)
+    wish = {"http://a": Wish(1, needs_robots=True)}
+    assert ledger.exchange("one", wish)["http://a"].asks_robots
+    assert not ledger.exchange("two", wish)["http://a"].asks_robots
+    assert ledger.exchange("one", wish)["http://a"].asks_robots
+    ledger.share_robots("http://a", b"User-agent: *\nCrawl-delay: 3\n", 3.0)
+    assert ledger.exchange("two", wish)["http://a"].robots == b"User-agent: *\nCrawl-delay: 3\n"
+
+
+@ray.remote
+class Worker:
+    """A worker of an ingest, as far as fetching goes."""
+
+    def __init__(self, **settings: object) -> None:
+        defaults: dict[str, object] = {"allow_private_addresses": True, "retries": 0, "per_host": PER_HOST}
+        self._recipe = FetchRecipe.model_validate({**defaults, **settings})
+        self._fetcher = Fetcher(self._recipe)
+
+    def fetch(self, urls: list[str]) -> tuple[list[str], bool]:
+        """What became of the URLs, in their order, and whether the limits were shared to the end."""
+        limits = find_host_limits(PER_HOST)
+        results = {}
+        for row, outcome in self._fetcher.fetch(list(enumerate(urls)), limits=limits):
+            results[row] = str(outcome.drop_reason) if isinstance(outcome, SampleError) else "image"
+            if not isinstance(outcome, SampleError):
+                outcome.close()
+        return [results[row] for row in range(len(urls))], limits.is_shared
+
+
+def fetch_with(num_workers: int, urls: list[str], **settings: object) -> Counter[str]:
+    workers = [Worker.options(num_cpus=0.1).remote(**settings) for _ in range(num_workers)]
+    parts = ray.get([worker.fetch.remote(urls[index::num_workers]) for index, worker in enumerate(workers)])
+    for worker in workers:
+        ray.kill(worker)
+    assert all(is_shared for _, is_shared in parts)
+    return Counter(result for results, _ in parts for result in results)
+
+
+def test_workers_share_a_limit_and_a_robots_txt(server: TestServer, ray_session: None) -> None:
+    server.robots_txt = b"User-agent: *\nDisallow: /files/forbidden\n"
+    urls = [f"{server.url}/slow/0.02/a.jpg?{index}" for index in range(180)]
+    urls += [f"{server.url}/files/forbidden/{index}" for index in range(12)]
+    with shared_host_limits(PER_HOST):
+        assert fetch_with(3, urls) == {"image": 180, "robots_txt": 12}
+    assert server.requests["/robots.txt"] == 1
+    assert 2 <= server.most_open <= PER_HOST
+
+
+def test_a_crawl_delay_holds_over_workers(server: TestServer, ray_session: None) -> None:
+    server.robots_txt = b"User-agent: *\nCrawl-delay: 0.25\n"
+    with shared_host_limits(PER_HOST):
+        assert fetch_with(2, [f"{server.url}/files/a.jpg?{index}" for index in range(8)]) == {"image": 8}
+    times = sorted(server.started_at[path] for path in server.requests if path.startswith("/files/"))
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert min(gaps) > 0.2
+
+
+def test_without_a_ledger_each_worker_keeps_its_part(server: TestServer, ray_session: None) -> None:
+    assert isinstance(find_host_limits(PER_HOST), LocalLimits), "no ingest is running"
+    fetcher = Fetcher(FetchRecipe(allow_private_addresses=True, retries=0, per_host=PER_HOST))
+    urls = [f"{server.url}/slow/0.02/a.jpg?{index}" for index in range(60)]
+    outcomes = [outcome for _, outcome in fetcher.fetch(list(enumerate(urls)), limits=find_host_limits(PER_HOST))]
+    assert not any(isinstance(outcome, SampleError) for outcome in outcomes)
+    assert server.most_open == PER_HOST // 2, "of two workers, who cannot hear of each other"
+
+
+def test_a_ledger_that_dies_leaves_each_worker_its_part(
+    server: TestServer, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "RENEW_S", 0.05)
+    fetcher = Fetcher(FetchRecipe(allow_private_addresses=True, retries=0, per_host=PER_HOST))
+    urls = [f"{server.url}/slow/0.02/a.jpg?{index}" for index in range(120)]
+    with shared_host_limits(PER_HOST):
+        limits = find_host_limits(PER_HOST)
+        assert isinstance(limits, SharedLimits)
+        for number, (_, outcome) in enumerate(fetcher.fetch(list(enumerate(urls)), limits=limits)):
+            assert not isinstance(outcome, SampleError)
+            if number == 20:
+                for actor in limits._actors:
+                    ray.kill(actor)
+            if number == 80:
+                server.most_open = 0
+    assert number == 119
+    assert not limits.is_shared
+    assert server.most_open == PER_HOST // 2

@@ -1,0 +1,123 @@
+"""The process that decodes: it may crash, be killed or fail, and its worker goes on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from pairloom.pipelines.engine.spooled_bytes import Body
+from pairloom.pipelines.images.boxes import Boxes
+from pairloom.pipelines.images.decode_queue import MAX_WAITING_BYTES, ImageWorkers
+from pairloom.pipelines.images.decoder_process import ImageDecoder, SpooledImage
+from pairloom.pipelines.images.store_image import store_image
+from pairloom.pipelines.images.stored_image import StoredImage
+from pairloom.schemas.errors import SampleError, ShardError
+from pairloom.schemas.recipes.curate import ImageRecipe
+
+WORK = "tests.test_image_decoder:fragile"
+SEGFAULT, OUT_OF_MEMORY, BUG, ONCE = b"segfault", b"out of memory", b"bug", b"once:"
+
+
+def fragile(data: bytes, recipe: ImageRecipe, boxes: Boxes) -> StoredImage:
+    """`store_image` that dies as decoders do, where the bytes ask for it."""
+    if data == SEGFAULT:
+        ctypes.string_at(0)
+    if data == OUT_OF_MEMORY:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if data == BUG:
+        raise TypeError("a bug of ours")
+    if data.startswith(ONCE):
+        mark, image = data[len(ONCE) :].split(b"\n", 1)
+        if not os.path.exists(mark):
+            Path(os.fsdecode(mark)).touch()
+            ctypes.string_at(0)
+        data = image
+    return store_image(data, recipe, boxes)
+
+
+@pytest.fixture
+def spool() -> Iterator[IO[bytes]]:
+    with tempfile.TemporaryFile() as file:
+        yield file
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[ImageDecoder]:
+    running = ImageDecoder()
+    yield running
+    running.close()
+
+
+def test_a_crash_loses_one_row(
+    decoder: ImageDecoder, spool: IO[bytes], pages: dict[str, bytes], tmp_path: Path
+) -> None:
+    recipe = ImageRecipe(size=100)
+    bodies = [pages[f"{index}.jpg"] for index in range(12)]
+    bodies[3], bodies[7] = SEGFAULT, OUT_OF_MEMORY
+    bodies[9] = ONCE + os.fsencode(tmp_path / "mark") + b"\n" + bodies[9]
+    with ImageWorkers(decoder, WORK, recipe, spool) as workers:
+        for row, body in enumerate(bodies):
+            workers.wait_for_room()
+            workers.submit(row, body)
+        workers.finish()
+    for row in range(12):
+        outcome = workers.outcomes[row]
+        if row in (3, 7):
+            assert isinstance(outcome, SampleError)
+            assert outcome.drop_reason == "decoder_crashed"
+            continue
+        assert isinstance(outcome, SpooledImage)
+        expected = store_image(pages[f"{row}.jpg"], recipe)
+        data = os.pread(spool.fileno(), outcome.place.num_bytes, outcome.place.offset)
+        assert (data, outcome.image.sha256) == (expected.data, expected.sha256), row
+    assert "signal 11" in str(workers.outcomes[3])
+    assert "signal 9" in str(workers.outcomes[7])
+
+
+def test_a_bug_is_no_bad_image(decoder: ImageDecoder, spool: IO[bytes], pages: dict[str, bytes]) -> None:
+    workers = ImageWorkers(decoder, WORK, ImageRecipe(), spool)
+    with pytest.raises(TypeError, match="a bug of ours"), workers:
+        workers.submit(0, BUG)
+        workers.finish()
+    with ImageWorkers(decoder, WORK, ImageRecipe(), spool) as next_shard:
+        next_shard.submit(0, pages["0.jpg"])
+        next_shard.finish()
+    assert isinstance(next_shard.outcomes[0], SpooledImage), "what the failed shard left is forgotten"
+
+
+def test_a_decoder_that_cannot_start_is_no_bad_image(spool: IO[bytes]) -> None:
+    decoder = ImageDecoder()
+    with pytest.raises(ShardError, match="does not start"):
+        decoder.begin("pairloom.pipelines.images.store_image:no_such_function", ImageRecipe(), spool)
+    decoder.close()
+
+
+def test_bodies_wait_on_disk_beyond_the_budget(decoder: ImageDecoder, spool: IO[bytes]) -> None:
+    """All that was in flight arrives while there is no room: none of it stays in memory."""
+    bodies = []
+    with ImageWorkers(decoder, WORK, ImageRecipe(), spool) as workers:
+        for row in range(100):
+            body = Body()
+            body.write(bytes(1 << 20))
+            bodies.append(body)
+            workers.submit(row, body)
+        in_memory = sum(len(piece) for body in bodies for piece in body._pieces) >> 20
+        assert in_memory <= MAX_WAITING_BYTES >> 20
+        workers.finish()
+    assert {str(outcome) for outcome in workers.outcomes.values()} == {"no image format recognised"}
+
+
+def test_the_process_loads_only_what_decoding_needs() -> None:
+    """Each worker starts one: what the worker needs for its tables would double what that takes."""
+    code = "import sys; from pairloom.pipelines.images import decoder_child, store_image; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"pyarrow", "pydantic", "fsspec", "ray", "pandas", "torch"} & set(loaded)

@@ -1,0 +1,29 @@
+"""img2dataset's own resize cases: its Resizer and ours, over its modes, sizes and options.
+
+Its requirements do not go with ours, so it lies in an environment of its own: PAIRLOOM_IMG2DATASET_PYTHON names the
+interpreter that has it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks/resize_parity.py"
+
+
+@pytest.mark.parametrize("options", [(), ("--fast-decode",)])
+def test_sizes_and_pixels_are_those_of_img2dataset(options: tuple[str, ...]) -> None:
+    python = os.environ.get("PAIRLOOM_IMG2DATASET_PYTHON")
+    if python is None:
+        pytest.skip("PAIRLOOM_IMG2DATASET_PYTHON names no interpreter with img2dataset==1.47.0")
+    command = [sys.executable, str(SCRIPT), "--peer-python", python, *options]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.endswith("cases, 0 of them differ\n")

@@ -1,0 +1,292 @@
+"""The same responses give the same bytes: for any number of workers, with failures and retries, after any kill."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pairloom.pipelines.ingest.ingest import ingest
+from pairloom.schemas.data_set.manifest import load_manifest, resolve
+from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import load_recipe
+from tests.support.ingest_builder import NUM_IMAGES, make_pages, write_csv
+
+NUM_KILLS = 20
+ROWS_PER_SHARD = 25  # a shard that asks for fewer than 20 images does not tell a dead network from dead URLs
+REPOSITORY = Path(__file__).resolve().parents[2]
+SERVER = """
+import sys
+from pathlib import Path
+from tests.http_server import TestServer
+TestServer(Path(sys.argv[1]), {}, int(sys.argv[2])).serve_forever()
+"""
+INGEST = """
+import sys
+import ray
+from pairloom.pipelines.ingest.ingest import ingest
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import load_recipe
+ray.init(num_cpus=int(sys.argv[2]), include_dashboard=False, log_to_driver=False)
+ingest(load_recipe(sys.argv[1], CurateRecipe, sys.argv[3:]))
+"""
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Server:
+    """The web, as a process that can be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self._folder = folder
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Stays the same when it is started again."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        command = [sys.executable, "-c", SERVER, str(self._folder), str(self.port)]
+        self._process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+        while socket.socket().connect_ex(("127.0.0.1", self.port)) != 0:
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Images, and what the web calls images."""
+    folder = tmp_path_factory.mktemp("web")
+    for name, content in make_pages().items():
+        (folder / name).write_bytes(content)
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+def rows_of(web: Server, first: int, num: int) -> list[dict[str, str]]:
+    """One row in five has its troubles: an error or a cut connection before it works, or it is slow, or gone."""
+    troubles = {0: "flaky/1", 1: "reset/1", 2: "slow/0.4", 3: "slow/0.8", 4: "files/none", 5: "files"}
+    rows = []
+    for index in range(first, first + num):
+        trouble = troubles.get(index // 5 % 6) if index % 5 == 0 else "files"
+        name = "page" if trouble == "files" and index % 5 == 0 else index % NUM_IMAGES
+        rows.append(
+            {
+                "url": f"{web.url}/{trouble}/{name}.jpg?{index}",
+                "caption": "" if index % 41 == 0 else f"picture {index}",
+            }
+        )
+    return [*rows[:-1], rows[1]]  # the last row repeats another
+
+
+@pytest.fixture(scope="module")
+def table(web: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one table."""
+    folder = tmp_path_factory.mktemp("urls")
+    write_csv(folder / "a.csv", rows_of(web, 0, 600))
+    return folder
+
+
+def write_recipe(folder: Path, table: Path) -> Path:
+    """Patient: a host that is away for some seconds is asked again."""
+    folder.mkdir(exist_ok=True)
+    fetch = {"allow_private_addresses": True, "timeout_s": 5, "retries": 10, "concurrency": 4}
+    recipe = {
+        "root": str(folder / "out"),
+        "source": {"kind": "url_table", "path": str(table)},
+        "ingest": {"samples_per_shard": ROWS_PER_SHARD, "image": {"size": 100}, "fetch": fetch},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+def environment() -> dict[str, str]:
+    """Without what another Ray of this process has exported."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**inherited, "PYTHONPATH": str(REPOSITORY)}
+
+
+def ingest_with(recipe: Path, num_cpus: int, *overrides: str) -> Path:
+    """In a process of its own, with a Ray of so many CPUs."""
+    command = [sys.executable, "-c", INGEST, str(recipe), str(num_cpus), *overrides]
+    subprocess.run(command, check=True, cwd=REPOSITORY, env=environment(), timeout=300)
+    return Path(resolve(str(recipe.parent / "out/raw/main")))
+
+
+def start(recipe: Path, *overrides: str) -> subprocess.Popen[str]:
+    """The command as a user gives it."""
+    command = [Path(sys.executable).parent / "pairloom", "curate", str(recipe), "--only", "ingest", *overrides]
+    return subprocess.Popen(command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of all that a data set is; times are no part of it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith(("_stats.json", "metrics.jsonl"))
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(table: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """What everything else is compared with: two workers and no other failures than the web's own."""
+    recipe = load_recipe(str(write_recipe(tmp_path_factory.mktemp("undisturbed"), table)), CurateRecipe)
+    return Path(ingest(recipe))
+
+
+def test_every_row_is_there_with_its_end(undisturbed: Path, web: Server) -> None:
+    manifest = load_manifest(str(undisturbed))
+    tables = [pq.read_table(undisturbed / f"{shard.name}.parquet") for shard in manifest.shards]
+    rows = [row for one in tables for row in one.to_pylist()]
+    assert [row["url"] for row in rows] == [row["url"] for row in rows_of(web, 0, 600)]
+    for shard, one in zip(manifest.shards, tables, strict=True):
+        reasons = Counter(one["drop_reason"].drop_null().to_pylist())
+        assert shard.num_samples + sum(reasons.values()) == shard.num_rows == one.num_rows
+    counts = Counter(row["drop_reason"] for row in rows)
+    kept = counts.pop(None)
+    assert counts == manifest.drop_counts
+    assert kept + sum(counts.values()) == manifest.num_rows == 600
+    assert counts == {"http_not_found": 19, "not_an_image": 19, "empty_caption": 15, "duplicate_row": 1}
+
+
+@pytest.mark.parametrize("num_cpus", [1, 8])
+def test_any_number_of_workers(undisturbed: Path, table: Path, tmp_path: Path, num_cpus: int) -> None:
+    """One or eight; other concurrency, other order of arrival, and every failure again."""
+    recipe = write_recipe(tmp_path, table)
+    other = ingest_with(recipe, num_cpus, f"ingest.fetch.concurrency={1 + 63 // num_cpus}", "ingest.fetch.retries=3")
+    assert digests(other) == digests(undisturbed)
+
+
+def first_shards(digests_by_name: dict[str, str], num: int) -> dict[str, str]:
+    """Tars and tables of the first shards."""
+    return {name: digest for name, digest in digests_by_name.items() if name[:5] == "0000/" and int(name[5:12]) < num}
+
+
+def test_appended_and_changed_files(web: Server, undisturbed: Path, tmp_path: Path, ray_session: None) -> None:
+    urls = tmp_path / "urls"
+    urls.mkdir()
+    write_csv(urls / "b.csv", rows_of(web, 0, 600)[: 3 * ROWS_PER_SHARD])
+    recipe = load_recipe(str(write_recipe(tmp_path, urls)), CurateRecipe)
+    folder = Path(ingest(recipe))
+    shards = first_shards(digests(undisturbed), 3)
+    assert first_shards(digests(folder), 99) == shards, "a shard depends on its rows, not on the others"
+    times = {name: (folder / name).stat().st_mtime_ns for name in shards}
+    write_csv(urls / "a.csv", rows_of(web, 1000, 30))
+    assert Path(ingest(recipe)) == folder
+    assert {name: (folder / name).stat().st_mtime_ns for name in shards} == times, "only the new file is processed"
+    assert [shard.num_rows for shard in load_manifest(str(folder)).shards] == [ROWS_PER_SHARD] * 4 + [5]
+    write_csv(urls / "a.csv", rows_of(web, 1000, 31))
+    with pytest.raises(InputError, match=rf"{urls}/a\.csv: has changed since it was ingested"):
+        ingest(recipe)
+
+
+def test_killed_at_any_moment(web: Server, table: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """kill -9 of workers, of the server, and of the command with its whole Ray, 20 times in all."""
+    draw = random.Random(20)
+    recipe = write_recipe(tmp_path, table)
+    victims = ["worker"] * 8 + ["server"] * 7 + ["command"] * 5
+    draw.shuffle(victims)
+    killed: Counter[str] = Counter()
+    process = start(recipe)
+    for victim in victims:
+        process = _wait_for_work(process, recipe)
+        time.sleep(draw.uniform(0, 0.6))
+        killed[victim] += _kill(victim, process, web)
+        if victim == "command":
+            process = start(recipe)
+    for _ in range(5):
+        _, errors = process.communicate(timeout=300)
+        if process.returncode == 0:
+            break
+        assert "run the same command again" in errors, "a shard whose worker was killed again and again"
+        process = start(recipe)
+    assert process.returncode == 0, errors
+    assert killed.total() == NUM_KILLS, killed
+    folder = Path(resolve(str(tmp_path / "out/raw/main")))
+    assert digests(folder) == digests(undisturbed)
+    assert not list(folder.rglob("*.tmp"))
+
+
+def _wait_for_work(process: subprocess.Popen[str], recipe: Path) -> subprocess.Popen[str]:
+    """Wait until a worker makes a shard; start the command again where it gave up."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            assert process.returncode != 0, "the ingest ended before all kills; give it more rows"
+            process = start(recipe)
+        if _workers(process) and list(recipe.parent.glob("out/raw/main/*/uids/0000/*23.npy")):
+            return process
+        time.sleep(0.05)
+    raise AssertionError("no worker has begun")
+
+
+def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Ray's processes that run a task."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if child.cmdline()[:1] == ["ray::run_one"]:
+                    found.append(child)
+    return found
+
+
+def _kill(victim: str, process: subprocess.Popen[str], web: Server) -> int:
+    """Kill one; returns 1."""
+    if victim == "server":
+        web.kill()
+        time.sleep(0.3)
+        web.start()
+    elif victim == "worker":
+        while not (workers := _workers(process)):
+            time.sleep(0.01)
+        workers[0].kill()
+    else:
+        everything = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for one in everything:
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGKILL)
+        process.communicate()
+    return 1
+
+
+def test_a_dead_server_finishes_no_shard(web: Server, undisturbed: Path, tmp_path: Path) -> None:
+    rows = write_csv(tmp_path / "a.csv", rows_of(web, 0, 600)[: 3 * ROWS_PER_SHARD])
+    recipe = write_recipe(tmp_path, rows)
+    web.kill()
+    process = start(recipe, "ingest.fetch.retries=0")
+    _, errors = process.communicate(timeout=120)
+    web.start()
+    assert process.returncode == 1
+    assert "images could be fetched" in errors
+    assert "run the same command again" in errors
+    assert not list(tmp_path.rglob("out/raw/main/*/0000/*.parquet"))
+    again = start(recipe)
+    assert again.wait(timeout=300) == 0
+    folder = Path(resolve(str(tmp_path / "out/raw/main")))
+    assert first_shards(digests(folder), 99) == first_shards(digests(undisturbed), 3)

@@ -1,7 +1,0 @@
-"""Where real data for tests lies: `PAIRLOOM_SHARED`, or `shared` beside the repository."""
-
-import os
-from pathlib import Path
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED_DATA = Path(os.environ.get("PAIRLOOM_SHARED", str(REPOSITORY.parent / "shared"))) / "data"

@@ -1,0 +1,7 @@
+"""Where real data for tests lies: `PAIRLOOM_SHARED`, or `shared` beside the repository."""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHARED_DATA = Path(os.environ.get("PAIRLOOM_SHARED", str(REPOSITORY.parent / "shared"))) / "data"
