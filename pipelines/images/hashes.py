@@ -1,7 +1,7 @@
 """Hashes of an image: exact hash, 64-bit perceptual hash and a small colour thumbnail of pixels.
 
-The perceptual hash is `schemas.data_set.tables.PHASH_ALGORITHM`: grey, 32 x 32, DCT, top-left 8 x 8, above the median of
-all 64. The cosine transform runs on integers, so that the order of a sum (BLAS, threads) can never flip a bit.
+The perceptual hash is `schemas.data_set.tables.PHASH_ALGORITHM`: grey, 32 x 32, DCT, top-left 8 x 8, above the median
+of all 64. The cosine transform runs on integers, so that the order of a sum (BLAS, threads) can never flip a bit.
 
 The pixels may come from a JPEG decoded at 1/2 to 1/8 of its size, or be those that are stored (`store_image`);
 `tests/test_image_rules.py` holds the hash to 2 bits of the full decode's.
