@@ -18,12 +18,11 @@ from process_watch import TreeWatch
 from pairloom.cluster.ray_session import start_ray
 from pairloom.pipelines.algorithms.minhash import signatures
 from pairloom.pipelines.signals.caption_duplicates import measure_caption_duplicates
-from pairloom.pipelines.signals.word_list import WordList
+from pairloom.pipelines.signals.word_list import WordList, WordListSignals
 from pairloom.pipelines.signals.wordnet import PARTS
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, save_manifest, table_url
 from pairloom.schemas.data_set.shard import shard_name
 from pairloom.schemas.data_set.tables import write_table
-from pairloom.schemas.recipes.signals import WordListSignals
 
 WORDS_A_CAPTION = 9
 ROWS_PER_SHARD = 10_000

@@ -73,9 +73,8 @@ def _check_curate(recipe: CurateRecipe, problems: list[str]) -> None:
     paths = [recipe.source.path] if isinstance(recipe.source.path, str) else recipe.source.path
     problems += [f"source.path: nothing at {path}" for path in paths if not storage.expand(path)]
     for signal in recipe.signals:
-        if signal.kind == "clip":
-            folders = [signal.model] if signal.model else signal.models or []
-            problems += [f"signals.{signal.name}: no model at {path}" for path in folders if not _is_model(path)]
+        folders = signal.model_folders()
+        problems += [f"signals.{signal.name}: no model at {path}" for path in folders if not _is_model(path)]
     _check_disk(recipe.root, problems)
 
 

@@ -15,7 +15,7 @@ from pairloom.pipelines.optout.apply import honour_tombstones
 from pairloom.pipelines.reshard.reshard import reshard
 from pairloom.pipelines.select.compare import difference
 from pairloom.pipelines.select.select import inputs_of, select
-from pairloom.pipelines.signals.measure import comes_after_dedupe, is_out_of_fold, measure_signal
+from pairloom.pipelines.signals.measure import comes_after_dedupe, in_order, measure_signal
 from pairloom.schemas.data_set.manifest import load_manifest
 from pairloom.schemas.errors import RecipeError
 from pairloom.schemas.recipes.balance import ClusterBalance
@@ -80,7 +80,7 @@ class Walk:
 
     def signals(self, after_dedupe: bool) -> None:
         """Raw shards -> columns: those that dedupe may need, or those that need dedupe."""
-        for signal in sorted(self._recipe.signals, key=lambda signal: signal.kind in ("feature_head", "clusters")):
+        for signal in in_order(self._recipe):
             if self._is_past("signals") or comes_after_dedupe(self._recipe, signal) != after_dedupe:
                 continue
             before_work = self._before("signals", signal.name, self._start_ray)
@@ -161,11 +161,11 @@ class Walk:
 def _check(recipe: CurateRecipe, only: str | None) -> None:
     if only is not None and only not in STEPS:
         raise RecipeError(f"no step {only}; there are {', '.join(STEPS)}")
-    folded = {signal.name for signal in recipe.signals if is_out_of_fold(recipe, signal)}
-    if recipe.dedupe.score_signal in folded:
+    after_dedupe = {signal.name for signal in recipe.signals if comes_after_dedupe(recipe, signal)}
+    if recipe.dedupe.score_signal in after_dedupe:
         name = recipe.dedupe.score_signal
         raise RecipeError(
-            f"dedupe.score_signal: {name} is scored out of fold, after dedupe; name a signal of one model"
+            f"dedupe.score_signal: {name} is measured after dedupe, such as scores out of fold; name another signal"
         )
 
 

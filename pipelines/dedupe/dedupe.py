@@ -69,7 +69,6 @@ from pairloom.schemas.errors import InputError
 from pairloom.schemas.recipes.curate import CurateRecipe
 from pairloom.schemas.recipes.dedupe import DecontaminateRecipe
 from pairloom.schemas.recipes.load import settings_of, step_hash
-from pairloom.schemas.recipes.signals import ClipSignals
 from pairloom.schemas.storage import storage
 
 logger = logging.getLogger("pairloom")
@@ -135,7 +134,8 @@ def dedupe(
 def _own_folders(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping[str, str]) -> Folders:
     settings = recipe.dedupe
     names = (settings.score_signal, settings.hashes, settings.semantic and settings.semantic.features)
-    return Folders(raw_folder, *(signal_folders[name] if name else None for name in names))
+    scores, hashes, features = (signal_folders[name] if name else None for name in names)
+    return Folders(raw_folder, scores, hashes, features, recipe.keep_column or "")
 
 
 def _read_set(recipe: CurateRecipe, rule: DecontaminateRecipe) -> EvaluationImages:
@@ -144,8 +144,7 @@ def _read_set(recipe: CurateRecipe, rule: DecontaminateRecipe) -> EvaluationImag
     name = recipe.dedupe.features_of(rule)
     if name is None:
         return images
-    model = next(signal.model for signal in recipe.signals if isinstance(signal, ClipSignals) and signal.name == name)
-    features = features_of_images(rule.path, str(model))
+    features = features_of_images(rule.path, str(recipe.signal(name).feature_model()))
     if len(features) != len(images.name):
         raise InputError(f"dedupe.decontaminate: {rule.path}: some of its images cannot be decoded any more")
     return replace(images, features=features)

@@ -12,7 +12,6 @@ from pairloom.pipelines.signals.measure import signal_folder
 from pairloom.schemas.data_set.manifest import Manifest, load_manifest, resolve
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.recipes.curate import CurateRecipe
-from pairloom.schemas.recipes.signals import ClipSignals
 
 logger = logging.getLogger("pairloom")
 
@@ -72,6 +71,5 @@ def _features(recipe: CurateRecipe, raw_folder: str) -> str | None:
     root, name = _root_of(raw_folder), recipe.dedupe.semantic.features
     if latest_folder(root, "signals", name) is None:
         return None
-    signal = next(signal for signal in recipe.signals if isinstance(signal, ClipSignals) and signal.name == name)
-    folder = replace(signal_folder(recipe, signal, raw_folder, None), root=root)
+    folder = replace(signal_folder(recipe, recipe.signal(name), raw_folder, None), root=root)
     return folder.url if folder.is_complete() else None

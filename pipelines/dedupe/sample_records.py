@@ -100,7 +100,7 @@ def read_slim(folders: Folders, prefer: PreferRecipe | None, num_sets: int, item
     raw = read_table(url, _COLUMNS + ([prefer.column] if prefer is not None else []))
     has_image = np.asarray(raw["status"].to_pylist()) == STATUS_SUCCESS
     chosen = pa.array(has_image, pa.bool_())
-    scores = _signal(raw, folders.scores, name, pa.field("clip_score", pa.float32())).filter(chosen)
+    scores = _signal(raw, folders.scores, name, pa.field(folders.score_column, pa.float32())).filter(chosen)
     wide = _signal(raw, folders.hashes, name, pa.field("phash256", pa.binary(WIDE_BYTES))).filter(chosen)
     table = raw.filter(chosen)
     width = pc.coalesce(table["original_width"], table["width"], 0)

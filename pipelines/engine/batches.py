@@ -17,9 +17,10 @@ class Folders:
     """Where the columns of one data set lie."""
 
     raw: str
-    scores: str | None = None  # a clip signal
+    scores: str | None = None  # the signal that decides which duplicate is kept
     hashes: str | None = None  # a phash256 signal
-    features: str | None = None  # a clip signal, for semantic dedupe
+    features: str | None = None  # a signal with image features, for semantic dedupe
+    score_column: str = "clip_score"  # of `scores`
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from pairloom.schemas.data_set.manifest import table_url
 from pairloom.schemas.data_set.tables import SAMPLE, STATUS_SUCCESS, read_table
 from pairloom.schemas.data_set.tombstones import tombstone_names
 from pairloom.schemas.errors import InputError, RecipeError
-from pairloom.schemas.recipes.curate import CurateRecipe, SourceRecipe
+from pairloom.schemas.recipes.curate import CurateRecipe
 from pairloom.schemas.recipes.load import settings_of, step_hash
+from pairloom.schemas.recipes.source import SourceRecipe
 from pairloom.schemas.storage import storage
 
 VERSION = 2  # raised when the same source and settings give other shards

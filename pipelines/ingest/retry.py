@@ -38,7 +38,8 @@ from pairloom.schemas.data_set.tables import SAMPLE, read_table
 from pairloom.schemas.data_set.tombstones import root_of, tombstone_names
 from pairloom.schemas.drop_reason import TRANSIENT
 from pairloom.schemas.errors import SampleError, StorageError
-from pairloom.schemas.recipes.curate import CurateRecipe, IngestRecipe, SourceRecipe
+from pairloom.schemas.recipes.curate import CurateRecipe, IngestRecipe
+from pairloom.schemas.recipes.source import SourceRecipe
 from pairloom.schemas.storage import storage
 
 

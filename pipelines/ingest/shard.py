@@ -30,7 +30,8 @@ from pairloom.schemas.data_set.tables import make_uid
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError, StorageError
 from pairloom.schemas.images.columns import sha256_hex
-from pairloom.schemas.recipes.curate import IngestRecipe, SourceRecipe
+from pairloom.schemas.recipes.curate import IngestRecipe
+from pairloom.schemas.recipes.source import SourceRecipe
 from pairloom.schemas.storage import storage
 
 INSPECT_IMAGE = "pairloom.pipelines.images.store_image:inspect_image"

@@ -71,8 +71,7 @@ def inputs_of(
     rules = recipe.select
     captions = None
     if rules.min_words or rules.min_chars or rules.languages is not None:
-        names = [signal.name for signal in recipe.signals if signal.kind == "captions"]
-        captions = signal_folders[names[0]]
+        captions = signal_folders[recipe.caption_counts.name] if recipe.caption_counts is not None else None
     columns: dict[str, list[str]] = {}
     for rule in rules.scores:
         columns.setdefault(rule.signal, []).append(recipe.column_of(rule))

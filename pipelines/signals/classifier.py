@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from transformers import AutoModelForImageClassification
+from pydantic import Field
 
 from pairloom.pipelines.signals.models.actors import (
     ModelInputs,
@@ -32,7 +31,7 @@ from pairloom.pipelines.signals.models.actors import (
     write_scores,
 )
 from pairloom.pipelines.signals.models.batching import Place, ShardRows
-from pairloom.pipelines.signals.models.clip import model_fingerprint, on_disk
+from pairloom.pipelines.signals.models.model_folder import model_fingerprint, on_disk
 from pairloom.pipelines.signals.models.onnx import OnnxFile, is_onnx
 from pairloom.schemas.data_set.manifest import ShardEntry, table_url
 from pairloom.schemas.data_set.shard import ShardReader
@@ -40,6 +39,7 @@ from pairloom.schemas.data_set.tables import read_table
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.images.decode import Pixels
 from pairloom.schemas.images.preprocess import load_preprocess
+from pairloom.schemas.recipes.signals import Name, Signal, SignalWork
 from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import sha256_of
 
@@ -70,6 +70,9 @@ class TransformersLogits:
     """A model folder of transformers on one device."""
 
     def __init__(self, folder: str, device: str) -> None:
+        import torch
+        from transformers import AutoModelForImageClassification
+
         self._device = device
         with tempfile.TemporaryDirectory() as scratch:
             try:
@@ -80,10 +83,12 @@ class TransformersLogits:
                 raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         self._model = model.eval().to(device)
 
-    @torch.inference_mode()
     def __call__(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Logits [B, labels]."""
-        logits = self._model(pixel_values=torch.from_numpy(values).to(self._device)).logits
+        import torch
+
+        with torch.inference_mode():
+            logits = self._model(pixel_values=torch.from_numpy(values).to(self._device)).logits
         found: npt.NDArray[np.float32] = logits.float().cpu().numpy()
         return found
 
@@ -109,6 +114,8 @@ class Classifier:
 
     def scores(self, inputs: Sequence[ModelInputs]) -> npt.NDArray[np.float32]:
         """Probability of the label for each image: [B]."""
+        import torch
+
         logits_BL = torch.from_numpy(self._logits(np.concatenate([one["pixel_values"] for one in inputs])))
         shares_BL = logits_BL.sigmoid() if self._is_independent else logits_BL.softmax(dim=-1)
         scores: npt.NDArray[np.float32] = shares_BL[:, self._index].numpy()
@@ -161,6 +168,29 @@ class ClassifierScorer:
         }
 
 
-def classify_shards(job: ClassifierJob, shards: list[ShardEntry], num_done: int) -> None:
-    """Score raw shards with actors that load the model once."""
-    run_scorers(job.name, partial(ClassifierScorer, job), shards, num_done, job.batch_size)
+class ClassifierSignals(Signal):
+    """score: what a Hugging Face image classifier gives for one of its labels (NSFW, watermark), 0..1."""
+
+    kind: Literal["image_classifier"]
+    name: Name
+    model: str
+    """A model folder or an ONNX file."""
+    label: str
+    batch_size: Annotated[int, Field(gt=0)] = 64
+
+    version: ClassVar[int] = VERSION
+    score_columns: ClassVar[tuple[str, ...]] = ("score",)
+
+    def settings(self) -> dict[str, Any]:
+        """The model counts by its content."""
+        return {"kind": self.kind, "label": self.label}
+
+    def inputs(self) -> dict[str, str]:
+        """Content of the model."""
+        return {"model": classifier_fingerprint(self.model)}
+
+    def measure(self, work: SignalWork) -> Mapping[str, object]:
+        """Actors that load the model once."""
+        job = ClassifierJob(self.name, work.raw_folder, work.folder, self.model, self.label, self.batch_size)
+        run_scorers(self.name, partial(ClassifierScorer, job), work.shards, work.num_done, self.batch_size)
+        return {}

@@ -7,14 +7,16 @@ of the duplicate group, so that near-duplicates of a training sample are never s
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field, model_validator
 
 from pairloom.pipelines.signals.models.actors import (
     ModelInputs,
@@ -25,10 +27,12 @@ from pairloom.pipelines.signals.models.actors import (
     run_scorers,
 )
 from pairloom.pipelines.signals.models.batching import Lane, Place, ShardRows
+from pairloom.pipelines.signals.models.model_folder import check_held_out, model_fingerprint
 from pairloom.schemas.data_set.manifest import ShardEntry, table_url
 from pairloom.schemas.data_set.shard import ShardReader
 from pairloom.schemas.data_set.tables import STATUS_SUCCESS, check_joined, fold_of, read_table, write_table
 from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.signals import Name, Signal, SignalWork
 from pairloom.schemas.storage import storage
 
 VERSION = 2
@@ -60,9 +64,63 @@ def features_url(folder: str, shard_name: str, kind: str) -> str:
     return storage.join(folder, f"{shard_name}.{kind}.npy")
 
 
-def score_shards(job: ClipJob, shards: Sequence[ShardEntry], num_done: int) -> None:
-    """Score raw shards with actors that load the models once: one a GPU, else one a CPU but one."""
-    run_scorers(job.name, partial(ClipScorer, job), shards, num_done, job.batch_size)
+class ClipSignals(Signal):
+    """Image and text features and clip_score of a Hugging Face folder, or out of fold from several."""
+
+    kind: Literal["clip"]
+    name: Name
+    model: str | None = None
+    """One folder, which scores every sample."""
+    models: tuple[str, ...] | None = None
+    """One folder per fold; each scores the fold that it was not trained on."""
+    batch_size: Annotated[int, Field(gt=0)] = 64
+
+    version: ClassVar[int] = VERSION
+    score_columns: ClassVar[tuple[str, ...]] = ("clip_score",)
+
+    @model_validator(mode="after")
+    def _one_of_model_and_models(self) -> ClipSignals:
+        if (self.model is None) == (self.models is None):
+            raise ValueError("give model (one folder) or models (one folder a fold), not both")
+        if self.models is not None and len(self.models) < 2:
+            raise ValueError("models needs at least two folders, one a fold; for one use model")
+        return self
+
+    def model_folders(self) -> tuple[str, ...]:
+        """The model folders, one per fold, or the only one."""
+        return self.models if self.models is not None else (str(self.model),)
+
+    def writes_features(self) -> bool:
+        """Of every image."""
+        return True
+
+    def feature_model(self) -> str | None:
+        """The folder, where one model scores all."""
+        return self.model
+
+    def reads_dedupe(self) -> bool:
+        """Folds are cut by duplicate group."""
+        return self.models is not None
+
+    def settings(self) -> dict[str, Any]:
+        """The models count by their content."""
+        return {"kind": self.kind}
+
+    def inputs(self) -> dict[str, str]:
+        """Content of the models."""
+        return {f"model {index}": model_fingerprint(folder) for index, folder in enumerate(self.model_folders())}
+
+    def prepare(self) -> None:
+        """Raises InputError unless each model was trained without the fold that it scores."""
+        if self.models is not None:
+            check_held_out(self.models)
+
+    def measure(self, work: SignalWork) -> Mapping[str, object]:
+        """Actors that load the models once: one per GPU; without GPUs, max(1, num_cpus - 1)."""
+        dedupe_folder = work.dedupe_folder if self.models is not None else None
+        job = ClipJob(self.name, work.raw_folder, dedupe_folder, work.folder, self.model_folders(), self.batch_size)
+        run_scorers(self.name, partial(ClipScorer, job), work.shards, work.num_done, self.batch_size)
+        return {}
 
 
 class ClipScorer:

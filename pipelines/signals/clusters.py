@@ -13,27 +13,31 @@ Legend: K clusters of a level, D embedding, S images that k-means looks at.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field, model_validator
 
 from pairloom.pipelines.algorithms.kmeans import POINTS_PER_CENTROID, Features, nearest, normalised, train
 from pairloom.pipelines.algorithms.seeded_hash import mixed
 from pairloom.pipelines.engine.feature_files import features_of_rows
 from pairloom.pipelines.engine.run_shards import run_shards
+from pairloom.pipelines.images.image_sets import fingerprint_of
 from pairloom.pipelines.raw.row_uids import pack_uids
 from pairloom.pipelines.signals.target_set import target_features
 from pairloom.schemas.data_set.manifest import ShardEntry, load_manifest, table_url
 from pairloom.schemas.data_set.tables import check_joined, read_table, write_table
 from pairloom.schemas.errors import InputError
-from pairloom.schemas.recipes.signals import ClusterSignals
+from pairloom.schemas.recipes.signals import Name, Signal, SignalWork
 from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.digests import content_of
 
 VERSION = 1
 SEED = 0  # of the draw of images that k-means looks at
@@ -99,6 +103,75 @@ def _save(url: str, array: npt.NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array)
     storage.put_bytes(url, buffer.getvalue())
+
+
+class ClusterSignals(Signal):
+    """cluster, and near_target where a target is given: hierarchical k-means over the image features of a signal.
+
+    near_target is 1 where the nearest centroid is also the nearest one of an image of `target`.
+    """
+
+    kind: Literal["clusters"]
+    name: Name
+    features: Name
+    """A clip signal of one model."""
+    num_clusters: tuple[Annotated[int, Field(gt=0)], ...] | None = None
+    """Clusters of each level, the finest first: [10000, 1000, 100] clusters images, then centroids, and so on."""
+    centroids: str | None = None
+    """A .npy [K, D], instead of k-means."""
+    target: str | None = None
+    """A .npy or .npz of features, or a folder or tars of images, which the model of the features then scores."""
+
+    version: ClassVar[int] = VERSION
+    score_columns: ClassVar[tuple[str, ...]] = ("near_target",)
+
+    @model_validator(mode="after")
+    def _levels_shrink(self) -> ClusterSignals:
+        if (self.num_clusters is None) == (self.centroids is None):
+            raise ValueError("give num_clusters or centroids, not both")
+        levels = self.num_clusters or (1,)
+        if not levels or any(coarse >= fine for fine, coarse in pairwise(levels)):
+            raise ValueError("num_clusters: the finest level comes first, and each level has fewer than the one before")
+        return self
+
+    def writes_clusters(self) -> bool:
+        """The finest level."""
+        return True
+
+    def needs(self) -> tuple[str, ...]:
+        """The signal with the features."""
+        return (self.features,)
+
+    def reads_dedupe(self) -> bool:
+        """Clusters are of the images that dedupe keeps."""
+        return True
+
+    def check(self, signals: Mapping[str, Signal]) -> None:
+        """The features are there, of one model."""
+        if self.features not in signals or not signals[self.features].writes_features():
+            raise ValueError(f"signals.{self.name}.features: {self.features} is not a clip signal")
+        if signals[self.features].feature_model() is None:
+            raise ValueError(f"signals.{self.name}.features: {self.features} is not a clip signal of one model")
+
+    def settings(self) -> dict[str, Any]:
+        """Levels; files count by their content."""
+        return {"kind": self.kind, "num_clusters": self.num_clusters}
+
+    def inputs(self) -> dict[str, str]:
+        """Content of the centroids and of the target."""
+        inputs = {}
+        if self.centroids is not None:
+            inputs["centroids"] = content_of(self.centroids, f"signals.{self.name}.centroids")
+        if self.target is not None:
+            inputs["target"] = fingerprint_of(self.target)
+        return inputs
+
+    def measure(self, work: SignalWork) -> Mapping[str, object]:
+        """k-means in the driver, then one Ray task per shard."""
+        features, dedupe_folder = work.needed[self.features], str(work.dedupe_folder)
+        model = str(features.signal.feature_model())
+        job = ClusterJob(self.name, work.raw_folder, dedupe_folder, features.folder, work.folder, model)
+        return {"num_clusters": cluster_shards(job, self, work.shards, work.num_done)}
 
 
 def cluster_shards(job: ClusterJob, rules: ClusterSignals, shards: Sequence[ShardEntry], num_done: int) -> list[int]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,9 @@ from pairloom.pipelines.signals.models.onnx import OnnxFile, is_onnx
 from pairloom.schemas.data_set.manifest import ShardEntry, table_url
 from pairloom.schemas.data_set.tables import check_joined, read_table
 from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.signals import Name, Signal, SignalWork
 from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.digests import content_of
 
 VERSION = 2
 BLOCK = 256  # images
@@ -160,6 +163,39 @@ def score_shard(job: HeadJob, shard: ShardEntry) -> None:
     write_scores(table_url(job.folder, shard.name), raw["uid"], scores)
 
 
-def score_shards(job: HeadJob, shards: list[ShardEntry], num_done: int) -> None:
-    """Score raw shards, one Ray task a shard."""
-    run_shards(f"signals {job.name}", partial(score_shard, job), shards, num_done)
+class HeadSignals(Signal):
+    """score: a small network on the image features of another signal (aesthetics, NSFW heads)."""
+
+    kind: Literal["feature_head"]
+    name: Name
+    features: Name
+    """A signal that writes image features, such as clip."""
+    head: str
+    """A safetensors or ONNX file."""
+
+    version: ClassVar[int] = VERSION
+    score_columns: ClassVar[tuple[str, ...]] = ("score",)
+
+    def needs(self) -> tuple[str, ...]:
+        """The signal with the features."""
+        return (self.features,)
+
+    def check(self, signals: Mapping[str, Signal]) -> None:
+        """The features are there."""
+        if self.features not in signals or not signals[self.features].writes_features():
+            raise ValueError(f"signals.{self.name}.features: {self.features} is not a clip signal")
+
+    def settings(self) -> dict[str, Any]:
+        """The head counts by its content."""
+        return {"kind": self.kind}
+
+    def inputs(self) -> dict[str, str]:
+        """Content of the head."""
+        return {"head": content_of(self.head, f"signals.{self.name}.head")}
+
+    def measure(self, work: SignalWork) -> Mapping[str, object]:
+        """One Ray task per shard."""
+        features_folder = work.needed[self.features].folder
+        job = HeadJob(self.name, work.raw_folder, features_folder, work.folder, self.head)
+        run_shards(f"signals {self.name}", partial(score_shard, job), work.shards, work.num_done)
+        return {}

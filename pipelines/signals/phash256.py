@@ -7,18 +7,14 @@ smooth pictures have noise in their high frequencies, and up to 26 bits of it.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from functools import partial
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
-from pairloom.pipelines.engine.run_shards import run_shards
 from pairloom.pipelines.images.hashes import phash256
-from pairloom.pipelines.signals.models.actors import open_tar
-from pairloom.schemas.data_set.manifest import ShardEntry, table_url
-from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table, write_table
-from pairloom.schemas.errors import SampleError
-from pairloom.schemas.images.decode import decode_rgb
+from pairloom.pipelines.signals.row_signals import ImageSignal
+from pairloom.schemas.images.decode import Pixels
+from pairloom.schemas.recipes.signals import Name
 
 VERSION = 1
 PHASH256_ALGORITHM = "dct64-16x16-median256"
@@ -29,21 +25,16 @@ PHASH_SIGNALS = pa.schema(
 )
 
 
-def measure_shard(raw_folder: str, folder: str, shard: ShardEntry) -> None:
-    """Write the hashes of one raw shard; rows without an image that can be decoded are null."""
-    raw = read_table(table_url(raw_folder, shard.name), ["uid", "status", "offset", "num_bytes"])
-    hashes: list[bytes | None] = []
-    with open_tar(raw_folder, shard, raw) as reader:
-        for row in raw.to_pylist():
-            measured = None
-            if reader is not None and row["status"] == STATUS_SUCCESS:
-                with suppress(SampleError):  # left without a hash: nothing is near it
-                    measured = phash256(decode_rgb(reader.read(row["offset"], row["num_bytes"])))
-            hashes.append(measured)
-    column = pa.array(hashes, pa.binary(HASH_BYTES))
-    write_table(table_url(folder, shard.name), pa.table([raw["uid"], column], schema=PHASH_SIGNALS))
+class PhashSignals(ImageSignal):
+    """phash256: 256-bit perceptual hash of the stored image; `dedupe.hashes` names it."""
 
+    kind: Literal["phash256"]
+    name: Name = "phash256"
 
-def measure_hashes(name: str, raw_folder: str, folder: str, shards: list[ShardEntry], num_done: int) -> None:
-    """Hash the images of the given raw shards, one Ray task a shard."""
-    run_shards(f"signals {name}", partial(measure_shard, raw_folder, folder), shards, num_done)
+    version: ClassVar[int] = VERSION
+    has_hashes: ClassVar[bool] = True
+    arrow_schema: ClassVar[pa.Schema] = PHASH_SIGNALS
+
+    def measure_image(self, pixels: Pixels) -> tuple[bytes]:
+        """The hash."""
+        return (phash256(pixels),)

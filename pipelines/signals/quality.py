@@ -6,20 +6,15 @@ small pictures. None of them is a verdict: drawings are flat and fog is not shar
 
 from __future__ import annotations
 
-from contextlib import suppress
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
-from pairloom.pipelines.engine.run_shards import run_shards
-from pairloom.pipelines.signals.models.actors import open_tar
-from pairloom.schemas.data_set.manifest import ShardEntry, table_url
-from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table, write_table
-from pairloom.schemas.errors import SampleError
-from pairloom.schemas.images.decode import Pixels, decode_rgb
+from pairloom.pipelines.signals.row_signals import ImageSignal
+from pairloom.schemas.images.decode import Pixels
+from pairloom.schemas.recipes.signals import Name
 
 VERSION = 1
 SIDE = 256  # px, of the longer side
@@ -65,21 +60,16 @@ def _flatness(grey: Any) -> float:
     return float((ranges < FLAT_RANGE).mean())
 
 
-def measure_shard(raw_folder: str, folder: str, shard: ShardEntry) -> None:
-    """Write the quality signals of one raw shard; rows without an image that can be decoded are null."""
-    raw = read_table(table_url(raw_folder, shard.name), ["uid", "status", "offset", "num_bytes"])
-    values: list[tuple[float | None, ...]] = []
-    with open_tar(raw_folder, shard, raw) as reader:
-        for row in raw.to_pylist():
-            measured: tuple[float | None, ...] = (None, None, None)
-            if reader is not None and row["status"] == STATUS_SUCCESS:
-                with suppress(SampleError):  # left without values, which no rule lets pass
-                    measured = measure_image(decode_rgb(reader.read(row["offset"], row["num_bytes"])))
-            values.append(measured)
-    arrays = [pa.array([measured[place] for measured in values], pa.float32()) for place in range(3)]
-    write_table(table_url(folder, shard.name), pa.table([raw["uid"], *arrays], schema=QUALITY_SIGNALS))
+class QualitySignals(ImageSignal):
+    """sharpness, entropy, flatness of the stored image."""
 
+    kind: Literal["quality"]
+    name: Name = "quality"
 
-def measure_quality(name: str, raw_folder: str, folder: str, shards: list[ShardEntry], num_done: int) -> None:
-    """Measure the images of the given raw shards, one Ray task a shard."""
-    run_shards(f"signals {name}", partial(measure_shard, raw_folder, folder), shards, num_done)
+    version: ClassVar[int] = VERSION
+    score_columns: ClassVar[tuple[str, ...]] = ("sharpness", "entropy", "flatness")
+    arrow_schema: ClassVar[pa.Schema] = QUALITY_SIGNALS
+
+    def measure_image(self, pixels: Pixels) -> tuple[float, float, float]:
+        """sharpness, entropy, flatness."""
+        return measure_image(pixels)

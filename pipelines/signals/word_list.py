@@ -7,17 +7,16 @@ in lower case, so "dog." is no word; without WordNet they are compared as they s
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
-from pairloom.pipelines.engine.run_shards import run_shards
 from pairloom.pipelines.signals.models.actors import SCORE_SIGNALS
+from pairloom.pipelines.signals.row_signals import CaptionSignal
 from pairloom.pipelines.signals.wordnet import FILES, WordNet
-from pairloom.schemas.data_set.manifest import table_url
-from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table, write_table
 from pairloom.schemas.errors import InputError
-from pairloom.schemas.recipes.signals import WordListSignals
+from pairloom.schemas.recipes.signals import Name
 from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import sha256_of
 
@@ -73,17 +72,31 @@ def load_words(rules: WordListSignals) -> WordList:
     return WordList(rules)
 
 
-def measure_shard(rules: WordListSignals, raw_folder: str, folder: str, shard_name: str) -> None:
-    """Write the scores of one raw shard; rows without an image are null."""
-    raw = read_table(table_url(raw_folder, shard_name), ["uid", "caption", "status"])
-    words = load_words(rules)
-    scores = [
-        float(words.has_entry(caption or "")) if status == STATUS_SUCCESS else None
-        for caption, status in zip(raw["caption"].to_pylist(), raw["status"].to_pylist(), strict=True)
-    ]
-    write_table(table_url(folder, shard_name), pa.table([raw["uid"], pa.array(scores, pa.float32())], SCORE_SIGNALS))
+class WordListSignals(CaptionSignal):
+    """score: 1 where a word of the caption is in a list, else 0.
 
+    With `wordnet` a word counts where its most common meaning is in the list (DataComp's text-based filter).
+    """
 
-def measure_words(rules: WordListSignals, raw_folder: str, folder: str, shard_names: list[str], num_done: int) -> None:
-    """Measure the captions of the named raw shards, one Ray task a shard."""
-    run_shards(f"signals {rules.name}", partial(measure_shard, rules, raw_folder, folder), shard_names, num_done)
+    kind: Literal["word_list"]
+    name: Name
+    entries: str
+    """A text file, one entry per line: words, or with `wordnet` WordNet ids (n02084071)."""
+    wordnet: str | None = None
+    """The `dict` folder of Princeton's WordNet."""
+
+    version: ClassVar[int] = VERSION
+    score_columns: ClassVar[tuple[str, ...]] = ("score",)
+    arrow_schema: ClassVar[pa.Schema] = SCORE_SIGNALS
+
+    def settings(self) -> dict[str, Any]:
+        """The files count by their content."""
+        return {"kind": self.kind}
+
+    def inputs(self) -> dict[str, str]:
+        """Content of the list and of WordNet."""
+        return fingerprints(self)
+
+    def measure_caption(self, caption: str) -> tuple[float]:
+        """1 or 0."""
+        return (float(load_words(self).has_entry(caption)),)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pyarrow as pa
 
@@ -43,7 +44,7 @@ from pairloom.pipelines.sources.url_table import (
 )
 from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS
 from pairloom.schemas.errors import InputError, RecipeError
-from pairloom.schemas.recipes.curate import SourceRecipe
+from pairloom.schemas.recipes.source import SourceRecipe
 from pairloom.schemas.storage import storage
 
 BATCH_ROWS = 256
@@ -188,3 +189,18 @@ def _read(path: str) -> bytes | None:
         return storage.read_bytes(path)
     except FileNotFoundError:
         return None
+
+
+class FolderSource(SourceRecipe):
+    """Images with a .txt of the same name each, or with a table or annotation file.
+
+    `metadata.csv` and `metadata.jsonl` of Hugging Face's imagefolder, COCO's `captions_*.json`, Flickr's `*.token` and
+    `results.csv`, Karpathy's `dataset_*.json`. `path` may also be that file itself, with `images` the folder that its
+    names are relative to (default: the folder of the file).
+    """
+
+    kind: Literal["folder"]
+
+    def open(self) -> Folder:
+        """The reader."""
+        return Folder(self)

@@ -8,7 +8,7 @@ Captions are text, or lists of text that count as one row each. A struct whose b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -27,7 +27,7 @@ from pairloom.pipelines.sources.source import (
 )
 from pairloom.pipelines.sources.url_table import UID_COLUMN, kept_values, prepare_table, readable_path
 from pairloom.schemas.errors import InputError
-from pairloom.schemas.recipes.curate import SourceRecipe
+from pairloom.schemas.recipes.source import SourceRecipe
 
 BATCH_ROWS = 16  # images in memory at once
 
@@ -91,3 +91,13 @@ def _image_bytes(value: Any, folder: str) -> bytes | None:
         return value or None
     name = clean_text(value.get("path"))
     return value.get("bytes") or (read_below(folder, name) if name is not None else None)
+
+
+class ParquetImagesSource(SourceRecipe):
+    """Parquet with image bytes, or `{bytes, path}` structs as Hugging Face writes them."""
+
+    kind: Literal["parquet_images"]
+
+    def open(self) -> ParquetImages:
+        """The reader."""
+        return ParquetImages(self)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pairloom.pipelines.images.boxes import Boxes, read_boxes
 from pairloom.schemas.data_set.shard import Place
 from pairloom.schemas.errors import InputError, SampleError
-from pairloom.schemas.recipes.curate import DEFAULT_CAPTION_COLUMN, SourceRecipe
+from pairloom.schemas.recipes.source import DEFAULT_CAPTION_COLUMN, SourceRecipe
 from pairloom.schemas.storage import storage
 
 COMPRESSIONS = ("gz", "zst")
@@ -196,7 +196,7 @@ def compression_of(path: str) -> str | None:
     return suffix if suffix in COMPRESSIONS else None
 
 
-def list_source_files(paths: str | list[str], accepts: Callable[[str], bool], what: str) -> list[SourceFile]:
+def list_source_files(paths: str | tuple[str, ...], accepts: Callable[[str], bool], what: str) -> list[SourceFile]:
     """Files that paths, folders, globs or URLs name, sorted; hidden files (`.x`, `_x`) are left out.
 
     Raises InputError where a path names nothing that is accepted.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
+from pydantic import model_validator
 
 from pairloom.pipelines.sources.parquet_tables import (
     CAPTION,
@@ -33,7 +34,7 @@ from pairloom.pipelines.sources.source import (
 from pairloom.pipelines.sources.text_tables import ERROR_COLUMN, TEXT_FORMATS
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
-from pairloom.schemas.recipes.curate import SourceRecipe
+from pairloom.schemas.recipes.source import SourceRecipe
 from pairloom.schemas.storage import storage
 
 UID_COLUMN = "uid"
@@ -125,3 +126,20 @@ class UrlTable:
                 error=row_error(row) or box_error,
                 boxes=boxes,
             )
+
+
+class UrlTableSource(SourceRecipe):
+    """A table of URLs: csv, tsv, json, jsonl, parquet, each also .gz or .zst."""
+
+    kind: Literal["url_table"]
+
+    def open(self) -> UrlTable:
+        """The reader."""
+        return UrlTable(self)
+
+    @model_validator(mode="after")
+    def _boxes_are_kept(self) -> UrlTableSource:
+        self._refuse_images()
+        if self.blur_boxes_column and self.blur_boxes_column not in self.keep_columns:
+            raise ValueError(f"blur_boxes_column: add {self.blur_boxes_column} to keep_columns, a retry blurs by it")
+        return self

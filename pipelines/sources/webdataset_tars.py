@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
+from pydantic import model_validator
 
 from pairloom.pipelines.sources.source import (
     Piece,
@@ -30,7 +31,7 @@ from pairloom.schemas.data_set.shard import Member, ShardReader, index_tar
 from pairloom.schemas.data_set.tar_samples import TarSample, group_samples, images_of
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
-from pairloom.schemas.recipes.curate import SourceRecipe
+from pairloom.schemas.recipes.source import SourceRecipe
 from pairloom.schemas.storage import storage
 
 
@@ -111,3 +112,22 @@ def _original_size(fields: dict[str, Any]) -> tuple[int, int] | None:
     if isinstance(width, int) and isinstance(height, int) and 0 < width < 2**31 and 0 < height < 2**31:
         return width, height
     return None
+
+
+class WebdatasetSource(SourceRecipe):
+    """Tars of any tool, such as img2dataset's and DataComp's; they are used in place, never copied."""
+
+    kind: Literal["webdataset"]
+
+    def open(self) -> WebdatasetTars:
+        """The reader."""
+        return WebdatasetTars(self)
+
+    @model_validator(mode="after")
+    def _fits_tars(self) -> WebdatasetSource:
+        self._refuse_images()
+        if self.blur_boxes_column is not None:
+            raise ValueError("blur_boxes_column: tars stay as they are, so their images cannot be blurred")
+        if len(self.caption_columns) > 1:
+            raise ValueError("caption_column: a sample of a tar has one caption; name one field of its JSON")
+        return self

@@ -2,73 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from pairloom.registry import SIGNALS, SOURCES
 from pairloom.schemas.recipes.balance import BalanceRecipe, ClusterBalance
 from pairloom.schemas.recipes.dedupe import DedupeRecipe
 from pairloom.schemas.recipes.load import StrictModel
-from pairloom.schemas.recipes.signals import SCORE_COLUMNS, ClusterSignals, HeadSignals, Name, SignalRecipe
+from pairloom.schemas.recipes.signals import Name, Signal, SignalPart
+from pairloom.schemas.recipes.source import SourcePart
 
-DEFAULT_CAPTION_COLUMN = "caption"
 Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class SourceRecipe(StrictModel):
-    """Where the pairs come from.
-
-    `path` is a file, a folder, a glob or any fsspec URL, or a list of them.
-
-    - `url_table`: csv, tsv, json, jsonl, parquet, each also .gz or .zst.
-    - `webdataset`: tars of any tool, such as img2dataset's and DataComp's; they are used where they lie, never copied.
-    - `parquet_images`: parquet with image bytes, or `{bytes, path}` structs as Hugging Face writes them.
-    - `folder`: images with a .txt of the same name each, or with a table or annotation file: `metadata.csv` and
-      `metadata.jsonl` of Hugging Face's imagefolder, COCO's `captions_*.json`, Flickr's `*.token` and `results.csv`,
-      Karpathy's `dataset_*.json`. Then `path` may be that file itself, with `images` the folder that its names are
-      relative to (default: the folder of the file).
-
-    A list of captions counts as that many rows, and so do several caption columns.
-    """
-
-    kind: Literal["url_table", "webdataset", "parquet_images", "folder"]
-    path: str | list[str]
-    images: str | None = None  # folder, parquet_images: where the image files lie
-    name: Name = "main"
-    url_column: str = "url"
-    caption_column: str | Annotated[list[str], Field(min_length=1)] = DEFAULT_CAPTION_COLUMN
-    image_column: str = "image"  # parquet_images, folder
-    keep_columns: list[str] = []
-    blur_boxes_column: str | None = None  # [[x_min, y_min, x_max, y_max], ...] such as DataComp's face_bboxes
-    blur_boxes_unit: Literal["fractions", "pixels"] = "fractions"  # of the sides; pixels: of the upright image
-
-    @property
-    def caption_columns(self) -> tuple[str, ...]:
-        """The columns that hold captions."""
-        return (self.caption_column,) if isinstance(self.caption_column, str) else tuple(self.caption_column)
-
-    @model_validator(mode="after")
-    def _fits_the_kind(self) -> SourceRecipe:
-        if self.images is not None and self.kind not in ("folder", "parquet_images"):
-            raise ValueError(f"images: kind {self.kind} has no image files; leave it out")
-        if self.blur_boxes_column is not None and self.kind == "webdataset":
-            raise ValueError("blur_boxes_column: tars stay as they are, so their images cannot be blurred")
-        if self.blur_boxes_column and self.kind == "url_table" and self.blur_boxes_column not in self.keep_columns:
-            raise ValueError(f"blur_boxes_column: add {self.blur_boxes_column} to keep_columns, a retry blurs by it")
-        return self
-
-    @model_validator(mode="after")
-    def _captions_are_told_apart(self) -> SourceRecipe:
-        several = self.caption_columns
-        if len(several) > 1 and self.kind == "webdataset":
-            raise ValueError("caption_column: a sample of a tar has one caption; name one field of its JSON")
-        if len(set(several)) < len(several):
-            raise ValueError("caption_column: a column is there twice")
-        if len(several) > 1 and "caption_column" in self.keep_columns:
-            raise ValueError(
-                "keep_columns: with several caption columns, caption_column says which one a row came from"
-            )
-        return self
 
 
 class ImageRecipe(StrictModel):
@@ -102,7 +48,7 @@ class FetchRecipe(StrictModel):
     retries: Annotated[int, Field(ge=0)] = 2
     max_bytes: Annotated[int, Field(gt=0)] = 20_000_000
     obey_robots_txt: bool = True
-    disallowed_directives: list[str] = ["noai", "noimageai", "noindex", "noimageindex"]
+    disallowed_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
     user_agent: str | None = None
     allow_private_addresses: bool = False
 
@@ -142,10 +88,10 @@ class SelectRecipe(StrictModel):
     subset: str | None = None  # a .npy of DataComp: only uids in it are kept
     min_words: Annotated[int, Field(ge=0)] = 0
     min_chars: Annotated[int, Field(ge=0)] = 0
-    languages: list[str] | None = None
+    languages: tuple[str, ...] | None = None
     min_side: Annotated[int, Field(ge=0)] = 0  # px, of the image as received
     max_aspect_ratio: Annotated[float, Field(ge=1)] | None = None
-    scores: list[ScoreRule] = []
+    scores: tuple[ScoreRule, ...] = ()
 
 
 class ReshardRecipe(StrictModel):
@@ -161,10 +107,12 @@ class ReshardRecipe(StrictModel):
 class CurateRecipe(StrictModel):
     """One curation: `pairloom curate RECIPE`."""
 
+    model_config = ConfigDict(defer_build=True)  # signals and sources of other packages are imported when it is used
+
     root: str
-    source: SourceRecipe
+    source: SourcePart
     ingest: IngestRecipe = IngestRecipe()
-    signals: list[SignalRecipe] = []
+    signals: tuple[SignalPart, ...] = ()
     dedupe: DedupeRecipe = DedupeRecipe()
     select: SelectRecipe = SelectRecipe()
     balance: BalanceRecipe | None = None
@@ -172,7 +120,7 @@ class CurateRecipe(StrictModel):
 
     @field_validator("signals")
     @classmethod
-    def _unique_names(cls, signals: list[SignalRecipe]) -> list[SignalRecipe]:
+    def _unique_names(cls, signals: tuple[Signal, ...]) -> tuple[Signal, ...]:
         names = [signal.name for signal in signals]
         for name in names:
             if names.count(name) > 1:
@@ -180,51 +128,85 @@ class CurateRecipe(StrictModel):
         return signals
 
     @model_validator(mode="after")
-    def _signals_have_features(self) -> CurateRecipe:
-        clip = {signal.name: signal for signal in self.signals if signal.kind == "clip"}
+    def _signals_fit(self) -> CurateRecipe:
+        signals = {signal.name: signal for signal in self.signals}
         for signal in self.signals:
-            if isinstance(signal, HeadSignals | ClusterSignals) and signal.features not in clip:
-                raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal")
-            if isinstance(signal, ClusterSignals) and clip[signal.features].model is None:
-                raise ValueError(f"signals.{signal.name}.features: {signal.features} is not a clip signal of one model")
-        clusters = {signal.name for signal in self.signals if signal.kind == "clusters"}
-        if isinstance(self.balance, ClusterBalance) and self.balance.clusters not in clusters:
-            raise ValueError(f"balance.clusters: {self.balance.clusters} is not a clusters signal")
+            signal.check(signals)
+        if isinstance(self.balance, ClusterBalance):
+            clusters = signals.get(self.balance.clusters)
+            if clusters is None or not clusters.writes_clusters():
+                raise ValueError(f"balance.clusters: {self.balance.clusters} is not a clusters signal")
         return self
 
     @model_validator(mode="after")
     def _rules_have_signals(self) -> CurateRecipe:
-        kinds = {signal.name: signal.kind for signal in self.signals}
         for rule in self.select.scores:
-            if rule.signal not in kinds:
-                raise ValueError(f"select.scores: {rule.signal} is not a signal; there are {sorted(kinds)}")
             self.column_of(rule)
         needs_captions = self.select.min_words or self.select.min_chars or self.select.languages
-        if needs_captions and "captions" not in kinds.values():
+        if needs_captions and self.caption_counts is None:
             raise ValueError("select: min_words, min_chars and languages need `- kind: captions` in signals")
         return self
 
     @model_validator(mode="after")
     def _dedupe_has_signals(self) -> CurateRecipe:
-        kinds = {signal.name: signal.kind for signal in self.signals}
-        whole = {signal.name for signal in self.signals if signal.kind == "clip" and signal.model is not None}
-        if self.dedupe.score_signal and kinds.get(self.dedupe.score_signal) != "clip":
-            raise ValueError(f"dedupe.score_signal: {self.dedupe.score_signal} is not a clip signal")
-        if self.dedupe.hashes and kinds.get(self.dedupe.hashes) != "phash256":
-            raise ValueError(f"dedupe.hashes: {self.dedupe.hashes} is not a phash256 signal")
+        signals = {signal.name: signal for signal in self.signals}
+        self._check_keep(signals)
+        hashes = self.dedupe.hashes
+        if hashes and not (hashes in signals and signals[hashes].has_hashes):
+            raise ValueError(f"dedupe.hashes: {hashes} is not a phash256 signal")
         for where, features in self.dedupe.features_used():
-            if features not in whole:
+            if features not in signals or signals[features].feature_model() is None:
                 raise ValueError(f"dedupe.{where}.features: {features} is not a clip signal of one model")
         if self.dedupe.prefer is not None and self.dedupe.prefer.column not in self.source.keep_columns:
             raise ValueError(f"dedupe.prefer.column: add {self.dedupe.prefer.column} to source.keep_columns")
         return self
 
+    def _check_keep(self, signals: Mapping[str, Signal]) -> None:
+        name = self.dedupe.score_signal
+        if name is None:
+            return
+        if name not in signals:
+            raise ValueError(f"dedupe.score_signal: {name} is not a signal; there are {sorted(signals)}")
+        try:
+            _chosen_column(signals[name], self.dedupe.score_column)
+        except ValueError as error:
+            raise ValueError(f"dedupe.score_column: {error}") from error
+
+    def signal(self, name: str) -> Signal:
+        """The signal of a name. Raises KeyError where there is none."""
+        return {signal.name: signal for signal in self.signals}[name]
+
+    @property
+    def caption_counts(self) -> Signal | None:
+        """The signal that counts words and tells languages."""
+        return next((signal for signal in self.signals if signal.counts_captions), None)
+
+    @property
+    def keep_column(self) -> str | None:
+        """The column of `dedupe.score_signal` that decides which duplicate is kept."""
+        name = self.dedupe.score_signal
+        return None if name is None else _chosen_column(self.signal(name), self.dedupe.score_column)
+
     def column_of(self, rule: ScoreRule) -> str:
         """The column that a score rule looks at. Raises ValueError where it does not exist or is not clear."""
-        kind = next(signal.kind for signal in self.signals if signal.name == rule.signal)
-        columns = SCORE_COLUMNS[kind]
-        if rule.column is None and len(columns) == 1:
-            return columns[0]
-        if rule.column not in columns:
-            raise ValueError(f"select.scores: give the column of {rule.signal}: {', '.join(columns)}")
-        return str(rule.column)
+        names = sorted(signal.name for signal in self.signals)
+        if rule.signal not in names:
+            raise ValueError(f"select.scores: {rule.signal} is not a signal; there are {names}")
+        try:
+            return _chosen_column(self.signal(rule.signal), rule.column)
+        except ValueError as error:
+            raise ValueError(f"select.scores: {error}") from error
+
+
+def _chosen_column(signal: Signal, column: str | None) -> str:
+    """The column that is named, or the only one. Raises ValueError where that is not clear."""
+    columns = signal.rule_columns()
+    if column is None and len(columns) == 1:
+        return columns[0]
+    if column not in columns:
+        raise ValueError(f"give the column of {signal.name}: {', '.join(columns)}")
+    return str(column)
+
+
+SIGNALS.used_by(CurateRecipe)
+SOURCES.used_by(CurateRecipe)

@@ -45,7 +45,7 @@ class PreferRecipe(StrictModel):
     """Values of a column that are kept before others, such as licences."""
 
     column: str  # of source.keep_columns
-    order: Annotated[list[str], Field(min_length=1)]  # the best first; all other values come after these
+    order: Annotated[tuple[str, ...], Field(min_length=1)]  # the best first; all other values come after these
 
 
 class PlaceholderRecipe(StrictModel):
@@ -83,11 +83,12 @@ class DedupeRecipe(StrictModel):
     perceptual: PerceptualRecipe | None = PerceptualRecipe()
     placeholders: PlaceholderRecipe | None = None
     semantic: SemanticRecipe | None = None
-    decontaminate: list[DecontaminateRecipe] = []
-    against: list[str] = []  # earlier raw folders: what they hold is kept, and our copies of it are dropped
+    decontaminate: tuple[DecontaminateRecipe, ...] = ()
+    against: tuple[str, ...] = ()  # earlier raw folders: what they hold is kept, and our copies of it are dropped
     prefer: PreferRecipe | None = None  # comes before `keep`
     keep: Literal["largest", "highest_score", "smallest_uid"] = "largest"
     score_signal: Name | None = None  # for keep: highest_score
+    score_column: str | None = None  # of score_signal; null: its only column
 
     @model_validator(mode="after")
     def _score_needs_signal(self) -> DedupeRecipe:

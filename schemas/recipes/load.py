@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from pairloom.registry import PartOf
 from pairloom.schemas.errors import RecipeError
 from pairloom.schemas.storage import storage
 
@@ -114,16 +115,27 @@ def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     """Keys allowed at a location: descends the models by field name, through lists, unions and options."""
     models = [model]
     for part in location:
-        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
         if fields:
-            models = [found for annotation in fields for found in _models_in(annotation)]
+            models = [found for field in fields for found in _models_in((field.annotation, *field.metadata))]
+        elif registered := [m for m in models if part in get_args(_kind_of(m))]:
+            models = registered
     return [key for m in models for key in m.model_fields]
 
 
+def _kind_of(model: type[BaseModel]) -> Any:
+    field = model.model_fields.get("kind")
+    return None if field is None else field.annotation
+
+
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, tuple):
+        return [found for one in annotation for found in _models_in(one)]
+    if isinstance(annotation, PartOf):
+        return annotation.classes()
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [found for part in get_args(annotation) for found in _models_in(part)]
+    return _models_in(get_args(annotation)) if get_args(annotation) else []
 
 
 def canonical_json(value: Any) -> str:

@@ -27,3 +27,10 @@ def fingerprint(url: str) -> str:
         relative = file.removeprefix(url.rstrip("/"))
         digest.update(f"{relative}\0{sha256_of(file)}\n".encode())
     return digest.hexdigest()
+
+
+def content_of(url: str, where: str) -> str:
+    """sha256 of a file that a recipe names at the field `where`. Raises InputError where there is none."""
+    if not storage.exists(url):
+        raise InputError(f"{where}: {url}: no such file")
+    return sha256_of(url)

@@ -123,7 +123,7 @@ def test_out_of_fold_signals_come_after_dedupe(tmp_path: Path, pictures: Path, r
         "ingest", "signals captions", "dedupe", "signals folded", "select", "reshard"]  # fmt: skip
     assert summary["steps"][4]["drop_counts"]["low_score"] == NUM_PICTURES // 2 - 1
     bad = {"keep": "highest_score", "score_signal": "folded"}
-    with pytest.raises(RecipeError, match="scored out of fold"):
+    with pytest.raises(RecipeError, match="measured after dedupe"):
         curate(recipe_for(tmp_path, signals=signals, select=rules, dedupe=bad), refuse)
 
 

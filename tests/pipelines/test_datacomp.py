@@ -13,10 +13,9 @@ from pairloom.pipelines.select.datacomp_subset import DTYPE, read_subset, write_
 from pairloom.pipelines.select.select import inputs_of, select
 from pairloom.pipelines.signals.captions import measure_caption
 from pairloom.pipelines.signals.measure import measure_signal
-from pairloom.pipelines.signals.word_list import WordList
+from pairloom.pipelines.signals.word_list import WordList, WordListSignals
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.recipes.curate import CurateRecipe
-from pairloom.schemas.recipes.signals import WordListSignals
 from tests.pipelines.select.test_select import BASIC, Tables, decisions_of
 from tests.support.dedupe_builder import uid_of
 from tests.support.raw_builder import Pair, build_raw, encoded, photograph

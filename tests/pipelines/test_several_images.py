@@ -16,7 +16,7 @@ from pairloom.pipelines.ingest.retry import retry_transient
 from pairloom.schemas.data_set.manifest import load_manifest
 from pairloom.schemas.errors import RecipeError
 from pairloom.schemas.images.columns import sha256_hex
-from pairloom.schemas.recipes.curate import SourceRecipe
+from pairloom.schemas.recipes.curate import CurateRecipe
 from tests.support.http_server import TestServer
 from tests.support.ingest_builder import check_offsets, make_recipe, read_rows, url_source, write_csv, write_tar
 
@@ -116,4 +116,4 @@ def test_several_caption_columns_where_there_is_no_table(tmp_path: Path, pages: 
         ({"kind": "url_table", "caption_column": []}, "at least 1 item"),
     ):
         with pytest.raises(ValidationError, match=message):
-            SourceRecipe.model_validate({"path": "x", **settings})
+            CurateRecipe.model_validate({"root": "x", "source": {"path": "x", **settings}})

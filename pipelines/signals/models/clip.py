@@ -7,11 +7,9 @@ Legend: B samples of a batch, D embedding.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatch
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,68 +18,15 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from pairloom.pipelines.signals.models.actors import ModelInputs
+from pairloom.pipelines.signals.models.model_folder import on_disk
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.images.decode import Pixels
 from pairloom.schemas.images.naflex import load_any_preprocess
-from pairloom.schemas.storage import storage
-from pairloom.schemas.storage.digests import sha256_of
 
 Features = npt.NDArray[np.float32]  # [B, D]
 TEXT_LENGTHS = (16, 32, 48)  # tokens: a caption's own length decides, so that no other caption changes its features
 
 MODEL_TYPES = ("clip", "siglip", "siglip2", "vision-text-dual-encoder")
-RESULT_FILES = (
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-)
-"""What changes a model's output; receipts, provenance and notes beside it do not."""
-
-
-def model_fingerprint(folder: str) -> str:
-    """Content fingerprint of what changes the model's output. Raises InputError for a folder without a model."""
-    names = {storage.name_of(url): url for url in storage.list_files(folder)}
-    used = sorted(name for name in names if any(fnmatch(name, pattern) for pattern in RESULT_FILES))
-    if "config.json" not in used or not any(name.endswith(".safetensors") for name in used):
-        raise InputError(f"{folder}: not a Hugging Face model folder (config.json and *.safetensors)")
-    digest = hashlib.sha256()
-    for name in used:
-        digest.update(f"{name}\0{sha256_of(names[name])}\n".encode())
-    return digest.hexdigest()
-
-
-def check_held_out(models: Sequence[str]) -> None:
-    """Raise InputError unless model k of n, and every model that it began from, was trained without fold k."""
-    for fold, folder in enumerate(models):
-        url = storage.join(folder, "provenance.json")
-        if not storage.exists(url):
-            raise InputError(
-                f"{folder}: no provenance.json that tells which fold it was trained without; "
-                "`models` takes pairloom exports, a model from elsewhere goes under `model`"
-            )
-        for held_out in _folds_left_out(json.loads(storage.read_text(url))):
-            if held_out != [fold, len(models)]:
-                raise InputError(
-                    f"{folder}: it or what it began from was trained with hold_out_fold {held_out}, but it scores fold "
-                    f"{fold} of {len(models)}; train with data.train.0.hold_out_fold=[{fold},{len(models)}], or change "
-                    "the order of models"
-                )
-
-
-def _folds_left_out(provenance: Mapping[str, Any] | None) -> Iterator[list[int] | None]:
-    """hold_out_fold of every data set that a model, and the models that it began from, were trained on."""
-    while provenance is not None:
-        for source in provenance["recipe"]["data"]["train"]:
-            yield source.get("hold_out_fold")
-        provenance = provenance.get("parent")
 
 
 class ClipModel:
@@ -161,13 +106,3 @@ def _normalised(output: Any) -> Features:
     features_BD = output.pooler_output.float()
     normalised: Features = torch.nn.functional.normalize(features_BD, dim=-1).cpu().numpy()
     return normalised
-
-
-def on_disk(folder: str, scratch: str) -> str:
-    """A local path of the model folder: itself, or a copy of its files in `scratch`."""
-    if storage.is_local(folder):
-        return storage.local_path(folder)
-    for url in storage.list_files(folder):
-        with open(f"{scratch}/{storage.name_of(url)}", "wb") as file:
-            file.write(storage.read_bytes(url))
-    return scratch

@@ -23,6 +23,7 @@ from pairloom.pipelines.ingest.shard import ShardJob, make_shard
 from pairloom.pipelines.inspect.inspect import explain
 from pairloom.pipelines.optout.recall import recall
 from pairloom.pipelines.raw.generation import save_generation
+from pairloom.pipelines.signals.captions import CaptionSignals
 from pairloom.pipelines.signals.measure import measure_signal
 from pairloom.pipelines.sources.source import Piece
 from pairloom.schemas.data_set.manifest import load_manifest, table_url
@@ -30,7 +31,6 @@ from pairloom.schemas.data_set.tables import read_table, write_table
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.images.preprocess import Preprocess
 from pairloom.schemas.recipes.curate import CurateRecipe
-from pairloom.schemas.recipes.signals import CaptionSignals
 from pairloom.schemas.recipes.train import AugmentRecipe, DataSource
 from pairloom.schemas.storage import storage
 from pairloom.trainers.checkpoints.checkpoint import TrainState

@@ -19,7 +19,8 @@ from pairloom.pipelines.dedupe.dedupe import dedupe
 from pairloom.pipelines.signals.captions import measure_caption, split_words
 from pairloom.pipelines.signals.clip import features_url
 from pairloom.pipelines.signals.measure import measure_signal, signal_folder
-from pairloom.pipelines.signals.models.clip import ClipModel, check_held_out, model_fingerprint
+from pairloom.pipelines.signals.models.clip import ClipModel
+from pairloom.pipelines.signals.models.model_folder import check_held_out, model_fingerprint
 from pairloom.schemas.data_set.manifest import load_manifest, table_url
 from pairloom.schemas.data_set.tables import fold_of, read_table
 from pairloom.schemas.drop_reason import DropReason

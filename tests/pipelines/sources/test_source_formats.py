@@ -19,7 +19,7 @@ from pairloom.pipelines.sources.open_source import open_source
 from pairloom.pipelines.sources.source import Piece, SourceRow
 from pairloom.pipelines.sources.text_tables import read_text_rows
 from pairloom.schemas.images.decode import decode_rgb
-from pairloom.schemas.recipes.curate import CurateRecipe, SourceRecipe
+from pairloom.schemas.recipes.curate import CurateRecipe
 from tests.pipelines.images.test_store_image import encoded, photo
 from tests.support.ingest_builder import make_recipe, read_rows, write_csv, write_tar
 
@@ -28,7 +28,7 @@ RED = encoded(np.full((4, 4, 3), (250, 0, 0), np.uint8), "PNG")
 
 def rows_of(tmp_path: Path, **source: Any) -> list[SourceRow]:
     """All rows of a source, as ingest reads them."""
-    opened = open_source(SourceRecipe.model_validate(source))
+    opened = open_source(CurateRecipe.model_validate({"root": "unused", "source": source}).source)
     rows = []
     for file in opened.list_files():
         num_rows = None

@@ -1,4 +1,4 @@
-"""Plug-ins: signals, sources, tasks, exporters and evaluations, built in or from packages of others.
+"""The registries of plug-ins: signals, sources, tasks, exporters and evaluations, built in or from other packages.
 
 Each kind has one registry. A package adds to it by an entry point; the built-in ones are registered in the same way:
 
@@ -12,6 +12,7 @@ parts (pydantic) with the methods that do the work; exporters are functions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -88,6 +89,14 @@ class PartOf:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         choices = {name: self._choice(name, handler) for name in self.registry}
         return core_schema.tagged_union_schema(choices, discriminator="kind")
+
+    def classes(self) -> list[type[BaseModel]]:
+        """The parts of all kinds that can be imported."""
+        found = []
+        for name in self.registry:
+            with suppress(InputError):
+                found.append(self.registry.get(name))
+        return found
 
     def _choice(self, name: str, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """The schema of one kind. A plug-in that cannot be imported is refused where a recipe uses it."""
