@@ -14,21 +14,10 @@ from cluster.cli import RECIPES
 from schemas.curate_recipe import CurateRecipe
 from schemas.recipe_io import load_recipe
 from schemas.train_recipe import TrainRecipe
+from tests.golden_differences import differences
 from tests.golden_steps import GOLDEN
 
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "resolved_recipes.json").read_text())
-
-
-def differences(expected: Any, found: Any, path: str) -> list[str]:
-    """Fields whose value is another one or is missing, by dotted path."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        missing = [f"{path}.{key} is missing" for key in expected if key not in found]
-        common = [key for key in expected if key in found]
-        return missing + [line for key in common for line in differences(expected[key], found[key], f"{path}.{key}")]
-    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        pairs = enumerate(zip(expected, found, strict=True))
-        return [line for index, (old, new) in pairs for line in differences(old, new, f"{path}.{index}")]
-    return [] if expected == found else [f"{path} was {expected!r}, is {found!r}"]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
