@@ -17,7 +17,6 @@ from tests.tiny_runs import train_in_ranks
 EXPECTED: dict[str, dict[str, list[float]]] = json.loads(TRAINING_RUNS.read_text())
 TOLERANCE = {"loss": 1e-5, "grad_norm": 1e-4, "learning_rate": 1e-9, "sample_checksum": 0, "num_patches": 0}
 """Processors with other vectors sum in another order; norms of gradients feel it more than losses."""
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
