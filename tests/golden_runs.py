@@ -20,6 +20,7 @@ from tests.golden_steps import GOLDEN
 from tests.tiny_models import write_siglip, write_tokenizer
 
 TRAINING_RUNS = GOLDEN / "training_runs.json"
+RUNS = GOLDEN / "run_0_1_0"
 FIGURES = ("loss", "grad_norm", "learning_rate", "sample_checksum", "num_patches")
 BATCH, NUM_STEPS = 8, 6
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
