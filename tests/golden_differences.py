@@ -1,0 +1,21 @@
+"""What an expected JSON value and a found one do not share; new keys are no difference."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def differences(expected: Any, found: Any, path: str, tolerance: float = 0.0) -> list[str]:
+    """Values that are others or missing, one line per dotted path; floats may differ by a relative tolerance."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        missing = [f"{path}.{key} is missing" for key in expected if key not in found]
+        pairs = [(key, expected[key], found[key]) for key in expected if key in found]
+        return missing + [line for key, *two in pairs for line in differences(*two, f"{path}.{key}", tolerance)]
+    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        two = zip(expected, found, strict=True)
+        return [line for index, pair in enumerate(two) for line in differences(*pair, f"{path}.{index}", tolerance)]
+    if isinstance(expected, float) and isinstance(found, float):
+        is_near = math.isclose(expected, found, rel_tol=tolerance)
+        return [] if is_near or expected == found else [f"{path} was {expected!r}, is {found!r}"]
+    return [] if expected == found else [f"{path} was {expected!r}, is {found!r}"]
