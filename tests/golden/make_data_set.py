@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from tests.golden_data import DATA_SET, FROZEN_TIME, ROOT_MARK, segment_files
-from tests.raw_builder import encoded
+from tests.support.golden_data import DATA_SET, FROZEN_TIME, ROOT_MARK, segment_files
+from tests.support.raw_builder import encoded
 
 NUM_IMAGES = 20
 COLOURS = ("red", "green", "blue", "white", "black")

@@ -6,19 +6,19 @@ import json
 
 import yaml
 
-from cluster.cli import RECIPES
-from schemas.curate_recipe import CurateRecipe
-from schemas.recipe_io import load_recipe
-from schemas.train_recipe import TrainRecipe
-from tests.golden_steps import GOLDEN
+from pairloom.cluster.built_in_recipes import built_in_recipes
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import load_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
+from tests.support.golden_steps import GOLDEN
 
 
 def main() -> None:
     """Write the file."""
     resolved = {}
-    for path in sorted(RECIPES.glob("*.yaml")):
-        model = CurateRecipe if "source" in yaml.safe_load(path.read_text()) else TrainRecipe
-        resolved[path.stem] = load_recipe(str(path), model).model_dump(mode="json")
+    for name, built_in in sorted(built_in_recipes().items()):
+        model = CurateRecipe if "source" in yaml.safe_load(built_in.path.read_text()) else TrainRecipe
+        resolved[name] = load_recipe(str(built_in.path), model).model_dump(mode="json")
     (GOLDEN / "resolved_recipes.json").write_text(json.dumps(resolved, indent=1) + "\n")
 
 

@@ -17,9 +17,9 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.golden_data import copy_data_set
-from tests.golden_runs import RUNS, figures_of
-from tests.tiny_models import write_tokenizer
+from tests.support.golden_data import copy_data_set
+from tests.support.golden_runs import RUNS, figures_of
+from tests.support.tiny_models import write_tokenizer
 
 WIDTH, BATCH, LAST_STEP = 16, 8, 2
 LAYERS = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

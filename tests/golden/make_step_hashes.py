@@ -11,13 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cluster.cli import RECIPES as BUILT_IN
-from pipelines.curate import curate
-from pipelines.ingest import raw_folder
-from pipelines.step_folder import StepFolder, nothing
-from schemas import recipe_io
-from schemas.curate_recipe import CurateRecipe
-from tests.golden_steps import RECIPES, STEP_HASHES, freeze_source, prepare_inputs, write_step
+from pairloom.cluster.built_in_recipes import built_in_recipes
+from pairloom.pipelines.curate import curate
+from pairloom.pipelines.engine.step_folder import StepFolder, nothing
+from pairloom.pipelines.ingest.ingest import raw_folder
+from pairloom.schemas.recipes import load as recipe_io
+from pairloom.schemas.recipes.curate import CurateRecipe
+from tests.support.golden_steps import RECIPES, STEP_HASHES, freeze_source, prepare_inputs, write_step
 
 hashed: dict[str, Any] = {}
 folders: list[dict[str, Any]] = []
@@ -63,7 +63,7 @@ def main() -> None:
     """Write the file."""
     recipe_io.canonical_json = record_text
     StepFolder.is_complete = complete  # type: ignore[method-assign]
-    paths = [path for path in BUILT_IN.glob("*.yaml") if "source:" in path.read_text()]
+    paths = [one.path for one in built_in_recipes().values() if "source:" in one.path.read_text()]
     found = {path.stem: hashes_of(path.resolve()) for path in sorted([*paths, *RECIPES.glob("*.yaml")])}
     STEP_HASHES.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 

@@ -11,9 +11,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from tests.golden_runs import TRAINING_RUNS, figures_of, recipe_of, settings_of_runs, write_inputs
-from tests.ranks import run_ranks
-from tests.tiny_runs import train_in_ranks
+from tests.support.golden_runs import TRAINING_RUNS, figures_of, recipe_of, settings_of_runs, write_inputs
+from tests.support.ranks import run_ranks
+from tests.support.tiny_runs import train_in_ranks
 
 
 def main() -> None:

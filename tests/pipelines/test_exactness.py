@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SERVER = """
 import sys
 from pathlib import Path
-from tests.http_server import TestServer
+from tests.support.http_server import TestServer
 TestServer(Path(sys.argv[1]), {}, int(sys.argv[2])).serve_forever()
 """
 INGEST = """

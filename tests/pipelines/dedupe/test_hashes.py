@@ -227,7 +227,7 @@ RUN = """
 import sys, json, hashlib
 from pathlib import Path
 import ray
-from tests.test_dedupe_hashes import run_everything
+from tests.pipelines.dedupe.test_hashes import run_everything
 ray.init(num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 print(run_everything(Path(sys.argv[2]), int(sys.argv[3])))
 """

@@ -127,7 +127,7 @@ def document() -> str:
         "",
         "What `tests/test_hostile.py` sends to a worker, byte for byte, and what becomes of the row. The rows around",
         "each of them are kept, and the worker goes on. This page is made from the test's own table:",
-        "`python -m tests.test_hostile`.",
+        "`python -m tests.pipelines.fetch.test_hostile`.",
         "",
         "| what comes | in detail | drop reason |",
         "| --- | --- | --- |",
@@ -140,7 +140,7 @@ def document() -> str:
 
 def test_the_document_is_up_to_date() -> None:
     assert len([*all_cases(), *ALL_ROWS]) >= 60
-    assert DOCUMENT.read_text() == document(), "run python -m tests.test_hostile"
+    assert DOCUMENT.read_text() == document(), "run python -m tests.pipelines.fetch.test_hostile"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pairloom.pipelines.images.stored_image import StoredImage
 from pairloom.schemas.errors import SampleError, ShardError
 from pairloom.schemas.recipes.curate import ImageRecipe
 
-WORK = "tests.test_image_decoder:fragile"
+WORK = "tests.pipelines.images.test_decoder_process:fragile"
 SEGFAULT, OUT_OF_MEMORY, BUG, ONCE = b"segfault", b"out of memory", b"bug", b"once:"
 
 

@@ -112,7 +112,7 @@ RUN = """
 import sys
 from pathlib import Path
 import ray
-from tests.test_batches import digest_of
+from tests.pipelines.signals.test_batches import digest_of
 ray.init(num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 print(digest_of(Path(sys.argv[2]), int(sys.argv[3])))
 """

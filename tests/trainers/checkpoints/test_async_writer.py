@@ -164,8 +164,8 @@ LIVES = """
 import json, os, sys
 from pairloom.schemas.recipes.load import parse_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
-from tests.tiny_models import write_clip, write_tokenizer
-from tests.tiny_runs import train_in_ranks
+from tests.support.tiny_models import write_clip, write_tokenizer
+from tests.support.tiny_runs import train_in_ranks
 import deepspeed, transformers, pairloom.trainers.train, pairloom.trainers.tasks.contrastive
 os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 recipe = parse_recipe(json.loads(sys.argv[1]), TrainRecipe, "test")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from cluster.cli import RECIPES
-from schemas.curate_recipe import CurateRecipe
-from schemas.recipe_io import load_recipe
-from schemas.train_recipe import TrainRecipe
-from tests.golden_differences import differences
-from tests.golden_steps import GOLDEN
+from pairloom.cluster.built_in_recipes import built_in_recipes
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import load_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
+from tests.support.golden_differences import differences
+from tests.support.golden_steps import GOLDEN
 
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "resolved_recipes.json").read_text())
 
@@ -23,9 +23,9 @@ EXPECTED: dict[str, Any] = json.loads((GOLDEN / "resolved_recipes.json").read_te
 @pytest.mark.parametrize("name", EXPECTED)
 def test_resolved_recipe(name: str) -> None:
     model = CurateRecipe if "source" in EXPECTED[name] else TrainRecipe
-    found = load_recipe(str(RECIPES / f"{name}.yaml"), model).model_dump(mode="json")
+    found = load_recipe(str(built_in_recipes()[name].path), model).model_dump(mode="json")
     assert differences(EXPECTED[name], found, name) == []
 
 
 def test_every_recipe_of_the_release_is_still_there() -> None:
-    assert set(EXPECTED) <= {path.stem for path in RECIPES.glob("*.yaml")}
+    assert set(EXPECTED) <= set(built_in_recipes())

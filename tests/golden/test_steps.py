@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from cluster.cli import RECIPES as BUILT_IN
-from pipelines.curate import curate
-from schemas.curate_recipe import CurateRecipe
-from schemas.recipe_io import load_recipe, step_hash
-from tests.golden_steps import RECIPES, STEP_HASHES, freeze_source, path_of, prepare_inputs, write_step
+from pairloom.cluster.built_in_recipes import built_in_recipes
+from pairloom.pipelines.curate import curate
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import load_recipe, step_hash
+from tests.support.golden_steps import RECIPES, STEP_HASHES, freeze_source, path_of, prepare_inputs, write_step
 
 EXPECTED: dict[str, Any] = json.loads(STEP_HASHES.read_text())
 KINDS = {
@@ -31,7 +31,7 @@ def refuse() -> None:
 
 def recipe_of(name: str) -> CurateRecipe:
     path = RECIPES / f"{name}.yaml"
-    return load_recipe(str(path if path.exists() else BUILT_IN / f"{name}.yaml"), CurateRecipe)
+    return load_recipe(str(path if path.exists() else built_in_recipes()[name].path), CurateRecipe)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

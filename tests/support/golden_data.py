@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.golden_steps import GOLDEN
+from tests.support.golden_steps import GOLDEN
 
 DATA_SET = GOLDEN / "data_set_0_1_0"
 ROOT_MARK = "<folder>"  # stands in segments for the folder that holds source and root: source files are named in full

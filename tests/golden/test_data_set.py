@@ -17,17 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.curate import curate
-from pipelines.step_folder import nothing
-from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import load_manifest, resolve, table_url, tar_url
-from schemas.recipe_io import load_recipe
-from schemas.sample import read_table
-from schemas.shard import ShardReader
-from schemas.train_recipe import DataSource
-from tests.golden_data import DATA_SET, copy_data_set
-from tests.golden_differences import differences
-from trainers.data.dataset import open_pairs
+from pairloom.pipelines.curate import curate
+from pairloom.pipelines.engine.step_folder import nothing
+from pairloom.schemas.data_set.manifest import load_manifest, resolve, table_url, tar_url
+from pairloom.schemas.data_set.shard import ShardReader
+from pairloom.schemas.data_set.tables import read_table
+from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.load import load_recipe
+from pairloom.schemas.recipes.train import DataSource
+from pairloom.trainers.data.dataset import open_pairs
+from tests.support.golden_data import DATA_SET, copy_data_set
+from tests.support.golden_differences import differences
 
 EXPECTED: dict[str, Any] = json.loads((DATA_SET / "expected.json").read_text())
 STEPS = [step["folder"] for step in EXPECTED["curate"]["steps"]]
@@ -74,7 +74,7 @@ def test_another_threshold_reads_the_old_tables(folder: Path) -> None:
 
 @pytest.mark.parametrize("path", EXPECTED["inspect"])
 def test_inspect(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.inspect import inspect
+    from pairloom.pipelines.inspect.inspect import inspect
 
     monkeypatch.chdir(folder)
     assert differences(EXPECTED["inspect"][path], json.loads(json.dumps(inspect(path))), path) == []
@@ -82,7 +82,7 @@ def test_inspect(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("uid", EXPECTED["explain"])
 def test_explain(folder: Path, uid: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.inspect import explain
+    from pairloom.pipelines.inspect.inspect import explain
 
     monkeypatch.chdir(folder)
     assert differences(EXPECTED["explain"][uid], json.loads(json.dumps(explain("root", uid))), uid) == []

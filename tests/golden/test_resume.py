@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, SiglipModel
 
-from tests.golden_data import copy_data_set
-from tests.golden_runs import RUNS, figures_of
+from tests.support.golden_data import copy_data_set
+from tests.support.golden_runs import RUNS, figures_of
 
 EXPECTED: dict[str, Any] = json.loads((RUNS / "expected.json").read_text())
 MODELS = {"siglip": SiglipModel, "llava": LlavaForConditionalGeneration}

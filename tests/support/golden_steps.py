@@ -14,10 +14,10 @@ from typing import Any
 
 import fsspec
 
-from schemas.curate_recipe import CurateRecipe
-from schemas.manifest import Manifest, ShardEntry, save_manifest, set_latest
+from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, save_manifest, set_latest
+from pairloom.schemas.recipes.curate import CurateRecipe
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 STEP_HASHES = GOLDEN / "step_hashes.json"
 RECIPES = GOLDEN / "recipes"
 EARLIER = "earlier"  # the root of another data set, for `against` and `decontaminate`

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel
 
-from schemas.manifest import load_manifest, resolve, table_url
-from schemas.preprocess import Preprocess
-from schemas.recipe_io import parse_recipe
-from schemas.sample import read_table
-from schemas.train_recipe import TrainRecipe
-from tests.golden_data import copy_data_set
-from tests.golden_steps import GOLDEN
-from tests.tiny_models import write_siglip, write_tokenizer
+from pairloom.schemas.data_set.manifest import load_manifest, resolve, table_url
+from pairloom.schemas.data_set.tables import read_table
+from pairloom.schemas.images.preprocess import Preprocess
+from pairloom.schemas.recipes.load import parse_recipe
+from pairloom.schemas.recipes.train import TrainRecipe
+from tests.support.golden_data import copy_data_set
+from tests.support.golden_steps import GOLDEN
+from tests.support.tiny_models import write_siglip, write_tokenizer
 
 TRAINING_RUNS = GOLDEN / "training_runs.json"
 RUNS = GOLDEN / "run_0_1_0"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden_runs import TRAINING_RUNS, figures_of, recipe_of, settings_of_runs, write_inputs
-from tests.ranks import run_ranks
-from tests.tiny_runs import train_in_ranks
+from tests.support.golden_runs import TRAINING_RUNS, figures_of, recipe_of, settings_of_runs, write_inputs
+from tests.support.ranks import run_ranks
+from tests.support.tiny_runs import train_in_ranks
 
 EXPECTED: dict[str, dict[str, list[float]]] = json.loads(TRAINING_RUNS.read_text())
 TOLERANCE = {"loss": 1e-5, "grad_norm": 1e-4, "learning_rate": 1e-9, "sample_checksum": 0, "num_patches": 0}
