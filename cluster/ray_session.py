@@ -33,6 +33,7 @@ def start_ray(address: str | None = None) -> None:
     if address is None:
         with _in_environment(_WORKER_ENVIRONMENT):
             ray.init(
+                address="local",  # never a cluster that happens to run on this machine
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 logging_level=logging.ERROR,
