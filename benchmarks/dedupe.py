@@ -41,6 +41,7 @@ from pairloom.pipelines.algorithms.hamming64 import count_near
 from pairloom.pipelines.algorithms.hamming_pairs import Pairs, as_pairs, find_pairs
 from pairloom.pipelines.dedupe.decide import Known
 from pairloom.pipelines.dedupe.dedupe import dedupe
+from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS
 from pairloom.pipelines.dedupe.links.links import SearchPlan, plan_search
 from pairloom.pipelines.dedupe.rounds import Job, Plan, Tables
 from pairloom.pipelines.dedupe.semantic_rounds import decide_semantic
@@ -88,7 +89,7 @@ def recall_of_sample(hashes: Hashes, pairs: Pairs, radius: int, num_queries: int
 
 def search_on_ray(hashes: Hashes, radius: int, folder: str) -> Pairs:
     """All pairs, as the step finds them: hashes to files by bucket, one task a part of the search."""
-    plan = plan_search(len(hashes), radius, 0)
+    plan = plan_search(len(hashes), radius, 0, DEFAULT_LIMITS.hashes_per_partition)
     starts = range(0, len(hashes), HASHES_PER_FILE)
     table = SpillTable(folder, len(starts), plan.num_tasks)
     shared = [ray.put(hashes)]  # in a list, so that a task takes the reference and not a copy
@@ -182,7 +183,7 @@ def measure_semantic(num: int, width: int) -> dict[str, Any]:
     settings = DedupeRecipe.model_validate({"semantic": {"features": "clip"}})
     with tempfile.TemporaryDirectory() as folder:
         first_shards = tuple(range(0, num // ROWS_PER_SHARD, SHARDS_PER_BATCH))
-        plan = Plan(num, first_shards, 1, plan_search(num, 0, 0))
+        plan = Plan(num, first_shards, 1, plan_search(num, 0, 0, DEFAULT_LIMITS.hashes_per_partition), DEFAULT_LIMITS)
         known = [ray.put(Known([], [], [], num // ROWS_PER_SHARD, np.ones(len(first_shards), bool)))]
         job = Job(settings, plan, Tables(folder, plan), known)
         batches = write_features(folder, job, num, width)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pairloom.pipelines.balance.balance import balance
 from pairloom.pipelines.dedupe.dedupe import dedupe
+from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS, DedupeLimits
 from pairloom.pipelines.engine.root_lock import work_later
 from pairloom.pipelines.engine.step_folder import BeforeWork, latest_folder, only_command
 from pairloom.pipelines.ingest.ingest import ingest, raw_folder
@@ -25,7 +26,11 @@ STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 
 
 def curate(
-    recipe: CurateRecipe, start_ray: Callable[[], None], only: str | None = None, retry: bool = False
+    recipe: CurateRecipe,
+    start_ray: Callable[[], None],
+    only: str | None = None,
+    retry: bool = False,
+    limits: DedupeLimits = DEFAULT_LIMITS,
 ) -> dict[str, Any]:
     """Run the walk, or `only` one step of it whose inputs are complete. What is complete is not done again.
 
@@ -37,7 +42,7 @@ def curate(
         walk = Walk(recipe, start_ray, begin, only)
         walk.ingest(retry)
         walk.signals(after_dedupe=False)
-        walk.dedupe()
+        walk.dedupe(limits)
         walk.signals(after_dedupe=True)
         walk.balance()
         walk.select()
@@ -88,13 +93,13 @@ class Walk:
             self._signals[signal.name] = folder
             self._note(f"signals {signal.name}", folder)
 
-    def dedupe(self) -> None:
+    def dedupe(self, limits: DedupeLimits) -> None:
         """Slim columns of all shards -> who duplicates whom."""
         needed = any(comes_after_dedupe(self._recipe, signal) for signal in self._recipe.signals)
         if self._is_past("dedupe") and not (self._only == "signals" and needed):
             return
         before_work = self._before("dedupe", self._recipe.dedupe.name, self._start_ray)
-        self._dedupe = dedupe(self._recipe, self._raw, self._signals, before_work)
+        self._dedupe = dedupe(self._recipe, self._raw, self._signals, before_work, limits)
         self._note("dedupe", self._dedupe)
 
     def balance(self) -> None:

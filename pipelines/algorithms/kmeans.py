@@ -28,23 +28,23 @@ def normalised(features: npt.NDArray[Any]) -> Features:
     return np.asarray(single / np.maximum(np.linalg.norm(single, axis=1, keepdims=True), 1e-12), np.float32)
 
 
-def nearest(features: Features, centroids: Features) -> npt.NDArray[np.int32]:
-    """The nearest centroid of each row."""
+def nearest(features: Features, centroids: Features, block_centroids: int = BLOCK_CENTROIDS) -> npt.NDArray[np.int32]:
+    """The nearest centroid of each row; `block_centroids` are compared at once."""
     result = np.empty(len(features), np.int32)
     for start in range(0, len(features), BLOCK_ROWS):
         block = features[start : start + BLOCK_ROWS]
         padding = -len(block) % ROW_MULTIPLE
         padded = np.concatenate([block, np.zeros((padding, block.shape[1]), np.float32)]) if padding else block
-        result[start : start + len(block)] = _nearest_of_block(padded, centroids)[: len(block)]
+        result[start : start + len(block)] = _nearest_of_block(padded, centroids, block_centroids)[: len(block)]
     return result
 
 
-def _nearest_of_block(block: Features, centroids: Features) -> npt.NDArray[np.int64]:
+def _nearest_of_block(block: Features, centroids: Features, size: int) -> npt.NDArray[np.int64]:
     """The nearest centroid of each row, the first of equal ones; a part of the centroids at a time."""
     best = np.full(len(block), -np.inf, np.float32)
     found = np.zeros(len(block), np.int64)
-    for first in range(0, len(centroids), BLOCK_CENTROIDS):
-        similarity = block @ centroids[first : first + BLOCK_CENTROIDS].T
+    for first in range(0, len(centroids), size):
+        similarity = block @ centroids[first : first + size].T
         place = similarity.argmax(axis=1)
         value = similarity[np.arange(len(block)), place]
         is_nearer = value > best

@@ -38,11 +38,11 @@ import ray
 
 from pairloom.pipelines.dedupe.criteria.evaluation_set import EvaluationImages, read_evaluation_set
 from pairloom.pipelines.dedupe.decide import REASONS, Known
+from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS, DedupeLimits
 from pairloom.pipelines.dedupe.links.colour_bounds import tell_colours
 from pairloom.pipelines.dedupe.links.join_rounds import join_links
 from pairloom.pipelines.dedupe.previous_data_sets import find_earlier, tell_what_is_not_compared
 from pairloom.pipelines.dedupe.rounds import (
-    ROWS_PER_PART,
     SPILL,
     Job,
     Tables,
@@ -97,7 +97,11 @@ def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping
 
 
 def dedupe(
-    recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping[str, str], before_work: BeforeWork = nothing
+    recipe: CurateRecipe,
+    raw_folder: str,
+    signal_folders: Mapping[str, str],
+    before_work: BeforeWork = nothing,
+    limits: DedupeLimits = DEFAULT_LIMITS,
 ) -> str:
     """Decide which samples duplicate which; returns the folder of the decisions."""
     target = dedupe_folder(recipe, raw_folder, signal_folders)
@@ -110,9 +114,9 @@ def dedupe(
     not_compared = tell_what_is_not_compared(recipe, earlier)
     folders = [(_own_folders(recipe, raw_folder, signal_folders), raw)]
     folders += [(one.folders, one.manifest) for one in earlier]
-    batches = cut_batches(folders)
+    batches = cut_batches(folders, limits.batches)
     own = [batch for batch in batches if batch.shards[0][0] < len(raw.shards)]
-    plan = make_plan(sum(manifest.num_samples for _, manifest in folders), batches, settings)
+    plan = make_plan(sum(manifest.num_samples for _, manifest in folders), batches, settings, limits)
     sets = [_read_set(recipe, rule) for rule in settings.decontaminate]
     compared = [signal_folders.get(settings.features_of(rule) or "") for rule in settings.decontaminate]
     urls = [table_url(folder.raw, shard.name) for folder, manifest in folders for shard in manifest.shards]
@@ -162,7 +166,7 @@ def _decide(job: Job, batches: Sequence[Batch]) -> tuple[Figures, int]:
             run_shards("dedupe: colours", partial(tell_colours, job.tables.colours), range(job.tables.join.num_parts))
         run_shards("dedupe: link", partial(link_part, job), range(num_searches + num_parts))
         largest = join_links(job.tables.join, job.tables.roots)
-        if largest > ROWS_PER_PART:
+        if largest > job.plan.limits.rows_per_part:
             logger.warning("dedupe: one task decides about %d hashes that are linked; give it more memory", largest)
         run_shards("dedupe: move", partial(move_part, job), range(num_parts))
     for of_part, left in run_shards("dedupe: decide", partial(decide_part, job), range(num_parts)):

@@ -28,6 +28,7 @@ import ray
 from pairloom.pipelines.algorithms.forest import forest
 from pairloom.pipelines.dedupe.criteria.feature_contamination import nearest_in_set
 from pairloom.pipelines.dedupe.decide import Decisions, Known, decide
+from pairloom.pipelines.dedupe.limits import DedupeLimits
 from pairloom.pipelines.dedupe.links import links as linked
 from pairloom.pipelines.dedupe.links.colour_bounds import (
     Colours,
@@ -45,7 +46,6 @@ from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack, spread
 from pairloom.schemas.recipes.dedupe import DedupeRecipe
 from pairloom.schemas.storage import storage
 
-ROWS_PER_PART = 1_000_000  # what one task decides about: about 1 GB
 SPILL = "spill"  # folder of the files between the rounds, for as long as the step is not complete
 
 
@@ -57,6 +57,7 @@ class Plan:
     first_shards: tuple[int, ...]  # of each batch
     num_parts: int
     search: linked.SearchPlan | WideSearchPlan
+    limits: DedupeLimits
 
     def batch_of(self, shards: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """The batch that each shard belongs to."""
@@ -77,7 +78,9 @@ class Tables:
         self.samples = table("samples", batches, parts)
         self.hashes = table("hashes", batches, searches)
         self.keys = table("keys", batches, parts)
-        self.join = plan_join(storage.join(self.folder, "join"), searches + parts, plan.num_rows)
+        self.join = plan_join(
+            storage.join(self.folder, "join"), searches + parts, plan.num_rows, plan.limits.rows_per_join
+        )
         self.colours = Colours(storage.join(self.folder, "colours"), batches, searches, self.join.num_parts)
         self.roots = table("roots", self.join.num_parts, parts)
         self.moved = table("moved", parts, parts)
@@ -96,18 +99,18 @@ class Job:
     known: Sequence[Any]  # a reference to `Known`; in a list, so that a task takes the reference and not a copy
 
 
-def make_plan(num_rows: int, batches: Sequence[Batch], settings: DedupeRecipe) -> Plan:
+def make_plan(num_rows: int, batches: Sequence[Batch], settings: DedupeRecipe, limits: DedupeLimits) -> Plan:
     """`num_rows` samples in all."""
-    rule = settings.perceptual
+    rule, per_partition = settings.perceptual, limits.hashes_per_partition
     search: linked.SearchPlan | WideSearchPlan
     if rule is None:
-        search = linked.plan_search(num_rows, 0, 0)
+        search = linked.plan_search(num_rows, 0, 0, per_partition)
     elif rule.bits == 256:
-        search = plan_wide_search(num_rows, rule.max_distance)
+        search = plan_wide_search(num_rows, rule.max_distance, per_partition)
     else:
-        search = linked.plan_search(num_rows, rule.max_distance, rule.max_colour_difference)
-    num_parts = max(1, -(-num_rows // ROWS_PER_PART))
-    return Plan(num_rows, tuple(batch.shards[0][0] for batch in batches), num_parts, search)
+        search = linked.plan_search(num_rows, rule.max_distance, rule.max_colour_difference, per_partition)
+    num_parts = max(1, -(-num_rows // limits.rows_per_part))
+    return Plan(num_rows, tuple(batch.shards[0][0] for batch in batches), num_parts, search, limits)
 
 
 def read_batch(job: Job, batch: Batch) -> list[Counter[int]]:

@@ -7,9 +7,17 @@ from dataclasses import dataclass
 
 from pairloom.schemas.data_set.manifest import Manifest
 
-ROWS_PER_BATCH = 250_000  # read by one task
-LEAST_BATCHES = 32  # as far as there are so many shards of LEAST_ROWS rows
-LEAST_ROWS = 20_000
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """How shards are cut into batches."""
+
+    max_rows: int = 250_000  # read by one task
+    min_batches: int = 32  # where there are enough shards of `min_rows` rows
+    min_rows: int = 20_000
+
+
+DEFAULT_LIMITS = BatchLimits()
 
 
 @dataclass(frozen=True)
@@ -32,10 +40,10 @@ class Batch:
     shards: tuple[tuple[int, str], ...]  # place among all shards, own ones first, and name
 
 
-def cut_batches(folders: Sequence[tuple[Folders, Manifest]]) -> list[Batch]:
+def cut_batches(folders: Sequence[tuple[Folders, Manifest]], limits: BatchLimits = DEFAULT_LIMITS) -> list[Batch]:
     """Shards of one folder, in order, about as many rows in each batch; the first folder is our own."""
     num_rows = sum(manifest.num_rows for _, manifest in folders)
-    size = min(ROWS_PER_BATCH, max(LEAST_ROWS, num_rows // LEAST_BATCHES))
+    size = min(limits.max_rows, max(limits.min_rows, num_rows // limits.min_batches))
     batches: list[Batch] = []
     place = 0
     for folder, manifest in folders:

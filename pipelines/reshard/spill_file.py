@@ -49,14 +49,17 @@ def _write_bucket(file: BinaryIO, rows: pa.Table, read: Callable[[Sample], bytes
             file.write(read(sample))
 
 
-def copy_bucket(url: str, bucket: int, path: Path) -> pa.Table | None:
-    """Copy one bucket to a local file; its rows with the places of their images, None where it is empty."""
+def copy_bucket(url: str, bucket: int, path: Path, copy_bytes: int = storage.COPY_BYTES) -> pa.Table | None:
+    """Copy one bucket to a local file, `copy_bytes` at a time.
+
+    Returns its rows with the offsets of their images; None where it is empty.
+    """
     start, stop = np.frombuffer(storage.read_range(url, bucket * INT_BYTES, 2 * INT_BYTES), np.int64).tolist()
     if start == stop:
         return None
     with open(path, "wb") as file:
-        for first in range(start, stop, storage.COPY_BYTES):
-            file.write(storage.read_range(url, first, min(storage.COPY_BYTES, stop - first)))
+        for first in range(start, stop, copy_bytes):
+            file.write(storage.read_range(url, first, min(copy_bytes, stop - first)))
     with open(path, "rb") as file:
         num_bytes = int(np.frombuffer(file.read(INT_BYTES), np.int64)[0])
         rows = pa.ipc.open_stream(file.read(num_bytes)).read_all()

@@ -24,7 +24,14 @@ from pairloom.pipelines.engine.run_shards import run_shards
 from pairloom.pipelines.engine.shuffle import Rows
 from pairloom.pipelines.engine.step_folder import missing_tables
 from pairloom.pipelines.signals import caption_duplicates_rounds as caption_rounds
-from pairloom.pipelines.signals.caption_duplicates_rounds import Job, Tables, captions_of, hashes_of
+from pairloom.pipelines.signals.caption_duplicates_rounds import (
+    DEFAULT_LIMITS,
+    CaptionLimits,
+    Job,
+    Tables,
+    captions_of,
+    hashes_of,
+)
 from pairloom.schemas.data_set.manifest import load_manifest, table_url
 from pairloom.schemas.data_set.tables import write_table
 from pairloom.schemas.recipes.signals import Name, Signal, SignalWork
@@ -42,13 +49,15 @@ CAPTION_DUPLICATES = pa.schema(
 _MEASURED = list(CAPTION_DUPLICATES)[1:]
 
 
-def measure_caption_duplicates(name: str, threshold: float, raw_folder: str, folder: str) -> None:
+def measure_caption_duplicates(
+    name: str, threshold: float, raw_folder: str, folder: str, limits: CaptionLimits = DEFAULT_LIMITS
+) -> None:
     """Write the columns of the shards that have none yet, counted over all shards."""
     raw, step = load_manifest(raw_folder), f"signals {name}"
     tables_folder = storage.join(folder, "spill")
     if missing_tables(folder, [shard.name for shard in raw.shards]):
-        batches = cut_batches([(Folders(raw_folder), raw)])
-        num_parts = max(1, -(-raw.num_samples // caption_rounds.CAPTIONS_PER_PART))
+        batches = cut_batches([(Folders(raw_folder), raw)], limits.batches)
+        num_parts = max(1, -(-raw.num_samples // limits.captions_per_part))
         job = Job(threshold, Tables(tables_folder, len(batches), num_parts))
         run_shards(f"{step}: sign", partial(caption_rounds.sign_batch, job), batches)
         for task in (caption_rounds.merge_part, caption_rounds.pair_part):
@@ -72,6 +81,7 @@ class CaptionDuplicateSignals(Signal):
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("num_equal_captions", "num_near_captions")
     is_per_shard: ClassVar[bool] = False
+    limits: ClassVar[CaptionLimits] = DEFAULT_LIMITS
 
     def settings(self) -> dict[str, Any]:
         """The threshold always counts."""
@@ -79,7 +89,7 @@ class CaptionDuplicateSignals(Signal):
 
     def measure(self, work: SignalWork) -> Mapping[str, object]:
         """Rounds of tasks over all shards."""
-        measure_caption_duplicates(self.name, self.threshold, work.raw_folder, work.folder)
+        measure_caption_duplicates(self.name, self.threshold, work.raw_folder, work.folder, self.limits)
         return {}
 
 

@@ -7,13 +7,13 @@
     join     all links -> the group of each linked caption and how many samples it has
     count    part of the captions -> what to write, by batch
 
-Between the rounds lie files (`spill`). A task holds its batch, or its part: at most about CAPTIONS_PER_PART different
+Between the rounds lie files (`spill`). A task holds its batch, or its part: at most about 500,000 different
 captions, 1 GB. One task joins the links, about 100 bytes each linked caption.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,22 @@ import pyarrow as pa
 from pairloom.pipelines.algorithms.captions import caption_hash, normalise_caption
 from pairloom.pipelines.algorithms.forest import forest, roots_of
 from pairloom.pipelines.algorithms.minhash import NUM_BANDS, NUM_PLACES, num_equal_places, pairs_of_band, signatures
-from pairloom.pipelines.engine.batches import Batch
+from pairloom.pipelines.engine.batches import Batch, BatchLimits
 from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack, spread
 from pairloom.schemas.data_set.manifest import table_url
 from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table
 from pairloom.schemas.storage import storage
 
-CAPTIONS_PER_PART = 500_000
 
+@dataclass(frozen=True)
+class CaptionLimits:
+    """Sizes of tasks."""
+
+    captions_per_part: int = 500_000  # different ones: about 1 GB
+    batches: BatchLimits = field(default_factory=BatchLimits)
+
+
+DEFAULT_LIMITS = CaptionLimits()
 Hashes = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 

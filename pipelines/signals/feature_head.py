@@ -92,13 +92,17 @@ class LinearHead:
         self.num_features: int | None = int(self._layers[0][0].shape[1])
 
     def __call__(self, features_BD: Array) -> Array:
-        """[B, outputs]."""
-        hidden = features_BD
-        for place, (weight, bias) in enumerate(self._layers):
-            hidden = hidden @ weight.T + bias
-            if self._has_relu and place < len(self._layers) - 1:
-                hidden = np.maximum(hidden, 0)
-        return hidden
+        """[B, outputs]. By torch: some of OpenBLAS's kernels round a row by its index in the block."""
+        import torch
+        from torch.nn import functional
+
+        hidden = torch.from_numpy(features_BD)
+        for index, (weight, bias) in enumerate(self._layers):
+            hidden = functional.linear(hidden, torch.from_numpy(weight), torch.from_numpy(bias))
+            if self._has_relu and index < len(self._layers) - 1:
+                hidden = hidden.relu()
+        outputs: Array = hidden.numpy()
+        return outputs
 
 
 class Head:

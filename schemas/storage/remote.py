@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ T = TypeVar("T")
 logger = logging.getLogger("pairloom")
 
 FIRST_WAIT_S = 0.5
-NUM_ATTEMPTS = 6  # waits 0.5, 1, 2, 4, 8 s between, each more or less: a server that restarts is waited for
+DEFAULT_ATTEMPTS = 6  # waits 0.5, 1, 2, 4, 8 s between, each more or less: a server that restarts is waited for
 PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSYS}
 ALREADY_THERE = {"PreconditionFailed", "412"}
 _NO_BUCKET = {"NoSuchBucket"}
@@ -79,18 +80,24 @@ def code_of(error: BaseException) -> str:
     return ""
 
 
+def num_attempts() -> int:
+    """How often a call is tried in all: PAIRLOOM_STORAGE_ATTEMPTS, or 6."""
+    return max(1, int(os.environ.get("PAIRLOOM_STORAGE_ATTEMPTS", DEFAULT_ATTEMPTS)))
+
+
 def call(action: str, url: str, work: Callable[[], T]) -> T:
     """`work()`, again after failures that may pass.
 
     Raises PairloomError, FileNotFoundError (reads), and as it is what says that something is there already.
     """
-    for attempt in range(NUM_ATTEMPTS):
+    attempts = num_attempts()
+    for attempt in range(attempts):
         try:
             return work()
         except remote_errors() as error:
             if _is_answer(action, error):
                 raise
-            if attempt == NUM_ATTEMPTS - 1 or _is_permanent(error):
+            if attempt == attempts - 1 or _is_permanent(error):
                 raise explain(action, url, error) from error
             wait_s = FIRST_WAIT_S * 2**attempt * random.uniform(0.75, 1.25)
             if attempt:

@@ -42,7 +42,7 @@ import ray
 from pairloom.pipelines.ingest.ingest import ingest
 from pairloom.schemas.recipes.curate import CurateRecipe
 from pairloom.schemas.recipes.load import load_recipe
-ray.init(num_cpus=int(sys.argv[2]), include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=int(sys.argv[2]), include_dashboard=False, log_to_driver=False)
 ingest(load_recipe(sys.argv[1], CurateRecipe, sys.argv[3:]))
 """
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -22,8 +22,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pairloom.pipelines.curate import curate
-from pairloom.pipelines.dedupe import rounds as parts
-from pairloom.pipelines.dedupe.links import join_rounds as joined
+from pairloom.pipelines.dedupe.limits import DedupeLimits
+from pairloom.pipelines.engine.batches import BatchLimits
 from pairloom.schemas.errors import PairloomError
 from pairloom.schemas.recipes.curate import CurateRecipe
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=1, help="of a node")
     parser.add_argument("--kill", choices=sorted(WRITTEN_BY), default=None, help="the last node, in the middle of it")
     options = parser.parse_args()
-    parts.ROWS_PER_PART, parts.ROWS_PER_BATCH, joined.ROWS_PER_JOIN = 30, 20, 50
+    limits = DedupeLimits(BatchLimits(max_rows=20), rows_per_part=30, rows_per_join=50)
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a short path: sockets lie there
     os.environ["RAY_TMPDIR"] = folder  # else every other ray.init() of this machine would join this cluster
     node: dict[str, Any] = {"num_cpus": options.cpus, "object_store_memory": 128 << 20}
@@ -103,7 +103,7 @@ def main() -> None:
     watch.start()
     started_at = time.monotonic()
     try:
-        curate(recipe_for(options.pictures, str(options.root)), lambda: None)
+        curate(recipe_for(options.pictures, str(options.root)), lambda: None, limits=limits)
     except PairloomError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     finally:

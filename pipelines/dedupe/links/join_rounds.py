@@ -26,8 +26,6 @@ from pairloom.pipelines.engine.run_shards import run_shards
 from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack, spread
 from pairloom.schemas.storage import storage
 
-ROWS_PER_JOIN = 10_000_000  # samples for each part: where all of them are linked, some 1.3 GB
-
 
 @dataclass(frozen=True)
 class Join:
@@ -56,9 +54,9 @@ class Join:
         return SpillTable(storage.join(self.folder_of(number), "answers"), self.num_parts, self.num_parts)
 
 
-def plan_join(folder: str, num_searches: int, num_rows: int) -> Join:
+def plan_join(folder: str, num_searches: int, num_rows: int, rows_per_join: int) -> Join:
     """`num_rows` may be an upper bound."""
-    return Join(folder, num_searches, max(1, -(-num_rows // ROWS_PER_JOIN)))
+    return Join(folder, num_searches, max(1, -(-num_rows // rows_per_join)))
 
 
 def hand_on(join: Join, number: int, file: int, links: Rows) -> None:

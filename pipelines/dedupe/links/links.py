@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pairloom.pipelines.algorithms.distinct import distinct
 from pairloom.pipelines.algorithms.forest import roots_of
 from pairloom.pipelines.algorithms.hamming64 import Group, Hashes, pairs_of_group, plan_groups
-from pairloom.pipelines.algorithms.hamming_pairs import HASHES_PER_PARTITION, partition_of
+from pairloom.pipelines.algorithms.hamming_pairs import partition_of
 from pairloom.pipelines.dedupe.sample_records import THUMBNAIL_BYTES
 from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack, spread
 
@@ -56,11 +56,11 @@ class SearchPlan:
         table.write(file, np.tile(hashes, len(parts)), np.concatenate([np.empty(0, np.int64), *parts]))
 
 
-def plan_search(num_hashes: int, radius: int, max_colour_difference: float) -> SearchPlan:
+def plan_search(num_hashes: int, radius: int, max_colour_difference: float, hashes_per_partition: int) -> SearchPlan:
     """`num_hashes` may be an upper bound."""
     groups = tuple(plan_groups(num_hashes, radius)) if radius else ()
     limit = int(max_colour_difference * THUMBNAIL_BYTES)
-    return SearchPlan(radius, limit, groups, max(1, -(-num_hashes // HASHES_PER_PARTITION)))
+    return SearchPlan(radius, limit, groups, max(1, -(-num_hashes // hashes_per_partition)))
 
 
 def nodes_of(samples: Rows) -> Hashes:

@@ -12,8 +12,6 @@ from pairloom.pipelines.algorithms.hamming_pairs import partition_of
 from pairloom.pipelines.dedupe.links.links import nodes_of
 from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack
 
-HASHES_PER_PARTITION = 4_000_000  # four times as wide as those of `perceptual`
-
 
 @dataclass(frozen=True)
 class WideSearchPlan:
@@ -51,9 +49,9 @@ class WideSearchPlan:
         return np.concatenate([nodes[left], nodes[hash_of]]), np.concatenate([nodes[right], rows["node"]])
 
 
-def plan_wide_search(num_hashes: int, radius: int) -> WideSearchPlan:
+def plan_wide_search(num_hashes: int, radius: int, hashes_per_partition: int) -> WideSearchPlan:
     """`num_hashes` may be an upper bound."""
     tables = plan_tables(num_hashes, radius)
     return WideSearchPlan(
-        radius, tuple(tables if radius else tables[:1]), max(1, -(-num_hashes // HASHES_PER_PARTITION))
+        radius, tuple(tables if radius else tables[:1]), max(1, -(-num_hashes // hashes_per_partition))
     )

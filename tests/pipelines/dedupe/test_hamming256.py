@@ -13,7 +13,6 @@ from pairloom.pipelines.algorithms.hamming256 import HOT_BUCKET, find_wide_pairs
 from pairloom.pipelines.algorithms.hamming_pairs import Pairs
 from pairloom.pipelines.algorithms.union_find import connect
 from pairloom.pipelines.dedupe.criteria.greedy import Block, walk
-from pairloom.pipelines.dedupe.links import links_256 as linked_wide
 from pairloom.pipelines.dedupe.links.links_256 import plan_wide_search
 from pairloom.pipelines.engine.shuffle import SpillTable, pack
 from tests.support.dedupe_builder import SEED
@@ -70,10 +69,7 @@ def test_hot_buckets_of_wide_hashes_lose_nothing(radius: int) -> None:
 
 
 @pytest.mark.parametrize("radius", [0, 6])
-def test_links_of_wide_hashes_keep_near_nodes_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, radius: int
-) -> None:
-    monkeypatch.setattr(linked_wide, "HASHES_PER_PARTITION", 500)
+def test_links_of_wide_hashes_keep_near_nodes_together(tmp_path: Path, radius: int) -> None:
     hashes = wide_hashes("random")
     nodes = np.arange(len(hashes), dtype=np.uint64)
     twins = np.arange(0, len(hashes), 5)  # the same 256 bits under another 64-bit hash
@@ -86,7 +82,7 @@ def test_links_of_wide_hashes_keep_near_nodes_together(
             "received": np.zeros((len(hashes) + len(twins), 2), np.uint64),
         }
     )
-    plan = plan_wide_search(len(samples), radius)
+    plan = plan_wide_search(len(samples), radius, hashes_per_partition=500)
     assert plan.partitions_per_table > 1
     table = SpillTable(str(tmp_path), 2, plan.num_tasks)
     plan.hand_out(table, 0, samples[:900])

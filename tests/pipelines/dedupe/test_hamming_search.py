@@ -80,7 +80,7 @@ def test_only_hashes_whose_colours_may_agree_are_linked(tmp_path: Path, max_diff
     hashes = generator.choice(hashes_with_neighbours("random", 300), 600)
     tones = np.tile(generator.integers(0, 220, (20, 3)), 64)
     thumbnails = (tones[generator.integers(0, 20, 600)] + generator.integers(0, 16, (600, 192))).astype(np.uint8)
-    plan = plan_search(len(hashes), 8, max_difference)
+    plan = plan_search(len(hashes), 8, max_difference, 4_000_000)
     table = SpillTable(str(tmp_path / "hashes"), 2, plan.num_tasks)
     colours = Colours(str(tmp_path / "colours"), 2, plan.num_tasks, 3)
     for batch, rows in enumerate((slice(400), slice(300, 600))):

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 from scipy.fft import dct
 
-from pairloom.pipelines.dedupe import rounds as parts
 from pairloom.pipelines.dedupe.dedupe import dedupe
-from pairloom.pipelines.dedupe.links import links_256 as linked_wide
+from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS, DedupeLimits
+from pairloom.pipelines.engine.batches import BatchLimits
 from pairloom.pipelines.images.hashes import _COSINES as COSINES
 from pairloom.pipelines.images.hashes import _COSINES_256 as COSINES_256
 from pairloom.pipelines.images.hashes import bits_of_grey, hash_pixels, phash256
@@ -179,9 +179,9 @@ def test_hashes_are_those_of_imagehash_and_imagededup(shared_data: Callable[[str
     "perceptual", [{"bits": 256, "max_distance": 11}, {"max_distance": 8, "max_distance_256": 24}, {"bits": 64}]
 )
 def test_copies_are_found_by_256_bits_whatever_the_cut(
-    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, perceptual: dict[str, Any]
+    tmp_path: Path, ray_session: None, perceptual: dict[str, Any]
 ) -> None:
-    pairs = pictures(12)
+    pairs, limits = pictures(12), DEFAULT_LIMITS
     pairs += [Pair(encoded(detailed(seed), quality=70), f"copy {seed}", f"http://b.test/{seed}") for seed in range(6)]
     old_pairs = [Pair(encoded(detailed(7), quality=80), "old", "http://old.test/7")]
     results = []
@@ -199,10 +199,8 @@ def test_copies_are_found_by_256_bits_whatever_the_cut(
             with pytest.raises(InputError, match="has no signal phash256"):
                 dedupe(recipe, raw, hashed(recipe, raw))
             hashed(recipe.model_copy(update={"root": str(root / "old")}), old)
-        results.append(decisions_of(dedupe(recipe, raw, hashed(recipe, raw))))
-        monkeypatch.setattr(parts, "ROWS_PER_PART", 5)
-        monkeypatch.setattr(parts, "ROWS_PER_BATCH", 4)
-        monkeypatch.setattr(linked_wide, "HASHES_PER_PARTITION", 4)
+        results.append(decisions_of(dedupe(recipe, raw, hashed(recipe, raw), limits=limits)))
+        limits = DedupeLimits(BatchLimits(max_rows=4), rows_per_part=5, hashes_per_partition=4)
     assert results[0] == results[1]
     reasons = [results[0][uid_of(pair)]["drop_reason"] for pair in pairs]
     assert reasons.count("perceptual_duplicate") == 7
@@ -228,7 +226,7 @@ import sys, json, hashlib
 from pathlib import Path
 import ray
 from tests.pipelines.dedupe.test_hashes import run_everything
-ray.init(num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 print(run_everything(Path(sys.argv[2]), int(sys.argv[3])))
 """
 

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from pairloom.pipelines.algorithms.kmeans import normalised
-from pairloom.pipelines.dedupe import rounds as parts
 from pairloom.pipelines.dedupe.dedupe import dedupe, dedupe_folder
+from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS, DedupeLimits
+from pairloom.pipelines.engine.batches import BatchLimits
 from pairloom.pipelines.signals.measure import signal_folder
 from pairloom.schemas.data_set.manifest import load_manifest, set_latest
 from pairloom.schemas.recipes.curate import CurateRecipe
@@ -53,13 +54,11 @@ def bunched(pairs: list[Pair]) -> Bunches:
 
 
 @pytest.mark.parametrize("policy", ["greedy", "official", "components"])
-def test_a_new_batch_gives_way_to_old_images_of_like_features(
-    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, policy: str
-) -> None:
+def test_a_new_batch_gives_way_to_old_images_of_like_features(tmp_path: Path, ray_session: None, policy: str) -> None:
     """Bunches 3 and 4 are in the old corpus, 5 to 8 are new: one of each new bunch stays. The cut never shows."""
     pairs = photographs(NUM_OLD + 30)
     old_pairs, new_pairs, features = pairs[:NUM_OLD], pairs[NUM_OLD:], bunched(pairs)
-    model = model_in(tmp_path / "model", b"weights")
+    model, limits = model_in(tmp_path / "model", b"weights"), DEFAULT_LIMITS
     results = []
     for name in ("whole", "cut"):
         root, old_root = tmp_path / name, tmp_path / name / "old"
@@ -71,12 +70,10 @@ def test_a_new_batch_gives_way_to_old_images_of_like_features(
         folder = signal_folder(old_recipe, old_recipe.signals[0], old, None).url
         set_latest(clip_folder(old_root, old, features, folder))
         raw = build_raw(root, new_pairs, 100 if name == "whole" else 4)
-        result = dedupe(recipe, raw, {"tiny": clip_folder(root, raw, features)})
+        result = dedupe(recipe, raw, {"tiny": clip_folder(root, raw, features)}, limits=limits)
         assert "semantic_not_compared_with" not in load_manifest(result).details
         results.append(decisions_of(result))
-        monkeypatch.setattr(parts, "ROWS_PER_PART", 9)
-        monkeypatch.setattr(parts, "ROWS_PER_BATCH", 6)
-        monkeypatch.setattr(parts, "LEAST_ROWS", 6)
+        limits = DedupeLimits(BatchLimits(max_rows=6, min_rows=6), rows_per_part=9)
     assert results[0] == results[1]
     old_uids, kept = {uid_of(pair) for pair in old_pairs}, []
     for place, pair in enumerate(new_pairs):

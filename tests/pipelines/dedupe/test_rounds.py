@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,9 @@ import numpy as np
 import pytest
 
 from pairloom.pipelines.algorithms.kmeans import normalised
-from pairloom.pipelines.dedupe import rounds as parts
 from pairloom.pipelines.dedupe.dedupe import dedupe
-from pairloom.pipelines.dedupe.links import join_rounds as joined
-from pairloom.pipelines.dedupe.links import links as linked
+from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS, DedupeLimits
+from pairloom.pipelines.engine.batches import BatchLimits
 from pairloom.schemas.data_set.manifest import load_manifest, table_url
 from pairloom.schemas.data_set.tables import read_table, write_table
 from pairloom.schemas.errors import InputError
@@ -51,28 +51,27 @@ def recipe_of(root: Path, **settings: Any) -> CurateRecipe:
     )
 
 
-def run_cut(root: Path, pairs: list[Pair], samples_per_shard: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def run_cut(
+    root: Path, pairs: list[Pair], samples_per_shard: int, limits: DedupeLimits = DEFAULT_LIMITS
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Decisions by uid and the manifest's details; features follow from the pictures' captions."""
     raw = build_raw(root, pairs, samples_per_shard)
     bunches = np.random.default_rng(SEED).standard_normal((12, 32))
     feature_of = {uid_of(pair): normalised(bunches[None, int(uid_of(pair), 16) % 12])[0] for pair in pairs}
-    folder = dedupe(recipe_of(root), raw, {"tiny": clip_folder(root, raw, feature_of)})
+    folder = dedupe(recipe_of(root), raw, {"tiny": clip_folder(root, raw, feature_of)}, limits=limits)
     assert not (Path(folder) / "spill").exists()
     return decisions_of(folder), dict(load_manifest(folder).details)
 
 
-def test_the_cut_of_the_work_never_shows(tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cut_of_the_work_never_shows(tmp_path: Path, ray_session: None) -> None:
     """One part and one batch, then many of both with the shards in another order: every rule of dedupe is on."""
     pairs = pairs_of_every_kind()
     build_raw(tmp_path / "old", [pairs[3], pairs[20], *photographs(33)[30:]], 2)
     build_raw(tmp_path / "evaluation", [Pair(encoded(photograph(12), quality=80), "held out", "http://e.test/1")])
     whole = run_cut(tmp_path / "whole", pairs, 1000)
-    monkeypatch.setattr(parts, "ROWS_PER_PART", 9)
-    monkeypatch.setattr(parts, "ROWS_PER_BATCH", 11)
-    monkeypatch.setattr(linked, "HASHES_PER_PARTITION", 20)
-    monkeypatch.setattr(joined, "ROWS_PER_JOIN", 15)
+    limits = DedupeLimits(BatchLimits(max_rows=11), rows_per_part=9, hashes_per_partition=20, rows_per_join=15)
     shuffled = [pairs[place] for place in np.random.default_rng(SEED).permutation(len(pairs))]
-    cut = run_cut(tmp_path / "cut", shuffled, 4)
+    cut = run_cut(tmp_path / "cut", shuffled, 4, limits)
     assert cut == whole
     reasons = [row["drop_reason"] for row in whole[0].values()]
     assert set(reasons) == {
@@ -91,8 +90,7 @@ def test_what_was_read_before_a_crash_is_not_read_again(
     )
     whole = decisions_of(dedupe(recipe, build_raw(tmp_path, pairs, 4), {}))
     raw = build_raw(tmp_path, pairs[::-1], 4, name="other")
-    monkeypatch.setattr(parts, "ROWS_PER_PART", 9)
-    monkeypatch.setattr(parts, "ROWS_PER_BATCH", 11)
+    limits = DedupeLimits(BatchLimits(max_rows=11), rows_per_part=9)
 
     def crash(*_: object) -> None:
         raise InputError("crashed here")
@@ -100,13 +98,13 @@ def test_what_was_read_before_a_crash_is_not_read_again(
     with monkeypatch.context() as patched:
         patched.setattr("pairloom.pipelines.dedupe.dedupe.decide_part", crash)
         with pytest.raises(InputError, match="crashed here"):
-            dedupe(recipe, raw, {})
+            dedupe(recipe, raw, {}, limits=limits)
     for shard in load_manifest(raw).shards:
         url = table_url(raw, shard.name)
         write_table(url, read_table(url, ["uid"]))
-    monkeypatch.setattr(parts, "ROWS_PER_PART", samples_per_part)
+    limits = replace(limits, rows_per_part=samples_per_part)
     if samples_per_part == 9:
-        assert decisions_of(dedupe(recipe, raw, {})) == whole
+        assert decisions_of(dedupe(recipe, raw, {}, limits=limits)) == whole
     else:
         with pytest.raises(InputError, match="not a readable parquet table"):
-            dedupe(recipe, raw, {})
+            dedupe(recipe, raw, {}, limits=limits)

@@ -229,7 +229,7 @@ import ray
 from pairloom.schemas.recipes.curate import CurateRecipe
 from pairloom.schemas.recipes.load import load_recipe
 from pairloom.pipelines.ingest.ingest import ingest
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 ingest(load_recipe(sys.argv[2], CurateRecipe))
 """
 

@@ -13,7 +13,6 @@ from pairloom.pipelines.reshard import global_shuffle as reshard_global
 from pairloom.pipelines.reshard.reshard import reshard
 from pairloom.pipelines.reshard.spill_file import INT_BYTES, copy_bucket, read_copied, write_buckets
 from pairloom.schemas.errors import InputError
-from pairloom.schemas.storage import storage
 from tests.pipelines.reshard.test_reshard import files_of, prepare, recipe_for
 
 IMAGES = [b"%d" % place * (place + 1) for place in range(9)]
@@ -24,9 +23,8 @@ def read_image(sample: dict[str, Any]) -> bytes:
     return IMAGES[sample["number"]]
 
 
-def test_a_bucket_needs_nothing_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_needs_nothing_of_the_others(tmp_path: Path) -> None:
     """Only the two ends of a bucket and its own bytes are left in the file."""
-    monkeypatch.setattr(storage, "COPY_BYTES", 64)
     url = str(tmp_path / "file.spill")
     rows = pa.table({"number": range(9), "num_bytes": [len(image) for image in IMAGES], "caption": ["é", None, ""] * 3})
     write_buckets(url, rows, EDGES, read_image)
@@ -38,7 +36,7 @@ def test_a_bucket_needs_nothing_of_the_others(tmp_path: Path, monkeypatch: pytes
         for start, stop in ((bucket * INT_BYTES, (bucket + 2) * INT_BYTES), (starts[bucket], starts[bucket + 1])):
             alone[start:stop] = whole[start:stop]
         Path(url).write_bytes(alone)
-        copied = copy_bucket(url, bucket, tmp_path / "copy")
+        copied = copy_bucket(url, bucket, tmp_path / "copy", copy_bytes=64)
         samples = [] if copied is None else copied.to_pylist()
         assert [sample["number"] for sample in samples] == list(range(first, last))
         assert [sample["caption"] for sample in samples] == rows["caption"].to_pylist()[first:last]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,12 +13,16 @@ import pytest
 from pairloom.pipelines.algorithms.captions import normalise_caption
 from pairloom.pipelines.algorithms.minhash import num_equal_places, signatures
 from pairloom.pipelines.dedupe.dedupe import dedupe
+from pairloom.pipelines.engine.batches import BatchLimits
 from pairloom.pipelines.inspect.inspect import explain
 from pairloom.pipelines.select.select import inputs_of, select
+from pairloom.pipelines.signals.caption_duplicates import CaptionDuplicateSignals
+from pairloom.pipelines.signals.caption_duplicates_rounds import CaptionLimits
 from pairloom.pipelines.signals.measure import measure_signal
 from pairloom.schemas.data_set.manifest import load_manifest
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.recipes.curate import CurateRecipe
+from pairloom.schemas.recipes.signals import Signal
 from tests.support.dedupe_builder import SEED, decisions_of, uid_of
 from tests.support.raw_builder import Pair, build_raw, encoded, photograph
 
@@ -66,9 +70,18 @@ def test_signatures_estimate_the_similarity_of_4_grams() -> None:
     assert (signatures(["", "a", "\U0001f600", "a", "abc"]) == signatures(["", "a", "\U0001f600", "a", "abc"])).all()
 
 
-def measured(root: Path, pairs: list[Pair], samples_per_shard: int) -> dict[str, dict[str, Any]]:
+class SmallTasks(CaptionDuplicateSignals):
+    """The same signal in many small tasks."""
+
+    limits: ClassVar[CaptionLimits] = CaptionLimits(37, BatchLimits(min_batches=6, min_rows=30))
+
+
+def measured(
+    root: Path, pairs: list[Pair], samples_per_shard: int, kind: type[Signal] = CaptionDuplicateSignals
+) -> dict[str, dict[str, Any]]:
     recipe = recipe_for(root)
-    folder = measure_signal(recipe, recipe.signals[0], build_raw(root, pairs, samples_per_shard), None)
+    signal = kind.model_validate(recipe.signals[0].model_dump())
+    folder = measure_signal(recipe, signal, build_raw(root, pairs, samples_per_shard), None)
     assert not list(Path(folder).rglob("*.rows"))
     return decisions_of(folder)
 
@@ -99,23 +112,20 @@ def test_near_captions_are_found_and_counted_in_any_order(tmp_path: Path, ray_se
     assert joined == 0
 
 
-def test_parts_and_batches_change_nothing(tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_and_batches_change_nothing(tmp_path: Path, ray_session: None) -> None:
     """Every round hands rows to several tasks, and a killed run is finished by the next one."""
     image = encoded(photograph(1))
     texts = captions_with_neighbours(60)
     pairs = [Pair(image, text, f"http://a.test/{place}") for place, text in enumerate([*texts, *texts[:20]])]
     one = measured(tmp_path / "one", pairs, 1000)
-    monkeypatch.setattr("pairloom.pipelines.signals.caption_duplicates_rounds.CAPTIONS_PER_PART", 37)
-    monkeypatch.setattr("pairloom.pipelines.dedupe.rounds.LEAST_ROWS", 30)
-    monkeypatch.setattr("pairloom.pipelines.dedupe.rounds.LEAST_BATCHES", 6)
-    assert measured(tmp_path / "many", pairs, 17) == one
+    assert measured(tmp_path / "many", pairs, 17, SmallTasks) == one
     (folder,) = (tmp_path / "many" / "signals").rglob("manifest.json")
     folder.unlink()
     (folder.parent / "0000" / "0000001.parquet").unlink()
     (folder.parent / "spill" / "words").mkdir(parents=True)
     (folder.parent / "spill" / "words" / "0000000.rows").write_bytes(b"half")
     kept = (folder.parent / "0000" / "0000002.parquet").stat().st_mtime_ns
-    assert measured(tmp_path / "many", pairs, 17) == one
+    assert measured(tmp_path / "many", pairs, 17, SmallTasks) == one
     assert (folder.parent / "0000" / "0000002.parquet").stat().st_mtime_ns == kept
 
 

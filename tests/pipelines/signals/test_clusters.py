@@ -73,12 +73,11 @@ def test_the_target_is_poured_level_by_level() -> None:
 # ---- k-means
 
 
-def test_centroids_beyond_one_block_are_compared_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_centroids_beyond_one_block_are_compared_like_any() -> None:
     draw = np.random.default_rng(1)
     features, centroids = normalised(draw.standard_normal((300, WIDTH))), normalised(draw.standard_normal((50, WIDTH)))
     expected = (features @ centroids.T).argmax(axis=1)
-    monkeypatch.setattr("pairloom.pipelines.algorithms.kmeans.BLOCK_CENTROIDS", 7)
-    assert nearest(features, centroids).tolist() == expected.tolist()
+    assert nearest(features, centroids, block_centroids=7).tolist() == expected.tolist()
 
 
 def test_centroids_are_lloyds(ray_session: None) -> None:
@@ -186,7 +185,7 @@ import hashlib, sys
 from pathlib import Path
 import ray
 from tests.pipelines.signals.test_clusters import outcome
-ray.init(num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 found = outcome(Path(sys.argv[2]), 9, list(range(100)))
 print(hashlib.sha256(repr(found).encode()).hexdigest())
 """

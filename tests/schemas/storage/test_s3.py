@@ -144,7 +144,7 @@ def test_a_large_tar_comes_in_parts_and_whole(proxy: FaultyProxy, tmp_path: Path
 
 
 def test_an_upload_that_fails_leaves_nothing(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_storage, "NUM_ATTEMPTS", 2)
+    monkeypatch.setenv("PAIRLOOM_STORAGE_ATTEMPTS", "2")
     before = unfinished_uploads()
     proxy.break_next(1000, "503", "partNumber=2")
     wanted = pytest.raises(StorageError, match=r"cannot write s3://ours/never.tar: ")
@@ -171,7 +171,7 @@ def test_errors_say_what_to_do(s3: S3Server, monkeypatch: pytest.MonkeyPatch) ->
     assert "access denied" in str(error("s3://theirs/x"))
     assert "not a valid bucket" in str(error("s3://_!/x"))
     assert time.monotonic() - started < 10, "what will not pass is not tried again"
-    monkeypatch.setattr(remote_storage, "NUM_ATTEMPTS", 2)
+    monkeypatch.setenv("PAIRLOOM_STORAGE_ATTEMPTS", "2")
     dead = error(AWS_ENDPOINT_URL="http://127.0.0.1:1")
     assert isinstance(dead, StorageError)
     assert "AWS_ENDPOINT_URL right?" in str(dead)
