@@ -17,6 +17,7 @@ import click
 
 from pairloom.cluster import render
 from pairloom.cluster.built_in_recipes import built_in_recipes
+from pairloom.schemas.data_set.result_path import COMMANDS
 from pairloom.schemas.errors import InputError, PairloomError, RecipeError, UserError
 from pairloom.schemas.recipes.curate import CurateRecipe
 from pairloom.schemas.recipes.load import load_recipe
@@ -25,8 +26,6 @@ from pairloom.schemas.storage import storage
 
 if TYPE_CHECKING:
     from pairloom.trainers.evaluate.vqa import ImageMode
-
-CURATE_STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -38,7 +37,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--only", type=click.Choice(CURATE_STEPS), help="Run one step; those before it must be complete.")
+@click.option("--only", type=click.Choice(COMMANDS), help="Run one step; those before it must be complete.")
 @click.option(
     "--retry", type=click.Choice(["transient"]), help="Fetch rows again that failed for a reason that may heal."
 )

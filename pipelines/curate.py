@@ -18,11 +18,10 @@ from pairloom.pipelines.select.compare import difference
 from pairloom.pipelines.select.select import inputs_of, select
 from pairloom.pipelines.signals.measure import comes_after_dedupe, in_order, measure_signal
 from pairloom.schemas.data_set.manifest import load_manifest
+from pairloom.schemas.data_set.result_path import COMMANDS
 from pairloom.schemas.errors import RecipeError
 from pairloom.schemas.recipes.balance import ClusterBalance
 from pairloom.schemas.recipes.curate import CurateRecipe
-
-STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 
 
 def curate(
@@ -144,7 +143,7 @@ class Walk:
 
     def _is_past(self, step: str) -> bool:
         """True for the steps that come after the one that `only` names."""
-        return self._only is not None and STEPS.index(step) > STEPS.index(self._only)
+        return self._only is not None and COMMANDS.index(step) > COMMANDS.index(self._only)
 
     def _before(self, step: str, name: str, start: BeforeWork) -> BeforeWork:
         """What a step with work left calls first: `start`, or a refusal where `only` names another step."""
@@ -164,8 +163,8 @@ class Walk:
 
 
 def _check(recipe: CurateRecipe, only: str | None) -> None:
-    if only is not None and only not in STEPS:
-        raise RecipeError(f"no step {only}; there are {', '.join(STEPS)}")
+    if only is not None and only not in COMMANDS:
+        raise RecipeError(f"no step {only}; there are {', '.join(COMMANDS)}")
     after_dedupe = {signal.name for signal in recipe.signals if comes_after_dedupe(recipe, signal)}
     if recipe.dedupe.score_signal in after_dedupe:
         name = recipe.dedupe.score_signal

@@ -18,6 +18,7 @@ from pairloom.demo.meter import Meter
 from pairloom.demo.server import choose_port, serve
 from pairloom.demo.source import build_conversations, build_source
 from pairloom.pipelines.curate import curate
+from pairloom.schemas.data_set.result_path import ResultPath
 from pairloom.schemas.recipes.curate import CurateRecipe
 from pairloom.schemas.recipes.load import load_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
@@ -88,8 +89,9 @@ def _curate(result: Walk, recipe: str, source: Path) -> None:
     settings = load_recipe(str(RECIPES / f"{recipe}.yaml"), CurateRecipe, overrides)
     summary = curate(settings, start_ray=start_ray)
     for step in summary["steps"]:
-        kind, name, _ = step["folder"].rsplit("/", 3)[1:]
-        result.folders[f"{kind}/{name}"] = step["folder"]
+        path = ResultPath.parse(step["folder"])
+        if path is not None:
+            result.folders[f"{path.step}/{path.name}"] = step["folder"]
 
 
 def _siglip(result: Walk, run: str, data: str, fold: list[int] | None = None) -> TrainRecipe:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pairloom.pipelines.balance.entries import choose_entries, count_words, load_entries, matcher_of
 from pairloom.pipelines.engine.run_shards import run_shards
-from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, StepResult, missing_tables, nothing
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, load_manifest, table_url
 from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table, write_table
 from pairloom.schemas.errors import InputError
@@ -68,20 +68,19 @@ def entries_url(folder: str) -> str:
 def balance(recipe: CurateRecipe, raw_folder: str, before_work: BeforeWork = nothing) -> str:
     """Match all captions; returns the folder. Shards that are there already are not matched again."""
     target = balance_folder(recipe, raw_folder)
-    if target.is_complete():
-        target.point_latest()
-        return target.url
-    before_work()
+    return target.run_once(before_work, partial(_match, _rules(recipe), raw_folder, target.url))
+
+
+def _match(rules: EntryBalance, raw_folder: str, folder: str) -> StepResult:
     raw = load_manifest(raw_folder)
-    if not storage.exists(entries_url(target.url)):
-        entries = _entries(_rules(recipe), raw_folder, raw)
-        storage.put_if_absent(entries_url(target.url), ("\n".join(entries) + "\n").encode())
+    if not storage.exists(entries_url(folder)):
+        entries = _entries(rules, raw_folder, raw)
+        storage.put_if_absent(entries_url(folder), ("\n".join(entries) + "\n").encode())
     names = [shard.name for shard in raw.shards]
-    todo = missing_tables(target.url, names)
-    run_shards("balance", partial(match_shard, raw_folder, target.url), todo, len(names) - len(todo))
+    todo = missing_tables(folder, names)
+    run_shards("balance", partial(match_shard, raw_folder, folder), todo, len(names) - len(todo))
     shards = [ShardEntry(shard.name, shard.num_rows, shard.num_samples, num_bytes=0) for shard in raw.shards]
-    target.finish(shards, details={"num_entries": len(load_entries(entries_url(target.url)))})
-    return target.url
+    return StepResult(shards, details={"num_entries": len(load_entries(entries_url(folder)))})
 
 
 def _entries(rules: EntryBalance, raw_folder: str, raw: Manifest) -> list[str]:

@@ -59,7 +59,7 @@ from pairloom.pipelines.dedupe.summary import Contamination, Figures
 from pairloom.pipelines.engine.batches import Batch, Folders, cut_batches
 from pairloom.pipelines.engine.run_shards import run_shards
 from pairloom.pipelines.engine.shuffle import Rows
-from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, StepResult, missing_tables, nothing
 from pairloom.pipelines.images.image_sets import fingerprint_of
 from pairloom.pipelines.signals.target_set import features_of_images
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, load_manifest, table_url
@@ -105,10 +105,12 @@ def dedupe(
 ) -> str:
     """Decide which samples duplicate which; returns the folder of the decisions."""
     target = dedupe_folder(recipe, raw_folder, signal_folders)
-    if target.is_complete():
-        target.point_latest()
-        return target.url
-    before_work()
+    return target.run_once(before_work, partial(_dedupe, recipe, raw_folder, signal_folders, target.url, limits))
+
+
+def _dedupe(
+    recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping[str, str], folder: str, limits: DedupeLimits
+) -> StepResult:
     settings, raw = recipe.dedupe, load_manifest(raw_folder)
     earlier = find_earlier(recipe)
     not_compared = tell_what_is_not_compared(recipe, earlier)
@@ -122,17 +124,16 @@ def dedupe(
     urls = [table_url(folder.raw, shard.name) for folder, manifest in folders for shard in manifest.shards]
     with_features = np.array([batch.folders.features is not None for batch in batches])
     known = ray.put(Known(sets, compared, urls, len(raw.shards), with_features))
-    job = Job(settings, plan, Tables(target.url, plan), [known])
+    job = Job(settings, plan, Tables(folder, plan), [known])
     figures, num_left = _decide(job, batches)
     if settings.semantic is not None:
         figures.groups = decide_semantic(job, batches, num_left)
-    shards, counts = _write(job, own, target.url, raw)
+    shards, counts = _write(job, own, folder, raw)
     if sets:
         table = figures.contamination_table(settings, sets)
-        storage.put_bytes(storage.join(target.url, "contamination.parquet"), table_bytes(table))
-    target.finish(shards, counts, figures.told(settings, sets) | not_compared)
-    storage.remove(storage.join(target.url, SPILL))
-    return target.url
+        storage.put_bytes(storage.join(folder, "contamination.parquet"), table_bytes(table))
+    details = figures.told(settings, sets) | not_compared
+    return StepResult(shards, counts, details, scratch=(storage.join(folder, SPILL),))
 
 
 def _own_folders(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping[str, str]) -> Folders:

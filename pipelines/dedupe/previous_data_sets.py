@@ -10,6 +10,7 @@ from pairloom.pipelines.engine.batches import Folders
 from pairloom.pipelines.engine.step_folder import latest_folder
 from pairloom.pipelines.signals.measure import signal_folder
 from pairloom.schemas.data_set.manifest import Manifest, load_manifest, resolve
+from pairloom.schemas.data_set.result_path import root_of
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.recipes.curate import CurateRecipe
 
@@ -50,8 +51,11 @@ def tell_what_is_not_compared(recipe: CurateRecipe, earlier: Sequence[Earlier]) 
 
 
 def _root_of(raw_folder: str) -> str:
-    """The root of a data set, `<root>/raw/<name>/<hash8>`."""
-    return raw_folder.rstrip("/").rsplit("/", 3)[0]
+    """The root of a raw folder. Raises InputError for one that does not lie below a root."""
+    root = root_of(raw_folder)
+    if root is None:
+        raise InputError(f"dedupe.against: {raw_folder} is no <root>/raw/<name>/<hash8>; name one below its root")
+    return root
 
 
 def _hashes(recipe: CurateRecipe, raw_folder: str, manifest: Manifest) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, is_complete, save_manifest, set_latest
 from pairloom.schemas.errors import InputError
@@ -14,6 +14,16 @@ BeforeWork = Callable[[], None]
 
 def nothing() -> None:
     """The BeforeWork of a caller that has started Ray already."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What the work of a step gives to its manifest."""
+
+    shards: Sequence[ShardEntry]
+    drop_counts: Mapping[str, int] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
+    scratch: tuple[str, ...] = ()  # folders that are removed once the manifest is written
 
 
 @dataclass(frozen=True)
@@ -35,26 +45,33 @@ class StepFolder:
         """True when the manifest is there."""
         return is_complete(self.url)
 
-    def finish(
-        self,
-        shards: Sequence[ShardEntry],
-        drop_counts: Mapping[str, int] | None = None,
-        details: Mapping[str, object] | None = None,
-    ) -> None:
-        """Write the manifest, which marks the folder as done, and point LATEST at it."""
-        for folder in sorted({shard.name.partition("/")[0] for shard in shards}):
+    def run_once(self, before_work: BeforeWork, work: Callable[[], StepResult]) -> str:
+        """Do the work of a step unless its folder is complete, and point LATEST at it; returns the folder.
+
+        `before_work` is called before the work, and not at all where there is none.
+        """
+        if not self.is_complete():
+            before_work()
+            self._finish(work())
+        self.point_latest()
+        return self.url
+
+    def _finish(self, result: StepResult) -> None:
+        """Write the manifest, which marks the folder as done."""
+        for folder in sorted({shard.name.partition("/")[0] for shard in result.shards}):
             remove_scratch(storage.join(self.url, folder))
         manifest = Manifest(
             name=self.name,
             step=self.step,
             recipe_hash=self.recipe_hash,
             parents=self.parents,
-            shards=shards,
-            drop_counts=drop_counts or {},
-            details=details or {},
+            shards=result.shards,
+            drop_counts=result.drop_counts,
+            details=result.details,
         )
         save_manifest(self.url, manifest)
-        self.point_latest()
+        for scratch in result.scratch:
+            storage.remove(scratch)
 
     def point_latest(self) -> None:
         """Make this folder what `<step>/<name>` resolves to; writes nothing when it is so already."""

@@ -33,9 +33,10 @@ from pairloom.pipelines.raw.tar import add_sample, work_folder
 from pairloom.pipelines.sources.source import SourceRow, boxes_or_error
 from pairloom.schemas.data_set.generations import read_head
 from pairloom.schemas.data_set.manifest import load_manifest, table_url
+from pairloom.schemas.data_set.result_path import root_of
 from pairloom.schemas.data_set.shard import ShardWriter, make_key
 from pairloom.schemas.data_set.tables import SAMPLE, read_table
-from pairloom.schemas.data_set.tombstones import root_of, tombstone_names
+from pairloom.schemas.data_set.tombstones import tombstone_names
 from pairloom.schemas.drop_reason import TRANSIENT
 from pairloom.schemas.errors import SampleError, StorageError
 from pairloom.schemas.recipes.curate import CurateRecipe, IngestRecipe

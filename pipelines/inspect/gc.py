@@ -22,7 +22,7 @@ from pairloom.pipelines.engine.root_lock import COLLECTOR, at_work
 from pairloom.pipelines.engine.step_folder import latest_folder
 from pairloom.schemas.data_set.generations import load_generations, read_head
 from pairloom.schemas.data_set.manifest import load_manifest, tar_url
-from pairloom.schemas.data_set.tombstones import STEPS
+from pairloom.schemas.data_set.result_path import STEP_FOLDERS, ResultPath
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
@@ -84,7 +84,7 @@ def collect_garbage(
 
 
 def _results(root: str) -> Iterator[Result]:
-    for step in STEPS:
+    for step in STEP_FOLDERS:
         for parent in storage.list_files(storage.join(root, step)):
             name = storage.name_of(parent)
             latest = latest_folder(root, step, name)
@@ -97,7 +97,11 @@ def _results(root: str) -> Iterator[Result]:
 def _young_names(results: list[Result], min_age_h: float) -> set[tuple[str, str]]:
     """Names whose LATEST has moved lately."""
     oldest = time.time() - 3600 * min_age_h
-    names = {(result.step, result.name): storage.join(result.url.rpartition("/")[0], "LATEST") for result in results}
+    names = {
+        (result.step, result.name): path.latest_url
+        for result in results
+        if (path := ResultPath.parse(result.url)) is not None
+    }
     return {name for name, url in names.items() if storage.exists(url) and storage.modified(url) > oldest}
 
 

@@ -23,6 +23,7 @@ from pairloom.pipelines.inspect.html_numbers import (
 )
 from pairloom.pipelines.inspect.html_pictures import GIANT, Album, duplicate_groups, largest_clusters, sample_rows
 from pairloom.schemas.data_set.manifest import is_complete, resolve
+from pairloom.schemas.data_set.result_path import ResultPath
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
@@ -65,10 +66,10 @@ def _find_selection(path: str) -> tuple[str, str]:
     names = [storage.name_of(url) for url in storage.list_files(parent)]
     if not names:
         folder = resolve(path)
-        root = folder.rstrip("/").rsplit("/", 3)[0]
-        if not is_complete(folder) or not storage.exists(storage.join(root, "selections")):
+        result = ResultPath.parse(folder)
+        if not is_complete(folder) or result is None or result.step != "selections":
             raise InputError(f"{path}: no root with a selection, and no selection; run `pairloom curate` first")
-        return root, folder
+        return result.root, folder
     name = "default" if "default" in names else names[0]
     if len(names) > 1 and name != "default":
         raise InputError(f"{path}: several selections; name one: {', '.join(f'{parent}/{name}' for name in names)}")

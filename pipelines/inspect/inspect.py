@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 from pairloom.pipelines.engine.step_folder import latest_folder
 from pairloom.schemas.data_set.generations import stale_lines
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, is_complete, load_manifest, resolve, table_url
+from pairloom.schemas.data_set.result_path import STEP_FOLDERS
 from pairloom.schemas.data_set.tables import read_table
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
-STEPS = ("raw", "signals", "dedupe", "balance", "selections", "curated")
 NUM_SAMPLES = 5
 NUM_THREADS = 8
 _NOT_SHOWN = {"thumbnail", "phash", "pixel_hash"}  # bytes, and numbers that say nothing to people
@@ -24,7 +24,7 @@ _NOT_SHOWN = {"thumbnail", "phash", "pixel_hash"}  # bytes, and numbers that say
 
 def inspect(path: str) -> dict[str, Any]:
     """Counts, sizes, drop reasons and a few samples of a data set; the funnel of a root. Raises InputError."""
-    if any(storage.exists(storage.join(path, step)) for step in STEPS) and not is_complete(path):
+    if any(storage.exists(storage.join(path, step)) for step in STEP_FOLDERS) and not is_complete(path):
         return _inspect_root(path)
     folder = resolve(path)
     manifest = load_manifest(folder)
@@ -47,7 +47,7 @@ def _inspect_root(root: str) -> dict[str, Any]:
 
 def _newest(root: str) -> Iterator[tuple[str, str, str]]:
     """Step, name and folder of the newest complete data sets, in the order of the walk."""
-    for step in STEPS:
+    for step in STEP_FOLDERS:
         for url in storage.list_files(storage.join(root, step)):
             name = storage.name_of(url)
             folder = latest_folder(root, step, name)

@@ -21,8 +21,9 @@ from pairloom.pipelines.raw.generation import Rewrite, finish_rewrite, rewrite_t
 from pairloom.pipelines.raw.table import read_result, replace_table
 from pairloom.schemas.data_set.generations import read_head
 from pairloom.schemas.data_set.manifest import ShardEntry, load_manifest, table_url
+from pairloom.schemas.data_set.result_path import root_of
 from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table
-from pairloom.schemas.data_set.tombstones import root_of, tombstone_names
+from pairloom.schemas.data_set.tombstones import tombstone_names
 from pairloom.schemas.storage import storage
 
 NUM_THREADS = 4  # each holds one shard's table; bytes are copied outside of the interpreter lock

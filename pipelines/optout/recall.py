@@ -17,8 +17,9 @@ from pairloom.pipelines.optout.rules import Rules, as_lists
 from pairloom.pipelines.raw.generation import finish_rewrite
 from pairloom.schemas.data_set.generations import folders_below, stale_lines
 from pairloom.schemas.data_set.manifest import load_manifest, table_url
+from pairloom.schemas.data_set.result_path import STEP_FOLDERS, ResultPath
 from pairloom.schemas.data_set.tables import CURATED, read_table
-from pairloom.schemas.data_set.tombstones import STEPS, load_tombstones, put_tombstone, tombstone_names
+from pairloom.schemas.data_set.tombstones import load_tombstones, put_tombstone, tombstone_names
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
@@ -92,7 +93,8 @@ def _find(folder: str, rules: Rules, with_images: bool = False) -> Found:
 
 
 def _find_in_shard(folder: str, rules: Rules, with_images: bool, name: str) -> Found:
-    is_raw = folder.rstrip("/").split("/")[-3] == "raw"
+    result = ResultPath.parse(folder)
+    is_raw = result is not None and result.step == "raw"
     columns = list(dict.fromkeys([*rules.columns, *(["sha256"] if with_images else [])]))
     table = read_table(table_url(folder, name), columns if is_raw else [one for one in columns if one in CURATED.names])
     chosen = table.filter(rules.mask(table))
@@ -127,5 +129,5 @@ def _unfinished(root: str, complete: Iterable[str]) -> list[str]:
 
 
 def _downstream(root: str) -> Iterator[str]:
-    for step in STEPS[1:]:
+    for step in STEP_FOLDERS[1:]:
         yield from folders_below(root, step)

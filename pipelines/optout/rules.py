@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from pairloom.pipelines.sources.source import SourceRow
 from pairloom.pipelines.sources.urls import clean_url, host_name_of, origin_of
+from pairloom.schemas.data_set.result_path import root_of
 from pairloom.schemas.data_set.tables import STATUS_DROPPED
-from pairloom.schemas.data_set.tombstones import KINDS, load_tombstones, root_of
+from pairloom.schemas.data_set.tombstones import KINDS, load_tombstones
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import InputError, SampleError
 from pairloom.schemas.images.columns import sha256_hex

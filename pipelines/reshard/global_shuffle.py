@@ -177,6 +177,6 @@ def _copy(job: Job, name: str, bucket: int, scratch: Path) -> pa.Table | None:
     return copy_bucket(_spill_url(job, name), bucket, scratch / name.replace("/", "-"))
 
 
-def remove_spills(folder: str) -> None:
-    """Give the space of the first pass back, when the manifest is there."""
-    storage.remove(storage.join(folder, "spill"))
+def spill_folder(folder: str) -> str:
+    """The files of the first pass; removed once the manifest is written."""
+    return storage.join(folder, "spill")

@@ -17,9 +17,9 @@ from functools import partial
 import pyarrow as pa
 
 from pairloom.pipelines.engine.run_shards import run_shards
-from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, StepResult, missing_tables, nothing
 from pairloom.pipelines.reshard.curated_shard import Job, Readers, read_entry, read_kept, write_shard
-from pairloom.pipelines.reshard.global_shuffle import remove_spills, shuffle_globally
+from pairloom.pipelines.reshard.global_shuffle import shuffle_globally, spill_folder
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, load_manifest
 from pairloom.schemas.data_set.shard import shard_name
 from pairloom.schemas.errors import InputError
@@ -49,29 +49,37 @@ def reshard_folder(recipe: CurateRecipe, raw_folder: str, selection_folder: str)
 def reshard(recipe: CurateRecipe, raw_folder: str, selection_folder: str, before_work: BeforeWork = nothing) -> str:
     """Write the curated data set; returns its folder. Raises InputError when the selection keeps nothing."""
     target = reshard_folder(recipe, raw_folder, selection_folder)
-    if target.is_complete():
-        target.point_latest()
-        return target.url
-    raw, selection = load_manifest(raw_folder), load_manifest(selection_folder)
+    if not target.is_complete():
+        _check_keeps_samples(selection_folder)
+    job = Job(raw_folder, selection_folder, target.url, recipe.reshard.shuffle_seed)
+    write = _shuffle_globally if recipe.reshard.shuffle == "global" else _shuffle_blocks
+    return target.run_once(before_work, partial(write, recipe, job))
+
+
+def _check_keeps_samples(selection_folder: str) -> None:
+    selection = load_manifest(selection_folder)
     if selection.num_samples == 0:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(selection.drop_counts.items()))
         raise InputError(f"{selection_folder}: the selection keeps no sample ({reasons}); loosen its rules")
-    before_work()
-    job = Job(raw_folder, selection_folder, target.url, recipe.reshard.shuffle_seed)
-    if recipe.reshard.shuffle == "global":
-        target.finish(shuffle_globally(recipe.reshard, job, raw, selection))
-        remove_spills(target.url)
-        return target.url
+
+
+def _shuffle_globally(recipe: CurateRecipe, job: Job) -> StepResult:
+    raw, selection = load_manifest(job.raw_folder), load_manifest(job.selection_folder)
+    shards = shuffle_globally(recipe.reshard, job, raw, selection)
+    return StepResult(shards, scratch=(spill_folder(job.folder),))
+
+
+def _shuffle_blocks(recipe: CurateRecipe, job: Job) -> StepResult:
+    raw, selection = load_manifest(job.raw_folder), load_manifest(job.selection_folder)
     groups = plan_groups(raw, selection, recipe)
     num_outputs = groups[-1].first_output + groups[-1].num_outputs
     outputs = [shard_name(index) for index in range(num_outputs)]
-    missing = set(missing_tables(target.url, outputs))
+    missing = set(missing_tables(job.folder, outputs))
     written: dict[str, ShardEntry] = {}
     todo = [group for group in groups if missing & set(_outputs_of(group))]
     for entries in run_shards("reshard", partial(write_group, job), todo, len(groups) - len(todo)):
         written.update({entry.name: entry for entry in entries})
-    target.finish([written.get(name) or read_entry(target.url, name) for name in outputs])
-    return target.url
+    return StepResult([written.get(name) or read_entry(job.folder, name) for name in outputs])
 
 
 def plan_groups(raw: Manifest, selection: Manifest, recipe: CurateRecipe) -> list[Group]:

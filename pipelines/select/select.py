@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairloom.pipelines.balance.thinning import Plan, Thinning, plan_of
-from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, nothing
+from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, StepResult, nothing
 from pairloom.pipelines.select.datacomp_subset import read_subset
 from pairloom.pipelines.select.rules import decide, score_column, top_fraction_threshold
 from pairloom.schemas.data_set.manifest import ShardEntry, count_reasons, load_manifest, table_url
@@ -101,15 +101,15 @@ def _draw_settings(rules: BalanceRecipe) -> dict[str, int]:
 def select(recipe: CurateRecipe, inputs: Inputs, before_work: BeforeWork = nothing) -> str:
     """Decide about every row; returns the folder of the selection."""
     target = select_folder(recipe, inputs)
-    if target.is_complete():
-        target.point_latest()
-        return target.url
-    before_work()
+    return target.run_once(before_work, partial(_decide, recipe, inputs, target.url))
+
+
+def _decide(recipe: CurateRecipe, inputs: Inputs, folder: str) -> StepResult:
     raw = load_manifest(inputs.raw)
     names = [shard.name for shard in raw.shards]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         limits = find_limits(pool, recipe, inputs, names)
-        results = list(pool.map(partial(_select_shard, recipe, inputs, limits, target.url), names))
+        results = list(pool.map(partial(_select_shard, recipe, inputs, limits, folder), names))
     entries = [
         ShardEntry(shard.name, shard.num_rows, num_kept, num_bytes=0)
         for shard, (num_kept, _) in zip(raw.shards, results, strict=True)
@@ -127,8 +127,7 @@ def select(recipe: CurateRecipe, inputs: Inputs, before_work: BeforeWork = nothi
     details = {"rules": settings_of(recipe.select, exclude={"name", "subset", "scores"}), "thresholds": named}
     if recipe.balance is not None:
         details["balance"] = _draw_settings(recipe.balance)
-    target.finish(entries, counts, details)
-    return target.url
+    return StepResult(entries, counts, details)
 
 
 def find_limits(pool: ThreadPoolExecutor, recipe: CurateRecipe, inputs: Inputs, names: Sequence[str]) -> Limits:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
-from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, missing_tables, nothing
+from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, StepResult, missing_tables, nothing
 from pairloom.pipelines.signals.reuse import reuse_columns
 from pairloom.schemas.data_set.manifest import ShardEntry, load_manifest
 from pairloom.schemas.errors import InputError
@@ -58,11 +59,15 @@ def measure_signal(
 ) -> str:
     """Measure one signal; returns its folder. Shards that are there already are not measured again."""
     target = signal_folder(recipe, signal, raw_folder, dedupe_folder)
-    if target.is_complete():
-        target.point_latest()
-        return target.url
-    signal.prepare()
-    before_work()
+    if not target.is_complete():
+        signal.prepare()
+    work = partial(_measure, recipe, signal, raw_folder, dedupe_folder, target)
+    return target.run_once(before_work, work)
+
+
+def _measure(
+    recipe: CurateRecipe, signal: Signal, raw_folder: str, dedupe_folder: str | None, target: StepFolder
+) -> StepResult:
     raw = load_manifest(raw_folder)
     missing = set(missing_tables(target.url, [shard.name for shard in raw.shards]))
     if signal.is_per_shard and not comes_after_dedupe(recipe, signal):
@@ -76,8 +81,7 @@ def measure_signal(
     num_done = len(raw.shards) - len(todo)
     details = signal.measure(SignalWork(raw_folder, target.url, todo, num_done, dedupe_folder, needed))
     entries = [ShardEntry(shard.name, shard.num_rows, shard.num_samples, num_bytes=0) for shard in raw.shards]
-    target.finish(entries, details=details)
-    return target.url
+    return StepResult(entries, details=details)
 
 
 def _measured(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pairloom.schemas.data_set.manifest import Manifest
-from pairloom.schemas.data_set.tombstones import root_of
+from pairloom.schemas.data_set.result_path import root_of
 from pairloom.schemas.storage import storage
 
 

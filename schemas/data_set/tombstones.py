@@ -13,21 +13,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
+from pairloom.schemas.data_set.result_path import root_of
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
 FORMAT_VERSION = 1
 FOLDER = "tombstones"
-STEPS = ("raw", "signals", "dedupe", "balance", "selections", "curated")  # the folders below a root
 KINDS = ("uids", "urls", "domains", "images")
-
-
-def root_of(folder: str) -> str | None:
-    """The root of `<root>/<step>/<name>/<hash8>`; None for a folder that was moved out of one."""
-    root, *parts = f"./{folder}".rstrip("/").rsplit("/", 3)
-    if len(parts) < 3 or parts[0] not in STEPS:
-        return None
-    return root.removeprefix("./") or "."
 
 
 def put_tombstone(root: str, kind: str, values: Iterable[str]) -> str | None:

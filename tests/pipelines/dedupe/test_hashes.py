@@ -226,7 +226,7 @@ import sys, json, hashlib
 from pathlib import Path
 import ray
 from tests.pipelines.dedupe.test_hashes import run_everything
-ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+ray.init("local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 print(run_everything(Path(sys.argv[2]), int(sys.argv[3])))
 """
 

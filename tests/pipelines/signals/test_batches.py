@@ -113,7 +113,7 @@ import sys
 from pathlib import Path
 import ray
 from tests.pipelines.signals.test_batches import digest_of
-ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+ray.init("local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 print(digest_of(Path(sys.argv[2]), int(sys.argv[3])))
 """
 

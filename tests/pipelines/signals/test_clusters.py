@@ -185,7 +185,7 @@ import hashlib, sys
 from pathlib import Path
 import ray
 from tests.pipelines.signals.test_clusters import outcome
-ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+ray.init("local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 found = outcome(Path(sys.argv[2]), 9, list(range(100)))
 print(hashlib.sha256(repr(found).encode()).hexdigest())
 """
