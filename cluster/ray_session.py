@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 import ray
 
-from pairloom.schemas.errors import InputError
+from pairloom.schemas.errors import InputError, PairloomError
+
+logger = logging.getLogger("pairloom")
 
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # a task is one CPU; spinning threads slow its neighbours
@@ -17,7 +19,11 @@ _WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONSAFEPATH": "1",  # workers import nothing from the working folder
 }
-KEEP_IDLE_MS = 30_000  # Ray's own second ends workers between two steps, and each one takes a CPU second to start
+_WAITS = {
+    "RAY_agent_register_timeout_ms": "120000",  # Ray's own 30 s are short on a busy machine
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",  # Ray's own 1 s ends workers between two steps
+}
+NUM_STARTS = 3  # of the local Ray; each waits 30 s for its node (fixed in ray 2.60)
 OBJECT_STORE_BYTES = 256 << 20  # steps pass file names and small tables, never images
 
 
@@ -28,18 +34,10 @@ def start_ray(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(KEEP_IDLE_MS))
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in {**_WAITS, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}.items():
+        os.environ.setdefault(name, value)
     if address is None:
-        with _in_environment(_WORKER_ENVIRONMENT):
-            ray.init(
-                address="local",  # never a cluster that happens to run on this machine
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                job_config=_job_config(),
-            )
+        _start_local()
         return
     try:
         runtime_env = {"env_vars": _WORKER_ENVIRONMENT}
@@ -53,6 +51,32 @@ def start_ray(address: str | None = None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--ray-address {address}: cannot join the Ray cluster: {reason}") from error
+
+
+def _start_local() -> None:
+    """Start Ray on this machine, again where it does not come up in time. Raises PairloomError in one line."""
+    for attempt in range(1, NUM_STARTS + 1):
+        try:
+            with _in_environment(_WORKER_ENVIRONMENT):
+                ray.init(
+                    address="local",  # never a cluster that happens to run on this machine
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    job_config=_job_config(),
+                )
+            return
+        except Exception as error:  # Ray raises bare Exception for a node that does not come up
+            ray.shutdown()
+            reason = " ".join(str(error).split())[:200]
+            if attempt == NUM_STARTS:
+                raise PairloomError(
+                    f"Ray does not start on this machine after {NUM_STARTS} attempts ({reason}); free memory and CPUs, "
+                    "check that RAY_TMPDIR or /tmp is writable, and run the same command again; its logs are in "
+                    f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs"
+                ) from error
+            logger.warning("Ray did not start (%s); attempt %d of %d", reason, attempt + 1, NUM_STARTS)
 
 
 def _job_config() -> ray.job_config.JobConfig:

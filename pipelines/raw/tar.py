@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from typing import IO
 from pairloom.pipelines.images.decoder_process import SpooledImage
 from pairloom.pipelines.raw.table import PlacedImage
 from pairloom.pipelines.sources.source import SourceRow
-from pairloom.schemas.data_set.shard import Place, ShardWriter, json_bytes
+from pairloom.schemas.data_set.json_values import json_bytes
+from pairloom.schemas.data_set.shard import Place, ShardWriter
 from pairloom.schemas.storage import storage
 
 
@@ -40,7 +40,7 @@ def add_sample(
         "original_width": image.original_width,
         "original_height": image.original_height,
         "sha256": image.sha256,
-        **{name: _plain(value) for name, value in row.kept.items()},
+        **row.kept,
     }
     members = {
         image.extension: os.pread(spool.fileno(), spooled.place.num_bytes, spooled.place.offset),
@@ -49,19 +49,6 @@ def add_sample(
     }
     place = writer.add(key, members)[image.extension]
     return PlacedImage(key, image, Place(place.offset, place.num_bytes))
-
-
-def _plain(value: object) -> object:
-    """A value as JSON has it; dates, decimals and bytes as text."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(one) for name, one in value.items()}
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 @contextmanager

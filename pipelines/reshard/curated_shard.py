@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from pairloom.schemas.data_set.json_values import json_bytes
 from pairloom.schemas.data_set.manifest import ShardEntry, entry_of_table, table_url, tar_url
-from pairloom.schemas.data_set.shard import ShardReader, ShardWriter, json_bytes, make_key, shard_name
+from pairloom.schemas.data_set.shard import ShardReader, ShardWriter, make_key, shard_name
 from pairloom.schemas.data_set.tables import CURATED, check_joined, read_table, write_table
 from pairloom.schemas.images.columns import EXTENSIONS
 from pairloom.schemas.storage import storage
@@ -100,9 +101,7 @@ def _add(writer: ShardWriter, key: str, sample: Sample, image: bytes) -> dict[st
     extension = EXTENSIONS[sample["mime_type"]]
     caption = sample["caption"] or ""
     notes = {
-        name: _plain(value)
-        for name, value in sample.items()
-        if name not in _NOT_IN_JSON and not name.startswith("pairloom.")
+        name: value for name, value in sample.items() if name not in _NOT_IN_JSON and not name.startswith("pairloom.")
     }
     decision = {"key": key, "weight": sample[WEIGHT], "duplicate_group": sample[GROUP]}
     members = {
@@ -120,11 +119,6 @@ def _add(writer: ShardWriter, key: str, sample: Sample, image: bytes) -> dict[st
         "offset": place.offset,
         "num_bytes": place.num_bytes,
     }
-
-
-def _plain(value: Any) -> Any:
-    """A value of the source's own columns as JSON holds it: times, decimals and bytes become text."""
-    return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
 
 
 def read_entry(folder: str, name: str) -> ShardEntry:

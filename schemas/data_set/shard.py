@@ -8,14 +8,12 @@ A shard is `<name>.tar` with consecutive members `<key>.<image extension>`, `<ke
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
@@ -34,14 +32,6 @@ def shard_name(shard_index: int) -> str:
 def make_key(shard_index: int, row: int) -> str:
     """Key of a sample: 7 digits of the shard, 5 of the row; sorts in tar order."""
     return f"{shard_index:07d}{row:05d}"
-
-
-_JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, UTF-8."""
-    return _JSON.encode(value).encode("utf-8", "replace")
 
 
 @dataclass(frozen=True)

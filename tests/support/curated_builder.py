@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pairloom.schemas.data_set.json_values import json_bytes
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, save_manifest, set_latest, table_url
-from pairloom.schemas.data_set.shard import ShardWriter, json_bytes, make_key, shard_name
+from pairloom.schemas.data_set.shard import ShardWriter, make_key, shard_name
 from pairloom.schemas.data_set.tables import CURATED, make_uid, write_table
 from pairloom.schemas.images.decode import read_header
 from tests.support.raw_builder import encoded, photograph

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pairloom.schemas.data_set.shard import ShardReader, ShardWriter, index_tar, json_bytes, make_key, shard_name
+from pairloom.schemas.data_set.json_values import json_bytes
+from pairloom.schemas.data_set.shard import ShardReader, ShardWriter, index_tar, make_key, shard_name
 from pairloom.schemas.errors import InputError
 
 
