@@ -9,7 +9,7 @@ that split, and `validation`, the last 1,000 of split `train`. All go through `c
 drops the held-out ones and what looks like them. Then heads on two locked pretrained towers are trained
 (`locked-towers`), or with --scratch a small model from random weights. Prints recall among the validation photographs
 against samples seen, for whoever chooses settings, and once, of the model at the end, recall among the test
-photographs: tables for docs/results.md, and the curve. Every part that is done already is not done again.
+photographs: tables for docs/explanation/results.md, and the curve. Every part that is done already is not done again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every reason a sample can be dropped, and the step that gives it.
 
 A reason is a value that travels in the tables (`drop_reason` columns, manifests, reports). Names are part
-of the on-disk contract (`docs/formats.md`): add reasons freely, never rename one.
+of the on-disk contract (`docs/reference/formats.md`): add reasons freely, never rename one.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from tests.support.hostile_images import image_cases
 from tests.support.hostile_rows import ALL_ROWS, write_tables
 from tests.support.hostile_server import Hostile, serve_hostile
 
-DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "hostile_responses.md"
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "reference" / "hostile_responses.md"
 IMAGE = encoded(photo(300, 280))
 MAX_MEMORY = 2 << 30  # bytes; the bombs would need far more
 FETCH = {"timeout_s": 6, "first_byte_timeout_s": 5, "connect_timeout_s": 4, "retries": 0, "max_bytes": 2_000_000}
@@ -120,7 +120,7 @@ def test_the_worker_lives_on(shard: Shard) -> None:
 
 
 def document() -> str:
-    """docs/hostile_responses.md."""
+    """docs/reference/hostile_responses.md."""
     cases = [*all_cases(), *ALL_ROWS]
     lines = [
         "# Hostile responses",

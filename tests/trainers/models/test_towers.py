@@ -121,7 +121,7 @@ def test_any_two_towers(towers: Path, tmp_path: Path, vision: str, text: str) ->
 
 @pytest.mark.parametrize("text", ["bert", "gpt2", "distilbert"])
 def test_plain_transformers_gives_the_features_of_training(towers: Path, tmp_path: Path, text: str) -> None:
-    """By the lines of docs/models.md for text towers without a pooler."""
+    """By the lines of docs/explanation/models.md for text towers without a pooler."""
     task = make_task(towers / "vit", towers / text)
     train(task, 1)
     task.save_model(str(tmp_path), task.model.state_dict())
