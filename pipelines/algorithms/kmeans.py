@@ -52,18 +52,21 @@ def _nearest_of_block(block: Features, centroids: Features, size: int) -> npt.ND
     return found
 
 
-def train(sample_SD: Features, num_clusters: int) -> Features:
-    """Centroids [K, D] of a sample whose order is random; its first K rows are the start."""
+def train(sample_SD: Features, num_clusters: int, on_ray: bool = True) -> Features:
+    """Centroids [K, D] of a sample whose order is random; its first K rows are the start. `on_ray`: in tasks."""
     centroids_KD = sample_SD[:num_clusters].copy()
     if num_clusters == 1:
         return centroids_KD
-    sample = ray.put(sample_SD)
+    sample = ray.put(sample_SD) if on_ray else None
     size = max(BLOCK_ROWS, -(-len(sample_SD) // MAX_TASKS))
     parts = [(start, start + size) for start in range(0, len(sample_SD), size)]
     for _ in range(NUM_ITERATIONS):
         sums_KD = np.zeros(centroids_KD.shape, np.float64)
-        shared = [sample, ray.put(centroids_KD)]  # in a list, so that a task takes references and no copies
-        found = run_shards("k-means", partial(_sums, shared), parts) if len(parts) > 1 else [_sums(shared, parts[0])]
+        if on_ray and len(parts) > 1:
+            shared = [sample, ray.put(centroids_KD)]  # in a list, so that a task takes references and no copies
+            found = run_shards("k-means", partial(_shared_sums, shared), parts)
+        else:
+            found = [_sums(sample_SD, centroids_KD, part) for part in parts]
         for used, sums in found:
             sums_KD[used] += sums
         is_used = np.linalg.norm(sums_KD, axis=1) > 0  # an empty cluster stays where it is
@@ -71,9 +74,16 @@ def train(sample_SD: Features, num_clusters: int) -> Features:
     return centroids_KD
 
 
-def _sums(shared: list[Any], part: tuple[int, int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """The centroids that are nearest to some row of one part of the sample, and the sums of these rows."""
+Sums = tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]
+
+
+def _shared_sums(shared: list[Any], part: tuple[int, int]) -> Sums:
     sample_SD, centroids_KD = ray.get(shared)
+    return _sums(sample_SD, centroids_KD, part)
+
+
+def _sums(sample_SD: Features, centroids_KD: Features, part: tuple[int, int]) -> Sums:
+    """The centroids that are nearest to some row of one part of the sample, and the sums of these rows."""
     block = sample_SD[part[0] : part[1]]
     cluster = nearest(block, centroids_KD)
     order = np.argsort(cluster, kind="stable")

@@ -38,6 +38,14 @@ Recipe = TypeVar("Recipe", bound=StrictModel)
 
 def load_recipe(path: str, model: type[Recipe], overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe, apply `dotted.path=value` overrides, validate. Raises RecipeError in one line."""
+    settings = load_settings(path)
+    for override in overrides:
+        apply_override(settings, override)
+    return parse_recipe(settings, model, where=path)
+
+
+def load_settings(path: str) -> dict[str, Any]:
+    """The settings of a YAML recipe, not validated yet. Raises RecipeError in one line."""
     try:
         settings = yaml.safe_load(storage.read_text(path))
     except FileNotFoundError as error:
@@ -47,9 +55,7 @@ def load_recipe(path: str, model: type[Recipe], overrides: Sequence[str] = ()) -
         raise RecipeError(f"{path}: not YAML: {reason}") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys; this is {type(settings).__name__}")
-    for override in overrides:
-        apply_override(settings, override)
-    return parse_recipe(settings, model, where=path)
+    return settings
 
 
 def parse_recipe(settings: Mapping[str, Any], model: type[Recipe], where: str) -> Recipe:
