@@ -116,7 +116,7 @@ def column_names(folder: str) -> list[str]:
 def samples_query(ledger: Ledger) -> str:
     """SQL of the view `samples`: one row per raw row (of a curated data set: per sample), in order.
 
-    Columns: those of the raw table; `<signal>_<column>` of each signal; `dedupe_*`; `kept`, `drop_reason`,
+    Columns: those of the raw table; `<signal>_<column>` of each signal (`<signal>` where both names are the same); `dedupe_*`; `kept`, `drop_reason`,
     `duplicate_of`, `duplicate_group`, `weight` of the selection, or of dedupe where there is none; `shard` and `row`.
     """
     raw = column_names(ledger.raw)
@@ -126,7 +126,7 @@ def samples_query(ledger: Ledger) -> str:
     for name, folder in ledger.signals.items():
         view = _quoted(f"signals_{name}")
         columns += [
-            f"{view}.{_quoted(column)} AS {_quoted(f'{name}_{column}')}"
+            f"{view}.{_quoted(column)} AS {_quoted(name if column == name else f'{name}_{column}')}"
             for column in column_names(folder)
             if column != "uid"
         ]
