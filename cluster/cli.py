@@ -11,15 +11,15 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from pairloom import api
 from pairloom.cluster import render
-from pairloom.cluster.built_in_recipes import built_in_recipes
+from pairloom.cluster.built_in_recipes import built_in_recipes, write_schemas
 from pairloom.schemas.data_set.result_path import COMMANDS
 from pairloom.schemas.errors import InputError, PairloomError, RecipeError, UserError
-from pairloom.schemas.recipes.curate import CurateRecipe
 from pairloom.schemas.recipes.load import load_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
 from pairloom.schemas.storage import storage
@@ -44,14 +44,15 @@ def cli() -> None:
 @click.option("--ray-address", help="Join this Ray cluster instead of starting a local one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def curate(
-    recipe: str, overrides: tuple[str, ...], only: str | None, retry: str | None, ray_address: str | None, as_json: bool
+    recipe: str,
+    overrides: tuple[str, ...],
+    only: str | None,
+    retry: Literal["transient"] | None,
+    ray_address: str | None,
+    as_json: bool,
 ) -> None:
     """Turn a source of image-text pairs into a curated data set."""
-    from pairloom.cluster.ray_session import start_ray
-    from pairloom.pipelines.curate import curate as run
-
-    settings = load_recipe(recipe, CurateRecipe, overrides)
-    summary = run(settings, start_ray=lambda: start_ray(ray_address), only=only, retry=retry is not None)
+    summary = api.curate(recipe, overrides, only=only, retry=retry, ray_address=ray_address)
     _show(summary, as_json, render.curate_table)
 
 
@@ -130,17 +131,13 @@ def export(run_dir: str, export_format: str, out: str, step: int | None, average
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def recall(root: str, same_images: bool, runs: tuple[str, ...], dry_run: bool, as_json: bool, **files: str) -> None:
     """Honour opt-out requests, now and in every later ingest. FILE: a path, a URL, or - for stdin."""
-    from pairloom.cluster.staleness import stale_runs
-    from pairloom.pipelines.optout.recall import recall as run
-    from pairloom.pipelines.optout.rules import parse_request
-
     given = {kind: file for kind, file in files.items() if file is not None}
     if len(given) != 1:
         raise InputError("name one of --uids, --urls and --domains")
     [(kind, file)] = given.items()
     text = sys.stdin.read() if file == "-" else storage.read_input(file)
-    result = run(root, parse_request(kind, text.splitlines(), file), same_images, dry_run)
-    _show({**result, "stale": [*result["stale"], *stale_runs(root, runs)]}, as_json, render.plain_table)
+    request = api.OptOutRequest(kind, text.splitlines(), file)
+    _show(api.apply_request(root, request, same_images, runs, dry_run), as_json, render.plain_table)
 
 
 @cli.command()
@@ -153,10 +150,7 @@ def recall(root: str, same_images: bool, runs: tuple[str, ...], dry_run: bool, a
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def gc(root: str, keep: int, min_age: float, runs: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Remove what nothing points to below a root."""
-    from pairloom.cluster.staleness import data_of_runs
-    from pairloom.pipelines.inspect.gc import collect_garbage
-
-    result = collect_garbage(root, keep, min_age, data_of_runs(root, runs), dry_run)
+    result = api.gc(root, keep=keep, min_age_hours=min_age, runs=runs, dry_run=dry_run)
     _show(result, as_json, render.garbage_table)
 
 
@@ -166,15 +160,13 @@ def gc(root: str, keep: int, min_age: float, runs: tuple[str, ...], dry_run: boo
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(path: str, html: str | None, as_json: bool) -> None:
     """Show a root, data set, selection, run or model: counts, sizes, funnel, samples."""
-    from pairloom.cluster.inspect_path import inspect_path
-
     if html is not None:
         from pairloom.pipelines.inspect.html_report import write_report
 
         write_report(path, html)
         click.echo(html)
         return
-    _show(inspect_path(path), as_json, render.plain_table)
+    _show(api.inspect(path), as_json, render.plain_table)
 
 
 @cli.command()
@@ -202,8 +194,13 @@ def explain(root: str, uid: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("name", required=False)
 @click.option("--out", help="Copy the recipe to this file.")
-def recipes(name: str | None, out: str | None) -> None:
+@click.option("--schema", metavar="FOLDER", help="Write the JSON Schemas of recipes there; editors complete by them.")
+def recipes(name: str | None, out: str | None, schema: str | None) -> None:
     """List the built-in recipes, show one, or copy it."""
+    if schema is not None:
+        for path in write_schemas(Path(schema)):
+            click.echo(path)
+        return
     found = built_in_recipes()
     if name is None:
         for built_in in found.values():
@@ -225,9 +222,7 @@ def recipes(name: str | None, out: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(recipe: str | None, as_json: bool) -> None:
     """Check versions, devices, disk and a recipe before hours are spent."""
-    from pairloom.cluster.preflight import preflight
-
-    report = preflight(recipe)
+    report = api.doctor(recipe)
     _show(report, as_json, render.plain_table)
     if report["problems"]:
         raise RecipeError(f"{len(report['problems'])} problem(s): {'; '.join(report['problems'])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -149,15 +150,31 @@ def recall(
     `same_images` also recalls the same image bytes under other URLs; `runs` are more folders with training runs.
     Raises InputError unless exactly one of `uids`, `urls` and `domains` is given.
     """
-    from pairloom.cluster.staleness import stale_runs
-    from pairloom.pipelines.optout.recall import recall as run
-    from pairloom.pipelines.optout.rules import parse_request
-
     given = {name: list(values) for name, values in (("uids", uids), ("urls", urls), ("domains", domains))}
     named = [kind for kind, values in given.items() if values]
     if len(named) != 1:
         raise InputError("name one of uids, urls and domains")
-    result = run(root, parse_request(named[0], given[named[0]], named[0]), same_images, dry_run)
+    return apply_request(root, OptOutRequest(named[0], given[named[0]], named[0]), same_images, runs, dry_run)
+
+
+@dataclass(frozen=True)
+class OptOutRequest:
+    """One request: values of one kind, and where they come from, for messages."""
+
+    kind: str  # uids, urls or domains
+    values: Sequence[str]
+    where: str
+
+
+def apply_request(
+    root: str, request: OptOutRequest, same_images: bool, runs: Sequence[str], dry_run: bool
+) -> dict[str, Any]:
+    """The work of `recall`, for requests from Python and from files."""
+    from pairloom.cluster.staleness import stale_runs
+    from pairloom.pipelines.optout.recall import recall as run
+    from pairloom.pipelines.optout.rules import parse_request
+
+    result = run(root, parse_request(request.kind, request.values, request.where), same_images, dry_run)
     return {**result, "stale": [*result["stale"], *stale_runs(root, runs)]}
 
 

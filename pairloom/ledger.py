@@ -116,8 +116,9 @@ def column_names(folder: str) -> list[str]:
 def samples_query(ledger: Ledger) -> str:
     """SQL of the view `samples`: one row per raw row (of a curated data set: per sample), in order.
 
-    Columns: those of the raw table; `<signal>_<column>` of each signal (`<signal>` where both names are the same); `dedupe_*`; `kept`, `drop_reason`,
-    `duplicate_of`, `duplicate_group`, `weight` of the selection, or of dedupe where there is none; `shard` and `row`.
+    Columns: those of the raw table; `<signal>_<column>` of each signal (`<signal>` where both names are the same);
+    `dedupe_*`; `kept`, `drop_reason`, `duplicate_of`, `duplicate_group`, `weight` of the selection, or of dedupe where
+    there is none; `shard` and `row`.
     """
     raw = column_names(ledger.raw)
     columns = [f"raw.{_quoted(name)}" for name in raw if name not in ("drop_reason", *_OF_TAR)]
