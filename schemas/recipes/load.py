@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from pairloom.registry import PartOf
 from pairloom.schemas.errors import RecipeError
@@ -123,7 +124,7 @@ def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     for part in location:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         if fields:
-            models = [found for field in fields for found in _models_in((field.annotation, *field.metadata))]
+            models = [found for field in fields for found in models_of_field(field)]
         elif registered := [m for m in models if part in get_args(_kind_of(m))]:
             models = registered
     return [key for m in models for key in m.model_fields]
@@ -132,6 +133,11 @@ def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
 def _kind_of(model: type[BaseModel]) -> Any:
     field = model.model_fields.get("kind")
     return None if field is None else field.annotation
+
+
+def models_of_field(field: FieldInfo) -> list[type[BaseModel]]:
+    """The recipe parts that a field may hold, plug-ins included."""
+    return _models_in((field.annotation, *field.metadata))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
