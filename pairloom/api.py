@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import yaml
 
@@ -15,9 +15,8 @@ from pairloom.schemas.recipes.load import apply_override, load_settings, parse_r
 from pairloom.schemas.recipes.train import TrainRecipe
 from pairloom.schemas.storage import storage
 
-if TYPE_CHECKING:
-    Recipe = CurateRecipe | TrainRecipe
-
+Recipe = CurateRecipe | TrainRecipe
+RecipeSource = Recipe | str | Path | Mapping[str, Any]
 Overrides = Sequence[str] | Mapping[str, Any]
 
 
@@ -70,7 +69,7 @@ def _checked(recipe: Any, model: type[Any], overrides: Overrides) -> Any:
 
 
 def curate(
-    recipe: CurateRecipe | str | Path | Mapping[str, Any],
+    recipe: RecipeSource,
     overrides: Overrides = (),
     *,
     only: str | None = None,
@@ -92,7 +91,7 @@ def curate(
 
 
 def train(
-    recipe: TrainRecipe | str | Path | Mapping[str, Any],
+    recipe: RecipeSource,
     overrides: Overrides = (),
     *,
     num_processes: int | None = None,
