@@ -31,16 +31,14 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="pairloom")
 def cli() -> None:
-    """Image URLs to a curated WebDataset, to CLIP, SigLIP and LLaVA models, and back as the next filter."""
+    """Turn image URLs into a curated WebDataset, train CLIP, SigLIP and LLaVA on it, and filter with the model."""
 
 
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--only", type=click.Choice(COMMANDS), help="Run one step; those before it must be complete.")
-@click.option(
-    "--retry", type=click.Choice(["transient"]), help="Fetch rows again that failed for a reason that may heal."
-)
+@click.option("--retry", type=click.Choice(["transient"]), help="Fetch rows again that failed for a transient reason.")
 @click.option("--ray-address", help="Join this Ray cluster instead of starting a local one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def curate(
@@ -122,15 +120,15 @@ def export(run_dir: str, export_format: str, out: str, step: int | None, average
 
 @cli.command()
 @click.argument("root")
-@click.option("--uids", metavar="FILE", help="Uids to recall, one a line.")
-@click.option("--urls", metavar="FILE", help="URLs to recall, one a line.")
-@click.option("--domains", metavar="FILE", help="Hosts to recall with their subdomains, one a line.")
-@click.option("--same-images", is_flag=True, help="Recall the same image bytes under other URLs, too.")
-@click.option("--runs", multiple=True, metavar="FOLDER", help="Look for stale training runs here, too.")
+@click.option("--uids", metavar="FILE", help="Uids to recall, one per line.")
+@click.option("--urls", metavar="FILE", help="URLs to recall, one per line.")
+@click.option("--domains", metavar="FILE", help="Hosts to recall with their subdomains, one per line.")
+@click.option("--same-images", is_flag=True, help="Also recall the same image bytes under other URLs.")
+@click.option("--runs", multiple=True, metavar="FOLDER", help="Also look for stale training runs here.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def recall(root: str, same_images: bool, runs: tuple[str, ...], dry_run: bool, as_json: bool, **files: str) -> None:
-    """Honour opt-out requests, now and in every later ingest. FILE: a path, a URL, or - for stdin."""
+    """Apply opt-out requests, now and in every later ingest. FILE: a path, a URL, or - for stdin."""
     given = {kind: file for kind, file in files.items() if file is not None}
     if len(given) != 1:
         raise InputError("name one of --uids, --urls and --domains")
@@ -142,21 +140,23 @@ def recall(root: str, same_images: bool, runs: tuple[str, ...], dry_run: bool, a
 
 @cli.command()
 @click.argument("root")
-@click.option("--keep", type=click.IntRange(min=1), default=1, show_default=True, help="Newest results of each name.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), default=1, show_default=True, help="Newest results of each name that stay."
+)
 @click.option("--min-age", type=float, default=24.0, show_default=True, metavar="HOURS",
-              help="Leave names alone whose newest result is younger.")  # fmt: skip
-@click.option("--runs", multiple=True, metavar="FOLDER", help="Look for training runs here, too; their data stays.")
-@click.option("--dry-run", is_flag=True, help="Only tell, with sizes.")
+              help="Keep all results of a name whose newest result is younger.")  # fmt: skip
+@click.option("--runs", multiple=True, metavar="FOLDER", help="Also look for training runs here; their data stays.")
+@click.option("--dry-run", is_flag=True, help="Only list the results, with sizes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def gc(root: str, keep: int, min_age: float, runs: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Remove what nothing points to below a root."""
+    """Remove results below a root that nothing points to."""
     result = api.gc(root, keep=keep, min_age_hours=min_age, runs=runs, dry_run=dry_run)
     _show(result, as_json, render.garbage_table)
 
 
 @cli.command()
 @click.argument("path")
-@click.option("--html", help="Write a page with charts and pictures of a root or a selection to this file.")
+@click.option("--html", help="Write a page with charts and images of a root or a selection to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(path: str, html: str | None, as_json: bool) -> None:
     """Show a root, data set, selection, run or model: counts, sizes, funnel, samples."""
@@ -185,7 +185,7 @@ def subset(selection: str, out: str) -> None:
 @click.argument("uid")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def explain(root: str, uid: str, as_json: bool) -> None:
-    """Tell everything that happened to one sample, and why."""
+    """Show every decision about one sample, and its reason."""
     from pairloom.pipelines.inspect.inspect import explain as run
 
     _show(run(root, uid), as_json, render.plain_table)
@@ -221,7 +221,7 @@ def recipes(name: str | None, out: str | None, schema: str | None) -> None:
 @click.argument("recipe", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(recipe: str | None, as_json: bool) -> None:
-    """Check versions, devices, disk and a recipe before hours are spent."""
+    """Check versions, devices, disk and a recipe before a long run."""
     report = api.doctor(recipe)
     _show(report, as_json, render.plain_table)
     if report["problems"]:
@@ -233,10 +233,10 @@ def _show(result: Mapping[str, Any], as_json: bool, table: Any) -> None:
 
 
 QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each model that is loaded would bury our own
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # one bar per loaded model would hide our own
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_WAIT_POLICY": "passive",  # threads that spin slow every process beside them
+    "OMP_WAIT_POLICY": "passive",  # spinning threads slow other processes
 }
 
 
