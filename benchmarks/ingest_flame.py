@@ -1,6 +1,6 @@
 """A flame graph of one worker and its decoder while they make a shard: py-spy's, without the paths of this machine.
 
-python benchmarks/ingest_flame.py --data FOLDER_OF_PHOTOGRAPHS --out docs/explanation/ingest_flame.svg     # needs py-spy
+python benchmarks/ingest_flame.py --data FOLDER_OF_PHOTOGRAPHS --out docs/explanation/ingest_flame.svg  # needs py-spy
 """
 
 from __future__ import annotations

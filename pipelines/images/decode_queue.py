@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import IO
 
-from pairloom.pipelines.engine.spooled_bytes import Body
+from pairloom.pipelines.engine.spooled_bytes import SpooledBytes
 from pairloom.pipelines.images.boxes import Boxes
 from pairloom.pipelines.images.decoder_process import ImageDecoder, SpooledImage
 from pairloom.schemas.errors import SampleError
@@ -22,7 +22,7 @@ STORE_IMAGE = "pairloom.pipelines.images.store_image:store_image"
 MAX_WAITING_IMAGES = 128
 MAX_WAITING_BYTES = 64 << 20
 
-_Waiting = tuple[int, Body | bytes, int, Boxes]  # row, body, its size, what is to be blurred
+_Waiting = tuple[int, SpooledBytes | bytes, int, Boxes]  # row, body, its size, what is to be blurred
 
 
 class ImageWorkers:
@@ -41,26 +41,26 @@ class ImageWorkers:
         self._fed: Future[None] = Future()
         self.outcomes: dict[int, SpooledImage | SampleError] = {}
 
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether another image may be on its way. Raises what the thread raised."""
         self._raise()
         return self._num_images < MAX_WAITING_IMAGES and self._num_bytes < MAX_WAITING_BYTES
 
-    def submit(self, row: int, body: Body | bytes, boxes: Boxes = ()) -> None:
+    def submit(self, row: int, body: SpooledBytes | bytes, boxes: Boxes = ()) -> None:
         """Take over an image; the body is closed when it has been read. Raises what the thread raised."""
         self._raise()
         size = len(body) if isinstance(body, bytes) else body.num_bytes
         with self._changed:
             self._num_images += 1
             self._num_bytes += size
-        if self._num_bytes > MAX_WAITING_BYTES and isinstance(body, Body):
+        if self._num_bytes > MAX_WAITING_BYTES and isinstance(body, SpooledBytes):
             body.spill()  # those in flight go on when there is no room: they wait on disk
         self._waiting.put((row, body, size, boxes))
 
-    def wait_for_room(self) -> None:
-        """Block until `has_room`; for sources that need no event loop meanwhile."""
+    def wait_for_capacity(self) -> None:
+        """Block until `has_capacity`; for sources that need no event loop meanwhile."""
         with self._changed:
-            self._changed.wait_for(self.has_room)
+            self._changed.wait_for(self.has_capacity)
 
     def finish(self) -> None:
         """Wait for all images; then `outcomes` has an entry for each row that was submitted."""
@@ -93,7 +93,7 @@ class ImageWorkers:
             if self._decoder.num_sent:
                 self._receive()
 
-    def _send(self, row: int, body: Body | bytes, size: int, boxes: Boxes) -> None:
+    def _send(self, row: int, body: SpooledBytes | bytes, size: int, boxes: Boxes) -> None:
         self._sizes[row] = size
         if isinstance(body, bytes):
             self._decoder.send(row, body, boxes)

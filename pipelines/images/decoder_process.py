@@ -16,7 +16,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import IO
 
-from pairloom.pipelines.engine.spooled_bytes import Body
+from pairloom.pipelines.engine.spooled_bytes import SpooledBytes
 from pairloom.pipelines.images.boxes import Boxes
 from pairloom.pipelines.images.decoder_child import BEGIN, MAX_MESSAGE_BYTES, READY, Answer, Begin
 from pairloom.pipelines.images.stored_image import StoredImage
@@ -86,7 +86,7 @@ class ImageDecoder:
         else:
             self._send_begin()
 
-    def send(self, row: int, body: bytes | Body, boxes: Boxes = ()) -> None:
+    def send(self, row: int, body: bytes | SpooledBytes, boxes: Boxes = ()) -> None:
         """Copy a body to shared memory and announce it."""
         slot = self._free.pop()
         descriptor = self._slots[slot]

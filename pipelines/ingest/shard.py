@@ -157,7 +157,7 @@ def _collect_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tup
         if refusal is not None:
             workers.outcomes[index] = refusal
         elif row.image is not None:
-            workers.wait_for_room()
+            workers.wait_for_capacity()
             workers.submit(index, row.image, row.boxes)
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
@@ -177,7 +177,7 @@ def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple
             images.add(index, row.url, row.boxes)
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
-    with closing(fetch_rows(job.ingest.fetch, job.name, images.requests, workers.has_room)) as answers:
+    with closing(fetch_rows(job.ingest.fetch, job.name, images.requests, workers.has_capacity)) as answers:
         for index, answer in answers:
             if isinstance(answer, SampleError):
                 workers.outcomes[index] = answer
