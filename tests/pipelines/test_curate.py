@@ -14,7 +14,7 @@ from pairloom.schemas.data_set.manifest import load_manifest, resolve, table_url
 from pairloom.schemas.data_set.tables import read_table
 from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.recipes.curate import CurateRecipe
-from tests.pipelines.signals.test_signals import write_provenance
+from tests.support.provenance_builder import write_provenance
 from tests.support.raw_builder import encoded, photograph
 from tests.support.tiny_models import write_siglip
 
