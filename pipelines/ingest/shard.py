@@ -87,7 +87,7 @@ class CountedOutcomes(Outcomes):
         if isinstance(outcome, SampleError):
             self._report.note_drop(outcome.drop_reason.value)
         else:
-            self._report.note_image(outcome.place.num_bytes)
+            self._report.note_image(outcome.byte_range.num_bytes)
 
 
 def make_shard(job: ShardJob, report: Report | None = None) -> ShardResult:
@@ -199,8 +199,8 @@ def _commit_adopted(
     placed: list[PlacedImage | SampleError] = []
     for index, row in enumerate(rows):
         outcome = outcomes[index]
-        if not isinstance(outcome, SampleError) and row.key is not None and row.place is not None:
-            placed.append(PlacedImage(row.key, outcome.image, row.place))
+        if not isinstance(outcome, SampleError) and row.key is not None and row.byte_range is not None:
+            placed.append(PlacedImage(row.key, outcome.image, row.byte_range))
         elif isinstance(outcome, SampleError):
             placed.append(outcome)
     table = make_table(rows, uids, placed, source.kept_schema(job.pieces[0].path))

@@ -77,7 +77,7 @@ def test_a_crash_loses_one_row(
             continue
         assert isinstance(outcome, SpooledImage)
         expected = store_image(pages[f"{row}.jpg"], recipe)
-        data = os.pread(spool.fileno(), outcome.place.num_bytes, outcome.place.offset)
+        data = os.pread(spool.fileno(), outcome.byte_range.num_bytes, outcome.byte_range.offset)
         assert (data, outcome.image.sha256) == (expected.data, expected.sha256), row
     assert "signal 11" in str(workers.outcomes[3])
     assert "signal 9" in str(workers.outcomes[7])
