@@ -36,9 +36,9 @@ from process_watch import TreeWatch
 from raw_tables import ROWS_PER_SHARD, write_raw
 
 from pairloom.cluster.ray_session import start_ray
-from pairloom.pipelines.algorithms.distinct import distinct
 from pairloom.pipelines.algorithms.hamming64 import count_near
 from pairloom.pipelines.algorithms.hamming_pairs import Pairs, as_pairs, find_pairs
+from pairloom.pipelines.algorithms.unique_sorted import unique_sorted
 from pairloom.pipelines.dedupe.decide import Known
 from pairloom.pipelines.dedupe.dedupe import dedupe
 from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS
@@ -70,7 +70,7 @@ def make_hashes(num: int, photographs: Hashes | None, seed: int = 0) -> Hashes:
     for _ in range(3):
         copies ^= np.uint64(1) << generator.integers(0, 64, num_copies, dtype=np.uint64)
     hashes[generator.permutation(num)[:num_copies]] = copies
-    return distinct(hashes)
+    return unique_sorted(hashes)
 
 
 def recall_of_sample(hashes: Hashes, pairs: Pairs, radius: int, num_queries: int = 500) -> float:

@@ -1,4 +1,4 @@
-"""The whole walk, top to bottom: a source of pairs -> a curated data set."""
+"""All steps of a curation in order: a source of pairs -> a curated data set."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from pairloom.pipelines.balance.balance import balance
 from pairloom.pipelines.dedupe.dedupe import dedupe
 from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS, DedupeLimits
-from pairloom.pipelines.engine.root_lock import work_later
+from pairloom.pipelines.engine.root_lock import lazy_shared_lock
 from pairloom.pipelines.engine.step_folder import BeforeWork, latest_folder, only_command
 from pairloom.pipelines.ingest.ingest import ingest, raw_folder
 from pairloom.pipelines.ingest.retry import retry_transient
-from pairloom.pipelines.optout.apply import honour_tombstones
+from pairloom.pipelines.optout.apply import apply_tombstones
 from pairloom.pipelines.reshard.reshard import reshard
 from pairloom.pipelines.select.compare import difference
 from pairloom.pipelines.select.select import inputs_of, select
@@ -31,38 +31,38 @@ def curate(
     retry: bool = False,
     limits: DedupeLimits = DEFAULT_LIMITS,
 ) -> dict[str, Any]:
-    """Run the walk, or `only` one step of it whose inputs are complete. What is complete is not done again.
+    """Run all steps, or `only` one step whose inputs are complete. Complete steps are not run again.
 
-    `retry` fetches rows again that failed for a reason that may heal. `start_ray` is called before the first step
-    that needs it. Returns a summary: each step's folder, rows, kept samples and counts of drop reasons, the difference
-    to the last selection, and what a retry asked for and got. Raises UserError.
+    `retry` fetches rows again that failed for a transient reason. `start_ray` is called before the first step that
+    needs Ray. Returns a summary: folder, rows, kept samples and drop counts per step, the difference to the last
+    selection, and the counts of a retry. Raises UserError.
     """
-    with work_later(recipe.root, "curate") as begin:
-        walk = Walk(recipe, start_ray, begin, only)
-        walk.ingest(retry)
-        walk.signals(after_dedupe=False)
-        walk.dedupe(limits)
-        walk.signals(after_dedupe=True)
-        walk.balance()
-        walk.select()
-        walk.reshard()
-        return walk.summary()
+    with lazy_shared_lock(recipe.root, "curate") as acquire_lock:
+        steps = CurateSteps(recipe, start_ray, acquire_lock, only)
+        steps.ingest(retry)
+        steps.signals(after_dedupe=False)
+        steps.dedupe(limits)
+        steps.signals(after_dedupe=True)
+        steps.balance()
+        steps.select()
+        steps.reshard()
+        return steps.summary()
 
 
-class Walk:
-    """The steps of one curation and the folders that they have given so far."""
+class CurateSteps:
+    """The steps of one curation, and the folders of their results so far."""
 
     def __init__(
-        self, recipe: CurateRecipe, start_ray: Callable[[], None], begin: BeforeWork, only: str | None
+        self, recipe: CurateRecipe, start_ray: Callable[[], None], acquire_lock: BeforeWork, only: str | None
     ) -> None:
         _check(recipe, only)
-        self._recipe, self._only, self._begin = recipe, only, begin
+        self._recipe, self._only, self._acquire_lock = recipe, only, acquire_lock
 
-        def begin_with_ray() -> None:
-            begin()
+        def lock_and_start_ray() -> None:
+            acquire_lock()
             start_ray()
 
-        self._start_ray = begin_with_ray
+        self._start_ray = lock_and_start_ray
         self._raw = self._dedupe = self._selection = ""
         self._balance: str | None = None
         self._signals: dict[str, str] = {}
@@ -73,7 +73,7 @@ class Walk:
     def ingest(self, retry: bool = False) -> None:
         """Source -> raw shards."""
         if retry and self._only not in (None, "ingest"):
-            raise RecipeError(f"--retry belongs to ingest; leave out --only {self._only}")
+            raise RecipeError(f"--retry belongs to ingest; omit --only {self._only}")
         if self._only in (None, "ingest"):
             self._raw = ingest(self._recipe, self._start_ray)
         else:
@@ -83,7 +83,7 @@ class Walk:
         self._note("ingest", self._raw)
 
     def signals(self, after_dedupe: bool) -> None:
-        """Raw shards -> columns: those that dedupe may need, or those that need dedupe."""
+        """Raw shards -> columns: signals that dedupe may use, or signals that use dedupe."""
         for signal in in_order(self._recipe):
             if self._is_past("signals") or comes_after_dedupe(self._recipe, signal) != after_dedupe:
                 continue
@@ -93,7 +93,7 @@ class Walk:
             self._note(f"signals {signal.name}", folder)
 
     def dedupe(self, limits: DedupeLimits) -> None:
-        """Slim columns of all shards -> who duplicates whom."""
+        """A few columns of all shards -> duplicates and their kept samples."""
         needed = any(comes_after_dedupe(self._recipe, signal) for signal in self._recipe.signals)
         if self._is_past("dedupe") and not (self._only == "signals" and needed):
             return
@@ -102,7 +102,7 @@ class Walk:
         self._note("dedupe", self._dedupe)
 
     def balance(self) -> None:
-        """Captions -> the entries that they match; `select` draws by these, or by clusters that a signal gave."""
+        """Captions -> their matching entries. `select` draws by these, or by the clusters of a signal."""
         if self._recipe.balance is None or self._is_past("balance"):
             return
         if isinstance(self._recipe.balance, ClusterBalance):
@@ -113,12 +113,12 @@ class Walk:
         self._note("balance", self._balance)
 
     def select(self) -> None:
-        """Columns -> every uid kept or dropped."""
+        """Columns -> one decision per uid."""
         if self._is_past("select"):
             return
         name = self._recipe.select.name
         last = latest_folder(self._recipe.root, "selections", name)
-        before_work = self._before("select", name, self._begin)
+        before_work = self._before("select", name, self._acquire_lock)
         inputs = inputs_of(self._recipe, self._raw, self._signals, self._dedupe, self._balance)
         self._selection = select(self._recipe, inputs, before_work)
         if last is not None and load_manifest(last).parents[0] == load_manifest(self._raw).hash():
@@ -133,7 +133,7 @@ class Walk:
         self._note("reshard", folder)
 
     def summary(self) -> dict[str, Any]:
-        """What was done."""
+        """The summary that `curate` returns."""
         return {
             "root": self._recipe.root,
             "steps": self._steps,
@@ -142,11 +142,11 @@ class Walk:
         }
 
     def _is_past(self, step: str) -> bool:
-        """True for the steps that come after the one that `only` names."""
+        """Whether a step comes after the one that `only` names."""
         return self._only is not None and COMMANDS.index(step) > COMMANDS.index(self._only)
 
     def _before(self, step: str, name: str, start: BeforeWork) -> BeforeWork:
-        """What a step with work left calls first: `start`, or a refusal where `only` names another step."""
+        """The BeforeWork of a step: `start`, or an error if `only` names another step."""
         return start if self._only in (None, step) else only_command(step, name)
 
     def _note(self, name: str, folder: str) -> None:
@@ -164,12 +164,12 @@ class Walk:
 
 def _check(recipe: CurateRecipe, only: str | None) -> None:
     if only is not None and only not in COMMANDS:
-        raise RecipeError(f"no step {only}; there are {', '.join(COMMANDS)}")
+        raise RecipeError(f"--only {only}: no such step; choose one of {', '.join(COMMANDS)}")
     after_dedupe = {signal.name for signal in recipe.signals if comes_after_dedupe(recipe, signal)}
     if recipe.dedupe.score_signal in after_dedupe:
         name = recipe.dedupe.score_signal
         raise RecipeError(
-            f"dedupe.score_signal: {name} is measured after dedupe, such as scores out of fold; name another signal"
+            f"dedupe.score_signal: {name} is measured after dedupe (for example out of fold); name another signal"
         )
 
 
@@ -177,5 +177,5 @@ def _complete_raw(recipe: CurateRecipe) -> str:
     folder = raw_folder(recipe)
     if not folder.is_complete():
         only_command("ingest", recipe.source.name)()
-    honour_tombstones(folder.url)
+    apply_tombstones(folder.url)
     return folder.url

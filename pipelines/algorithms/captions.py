@@ -1,4 +1,4 @@
-"""Captions compared without case, width and spacing."""
+"""Normalised captions: without differences of case, character width and spaces."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import unicodedata
 
 
 def normalise_caption(caption: str) -> str:
-    """NFKC, case folded, single spaces."""
+    """The caption in Unicode NFKC, case-folded, with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
 
 
 def caption_hash(caption: str) -> int:
-    """64 bits that are equal for captions equal after NFKC, case folding and collapsing of spaces."""
+    """64-bit hash of the normalised caption."""
     text = normalise_caption(caption)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

@@ -1,8 +1,8 @@
-"""All pairs of 256-bit hashes within a Hamming distance, none missed: tables over their four words, then verification.
+"""All pairs of 256-bit hashes within a Hamming distance, exact: tables over their four words, then verification.
 
 Two hashes within r bits differ in at most q = r // 4 bits of one of their four 64-bit words. That word, split in m
-blocks, agrees in m - q of them: a table is a word and such a choice of its blocks, the key. Hashes of one bucket are
-compared in all 256 bits. A hot bucket is split by the words that its key leaves free, where that saves comparisons.
+blocks, agrees in m - q of them. A table is a word and a choice of m - q of its blocks, the key. Hashes of one bucket
+are compared in all 256 bits. A large (hot) bucket is split by the words outside its key if that saves comparisons.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Table: TypeAlias = tuple[int, int]  # word, mask
 
 NUM_WORDS = 4
 HOT_BUCKET = 4096  # hashes
-SORT_COST, VERIFY_COST = 100.0, 2.0  # ns a hash a table, ns a pair
+SORT_COST, VERIFY_COST = 100.0, 2.0  # ns per hash and table, ns per pair
 
 
 def unpack_hashes(data: bytes) -> WideHashes:
-    """Hashes of 32 bytes each as four words."""
+    """Hashes of 32 bytes each, as [hashes, 4] words."""
     return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, NUM_WORDS)
 
 
 def wide_distance(left: WideHashes, right: WideHashes) -> npt.NDArray[np.int32]:
-    """Bits that differ, pair by pair."""
+    """Number of different bits of each pair."""
     distances: npt.NDArray[np.int32] = np.bitwise_count(left ^ right).sum(axis=-1, dtype=np.int32)
     return distances
 
 
 def plan_tables(num_hashes: int, max_distance: int, words: Sequence[int] = range(NUM_WORDS)) -> list[Table]:
-    """The tables that find every pair within `max_distance` of hashes that differ in these words."""
+    """The tables that find every pair within `max_distance` bits, for hashes that differ in `words` only."""
     radius = max_distance // len(words)
     num_blocks = min(range(radius + 1, radius + 8), key=partial(_cost, num_hashes, radius))
     edges = [NUM_BITS * block // num_blocks for block in range(num_blocks + 1)]
@@ -51,7 +51,7 @@ def plan_tables(num_hashes: int, max_distance: int, words: Sequence[int] = range
 
 
 def _cost(num_hashes: int, radius: int, num_blocks: int) -> float:
-    """Nanoseconds of the tables of one word: wider keys mean smaller buckets and more tables."""
+    """Estimated nanoseconds for the tables of one word: wider keys give smaller buckets and more tables."""
     key_bits = NUM_BITS * (num_blocks - radius) / num_blocks * ENTROPY_PER_BIT
     pairs = num_hashes**2 / 2 / 2**key_bits
     return comb(num_blocks, radius) * (SORT_COST * num_hashes + VERIFY_COST * pairs)
@@ -60,7 +60,7 @@ def _cost(num_hashes: int, radius: int, num_blocks: int) -> float:
 def pairs_of_wide_table(
     hashes: WideHashes, tables: Sequence[Table], table: int, radius: int
 ) -> tuple[Indices, Indices]:
-    """Places of the pairs that one table finds and no table before it, each once. `hashes` are distinct."""
+    """Indices of the pairs that this table finds and no earlier table does. `hashes` are unique."""
     word, mask = tables[table]
     left, right = _pairs_by_key(hashes, hashes[:, word] & np.uint64(mask), radius, [word])
     differences = hashes[left] ^ hashes[right]
@@ -73,7 +73,7 @@ def pairs_of_wide_table(
 def _pairs_by_key(
     hashes: WideHashes, keys: npt.NDArray[np.uint64], radius: int, used: Sequence[int]
 ) -> tuple[Indices, Indices]:
-    """Near pairs among hashes of equal keys; `used` words are part of a key already."""
+    """Pairs within `radius` among hashes with equal keys. `used`: words that are part of a key."""
     order = np.argsort(keys, kind="stable")
     edges = np.concatenate([[0], np.flatnonzero(np.diff(keys[order])) + 1, [len(keys)]])
     is_hot = np.diff(edges) > HOT_BUCKET
@@ -88,7 +88,7 @@ def _pairs_by_key(
 
 
 def _pairs_of_hot(hashes: WideHashes, radius: int, used: Sequence[int]) -> tuple[Indices, Indices]:
-    """Pairs of one hot bucket: by tables over its other words where that saves comparisons, else each with each."""
+    """Pairs of one hot bucket: by tables over its other words if that saves comparisons, else by brute force."""
     free = [word for word in range(NUM_WORDS) if word not in used]
     tables = plan_tables(len(hashes), radius, free) if free else []
     keys = [hashes[:, word] & np.uint64(mask) for word, mask in tables]
@@ -107,7 +107,7 @@ def _bucket_sizes(keys: npt.NDArray[np.uint64]) -> Indices:
 
 
 def find_wide_pairs(hashes: WideHashes, max_distance: int) -> Pairs:
-    """All pairs of distinct hashes within `max_distance`, as places, sorted; in this process."""
+    """All pairs of unique hashes within `max_distance` bits, as sorted indices; runs in this process."""
     tables = plan_tables(len(hashes), max_distance) if max_distance else []
     none = np.empty(0, np.int64)
     found = [(none, none), *(pairs_of_wide_table(hashes, tables, table, max_distance) for table in range(len(tables)))]
@@ -130,7 +130,7 @@ def _is_near(hashes: WideHashes, one: int, other: int, radius: int) -> np.bool_:
 def _compare(
     hashes: WideHashes, order: Indices, starts: Indices, stops: Indices, radius: int
 ) -> tuple[Indices, Indices]:
-    """Near pairs (places) inside buckets: order[starts[b]:stops[b]]."""
+    """Index pairs within `radius` inside the buckets order[starts[b]:stops[b]]."""
     left, right = np.empty(1024, np.int64), np.empty(1024, np.int64)
     num_found = 0
     for bucket in range(len(starts)):

@@ -1,13 +1,12 @@
-"""Pairs of near hashes inside one table: hashes whose key bits are equal lie in one bucket, and buckets are compared.
+"""Pairs of 64-bit hashes within a Hamming distance: hashes with equal key bits share a bucket; buckets are compared.
 
 Two hashes within r bits agree in at least m - r of m blocks of their bits, so they share a bucket in one of the C(m, r)
 tables whose key is a choice of m - r blocks. Tables whose keys begin with the same blocks make a *group*: the hashes
-are dealt into buckets by these first blocks once, in one pass over memory; a bucket fits into a processor's cache, and
+are sorted into buckets by these first blocks once, in one pass over memory. A bucket fits into a processor's cache;
 there each table of the group links hashes of one key in chains.
 
-A hot bucket (photographs are skewed, flat images more so) is searched by groups over the bits that its key leaves free
-and in which its hashes differ, so that no bucket is worth the square of its size unless its hashes are really near each
-other.
+A hot bucket (hashes of photographs are skewed, those of flat images more so) is searched by groups over the bits
+outside its key in which its hashes differ. Its cost is quadratic only if most of its hashes are near each other.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
-from pairloom.pipelines.algorithms.distinct import distinct
 from pairloom.pipelines.algorithms.jit import compiled
 from pairloom.pipelines.algorithms.union_find import Indices
+from pairloom.pipelines.algorithms.unique_sorted import unique_sorted
 
 Hashes = npt.NDArray[np.uint64]
-Moves = npt.NDArray[np.uint64]  # [blocks, 3]: bits of a block, how far down they go, how far up then
+Moves = npt.NDArray[np.uint64]  # [blocks, 3]: mask of a block, shift down, then shift up
 
 NUM_BITS = 64
 ALL_BITS = 2**NUM_BITS - 1
 ENTROPY_PER_BIT = 0.85  # hashes of photographs fill buckets less evenly than random bits
-DEAL_COST, CHAIN_COST, VERIFY_COST = 20.0, 6.0, 1.5  # ns: a hash a group, a hash a table, a pair (measured)
-BUCKET_COST = 30.0  # ns a bucket a group
-HOT_BUCKET = 32_767  # hashes; what a bucket may hold and still be searched in the cache, and places that are int16
-COMPARED_AT_ONCE = 1 << 16  # hashes that are worth comparing each with each where tables split them badly
-MAX_DEAL_BITS = 24  # of a group's key: buckets are counted in an array of 128 MB
-CHAIN_BITS = 14  # heads of chains: they stay in the innermost cache
+DEAL_COST, CHAIN_COST, VERIFY_COST = 20.0, 6.0, 1.5  # measured ns per hash and group, hash and table, pair
+BUCKET_COST = 30.0  # ns per bucket and group
+HOT_BUCKET = 32_767  # hashes: a larger bucket does not fit into the cache, nor its indices into int16
+COMPARED_AT_ONCE = 1 << 16  # hashes for which brute force is acceptable where tables split them badly
+MAX_DEAL_BITS = 24  # bits of a group's key: the array of bucket counts has 128 MB
+CHAIN_BITS = 14  # the heads of chains fit into the L1 cache
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,14 @@ class Group:
     """Tables whose keys begin with the same blocks, as masks of bits."""
 
     first: int  # the blocks that they share
-    others: tuple[int, ...]  # what the key of each table has beside them
-    earlier: tuple[int, ...]  # blocks: pairs that agree in one of them are found by another group
+    others: tuple[int, ...]  # per table: the other blocks of its key
+    earlier: tuple[int, ...]  # pairs that agree in one of these blocks are found by another group
 
 
 def plan_groups(num_hashes: int, max_distance: int, free: int = ALL_BITS) -> list[Group]:
-    """The cheapest groups that find every pair within `max_distance` of hashes that differ in `free` bits only.
+    """The cheapest groups that find every pair within `max_distance`, for hashes that differ in `free` bits only.
 
-    Wider keys mean smaller buckets and more tables. Empty where there are too few bits to split by.
+    Wider keys give smaller buckets and more tables. Empty if there are too few bits to split by.
     """
     positions = [bit for bit in range(NUM_BITS) if free >> bit & 1]
     choices = [
@@ -73,7 +72,7 @@ def plan_groups(num_hashes: int, max_distance: int, free: int = ALL_BITS) -> lis
 
 
 def _cost(num_hashes: int, max_distance: int, choice: tuple[int, int], num_free: int) -> tuple[bool, float]:
-    """Nanoseconds, and before them whether usual buckets would be hot or too many to count."""
+    """(Whether typical buckets would be hot or too many to count, estimated nanoseconds)."""
     num_blocks, num_first = choice
     block_bits = num_free / num_blocks
     in_bucket = num_hashes / 2 ** (num_first * block_bits * ENTROPY_PER_BIT)
@@ -87,7 +86,7 @@ def _cost(num_hashes: int, max_distance: int, choice: tuple[int, int], num_free:
 
 
 def pairs_of_group(values: Hashes, group: Group, max_distance: int) -> tuple[Hashes, Hashes]:
-    """Pairs within `max_distance` that this group of all is to find, each once. Repeated values count once."""
+    """The pairs within `max_distance` that belong to this group, each once. Repeated values count once."""
     shift = np.uint64(key_shift(group.first))
     keys = move_bits(values, moves_of(group.first)) >> shift
     dealt, edges = _deal(values, keys, group.first.bit_count())
@@ -95,7 +94,7 @@ def pairs_of_group(values: Hashes, group: Group, max_distance: int) -> tuple[Has
     left, right, hot = _search_buckets(dealt, edges, masks, earlier, max_distance)
     lefts, rights = [left], [right]
     for start, stop in hot.tolist():
-        one, other = pairs_of_hot(distinct(dealt[start:stop]), max_distance)
+        one, other = pairs_of_hot(unique_sorted(dealt[start:stop]), max_distance)
         new = _differ_in_all(one ^ other, group.earlier)
         lefts.append(one[new])
         rights.append(other[new])
@@ -103,7 +102,7 @@ def pairs_of_group(values: Hashes, group: Group, max_distance: int) -> tuple[Has
 
 
 def pairs_of_hot(values: Hashes, max_distance: int) -> tuple[Hashes, Hashes]:
-    """Pairs of one hot bucket (distinct values): by groups over the bits that vary, or each with each."""
+    """Pairs of one hot bucket (unique values): by groups over the bits that vary, or by brute force."""
     varying = int(np.bitwise_or.reduce(values) ^ np.bitwise_and.reduce(values)) if len(values) else 0
     groups = plan_groups(len(values), max_distance, varying)
     if not groups or (len(values) <= COMPARED_AT_ONCE and not _is_split(values, groups)):
@@ -114,7 +113,7 @@ def pairs_of_hot(values: Hashes, max_distance: int) -> tuple[Hashes, Hashes]:
 
 
 def _is_split(values: Hashes, groups: Sequence[Group]) -> bool:
-    """Whether the groups' buckets have less than half of the pairs."""
+    """Whether the groups' buckets contain less than half of all pairs."""
     num_pairs = 0.0
     for group in groups:
         _, sizes = np.unique(values & np.uint64(group.first), return_counts=True)
@@ -131,12 +130,12 @@ def _differ_in_all(differences: Hashes, blocks: Sequence[int]) -> npt.NDArray[np
 
 
 def key_shift(mask: int) -> int:
-    """How far a moved hash is shifted down to give its key; 64 where there is no key."""
+    """Shift in bits that turns a moved hash into its key; 64 if there is no key."""
     return NUM_BITS - mask.bit_count()
 
 
 def moves_of(mask: int) -> Moves:
-    """Moves that bring the bits of `mask` to the front and the others behind them, each in their order."""
+    """Moves that bring the bits of `mask` to the top and the other bits below, each in their order."""
     runs = [*_runs(mask), *_runs(ALL_BITS & ~mask)]
     moves, top = [], NUM_BITS
     for start, stop in runs:
@@ -156,18 +155,18 @@ def _runs(mask: int) -> list[tuple[int, int]]:
 def move_bits(values: Hashes, moves: Moves) -> Hashes:
     """Each value with its blocks of bits moved."""
     moved = np.zeros(len(values), np.uint64)
-    for start in range(0, len(values), 2048):  # stays in the cache while block after block is added
+    for start in range(0, len(values), 2048):  # a chunk stays in the cache over all blocks
         stop = min(start + 2048, len(values))
         for block in range(len(moves)):
             bits, down, up = moves[block, 0], moves[block, 1], moves[block, 2]
-            for place in range(start, stop):
-                moved[place] |= ((values[place] & bits) >> down) << up
+            for index in range(start, stop):
+                moved[index] |= ((values[index] & bits) >> down) << up
     return moved
 
 
 @compiled
 def popcount(bits: np.uint64) -> np.int64:
-    """Number of ones; compilers know this form and use the processor's own instruction."""
+    """Number of set bits; compilers turn this form into one instruction."""
     bits = bits - ((bits >> np.uint64(1)) & np.uint64(0x5555555555555555))
     bits = (bits & np.uint64(0x3333333333333333)) + ((bits >> np.uint64(2)) & np.uint64(0x3333333333333333))
     bits = (bits + (bits >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -176,33 +175,33 @@ def popcount(bits: np.uint64) -> np.int64:
 
 @compiled
 def _deal(values: Hashes, keys: Hashes, num_bits: int) -> tuple[Hashes, Indices]:
-    """Values by their keys, in their order, and where each key begins."""
+    """Values stably sorted by key (counting sort), and the start of each key."""
     edges = np.zeros((1 << num_bits) + 1, np.int64)
     for key in keys:
         edges[np.int64(key) + 1] += 1
     for key in range(1 << num_bits):
         edges[key + 1] += edges[key]
-    places = edges[:-1].copy()
+    offsets = edges[:-1].copy()
     dealt = np.empty(len(values), np.uint64)
-    for place in range(len(values)):
-        key = np.int64(keys[place])
-        dealt[places[key]] = values[place]
-        places[key] += 1
+    for index in range(len(values)):
+        key = np.int64(keys[index])
+        dealt[offsets[key]] = values[index]
+        offsets[key] += 1
     return dealt, edges
 
 
 @compiled
 def _chain_of(value: np.uint64) -> np.int64:
-    """Which chain a key belongs to."""
+    """The chain of a key."""
     return np.int64((value * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(NUM_BITS - CHAIN_BITS))
 
 
 @compiled
-def _distinct(bucket: Hashes, heads: npt.NDArray[np.int16], nexts: npt.NDArray[np.int16]) -> int:
-    """Move the distinct values of a bucket to its front; returns how many there are."""
+def _unique(bucket: Hashes, heads: npt.NDArray[np.int16], nexts: npt.NDArray[np.int16]) -> int:
+    """Move the unique values of a bucket to its front; returns their number."""
     num = 0
-    for place in range(len(bucket)):
-        value = bucket[place]
+    for index in range(len(bucket)):
+        value = bucket[index]
         chain = _chain_of(value)
         other = heads[chain]
         while other >= 0 and bucket[other] != value:
@@ -210,8 +209,8 @@ def _distinct(bucket: Hashes, heads: npt.NDArray[np.int16], nexts: npt.NDArray[n
         if other < 0:
             bucket[num], nexts[num], heads[chain] = value, heads[chain], num
             num += 1
-    for place in range(num):
-        heads[_chain_of(bucket[place])] = -1
+    for index in range(num):
+        heads[_chain_of(bucket[index])] = -1
     return num
 
 
@@ -219,7 +218,7 @@ def _distinct(bucket: Hashes, heads: npt.NDArray[np.int16], nexts: npt.NDArray[n
 def _search_buckets(
     dealt: Hashes, edges: Indices, masks: Hashes, earlier: Hashes, max_distance: int
 ) -> tuple[Hashes, Hashes, Indices]:
-    """Near pairs inside the buckets, told by the first table that links them; hot buckets are named, not searched."""
+    """Pairs inside the buckets, reported by the first table that links them, and the ranges of hot buckets."""
     left, right = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
     hot = np.empty((len(dealt) // HOT_BUCKET + 1, 2), np.int64)
     heads, nexts = np.full(1 << CHAIN_BITS, -1, np.int16), np.empty(HOT_BUCKET, np.int16)
@@ -232,14 +231,14 @@ def _search_buckets(
             num_hot += 1
             continue
         bucket = dealt[edges[key] : edges[key + 1]]
-        bucket = bucket[: _distinct(bucket, heads, nexts)]
+        bucket = bucket[: _unique(bucket, heads, nexts)]
         for table in range(len(masks)):
             mask = masks[table]
-            for place in range(len(bucket)):
-                value = bucket[place]
+            for index in range(len(bucket)):
+                value = bucket[index]
                 chain = _chain_of(value & mask)
                 other = heads[chain]
-                nexts[place], heads[chain] = other, place
+                nexts[index], heads[chain] = other, index
                 while other >= 0:
                     difference = bucket[other] ^ value
                     other_value = bucket[other]
@@ -250,18 +249,18 @@ def _search_buckets(
                         left, right = np.concatenate((left, left)), np.concatenate((right, right))
                     left[num_found], right[num_found] = other_value, value
                     num_found += 1
-            for place in range(len(bucket)):
-                heads[_chain_of(bucket[place] & mask)] = -1
+            for index in range(len(bucket)):
+                heads[_chain_of(bucket[index] & mask)] = -1
     return left[:num_found].copy(), right[:num_found].copy(), hot[:num_hot].copy()
 
 
 @compiled
 def _is_new(difference: np.uint64, table: int, masks: Hashes, earlier: Hashes) -> bool:
-    """True where this table is the first of all to have the pair in one bucket: each pair is told once."""
+    """Whether this table is the first with the pair in one bucket, so that each pair is reported once."""
     if difference & masks[table] != 0:
         return False  # another key in the same chain
-    for place in range(table):
-        if difference & masks[place] == 0:
+    for index in range(table):
+        if difference & masks[index] == 0:
             return False
     for block in earlier:  # noqa: SIM110 - numba has no all()
         if difference & block == 0:
@@ -271,7 +270,7 @@ def _is_new(difference: np.uint64, table: int, masks: Hashes, earlier: Hashes) -
 
 @compiled
 def _compare(values: Hashes, max_distance: int) -> tuple[Hashes, Hashes]:
-    """Near pairs of distinct values, each compared with each."""
+    """Pairs of unique values within `max_distance`, by brute force."""
     left, right = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
     num_found = 0
     for here in range(1, len(values)):
@@ -289,8 +288,8 @@ def _compare(values: Hashes, max_distance: int) -> tuple[Hashes, Hashes]:
 
 @compiled
 def count_near(values: Hashes, num: int, value: np.uint64, max_distance: int) -> np.int64:
-    """How many of the first `num` values lie within `max_distance`; a loop without branches, for wide registers."""
+    """Number of the first `num` values within `max_distance`; without branches, so that it is vectorised."""
     num_near = np.int64(0)
-    for place in range(num):
-        num_near += popcount(values[place] ^ value) <= max_distance
+    for index in range(num):
+        num_near += popcount(values[index] ^ value) <= max_distance
     return num_near

@@ -1,7 +1,7 @@
-"""All pairs of 64-bit hashes within a Hamming distance, none missed.
+"""All pairs of 64-bit hashes within a Hamming distance, exact.
 
-The work is cut by group of tables (`buckets`) and by partition of a group's keys, so that the same code runs in one
-process (`find_pairs`) and as Ray tasks (`linked`).
+The work is split by group of tables and by partition of a group's keys, so that the same code runs in one process
+(`find_pairs`) and as Ray tasks (`join_rounds`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pairloom.pipelines.algorithms.hamming64 import Hashes, pairs_of_group, plan
 from pairloom.pipelines.algorithms.jit import compiled
 from pairloom.pipelines.algorithms.union_find import Indices
 
-HASHES_PER_PARTITION = 4_000_000  # searched by one task: 32 MB, and three times as much on the way
+HASHES_PER_PARTITION = 4_000_000  # per task: 32 MB, and three times as much at the peak
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of indices, left < right, each once, with their distance in bits."""
+    """Unique pairs of indices, left < right, with their distance in bits."""
 
     left: Indices
     right: Indices
@@ -28,25 +28,25 @@ class Pairs:
 
 
 def even_distance(hashes: Hashes, max_distance: int) -> int:
-    """`max_distance`, less one where it is odd and all distances are even (all hashes have the same parity)."""
+    """`max_distance`, minus one if it is odd and all distances are even (all hashes have the same parity)."""
     parities = np.bitwise_count(hashes) & 1
     all_even = len(parities) > 0 and bool((parities == parities[0]).all())
     return max_distance - (max_distance & 1) if all_even else max_distance
 
 
 def as_pairs(hashes: Hashes, left: Hashes, right: Hashes) -> Pairs:
-    """Pairs of hashes as places among `hashes` (sorted, distinct), sorted."""
-    lower, higher = places_of(hashes, np.minimum(left, right)), places_of(hashes, np.maximum(left, right))
+    """Pairs of hashes as sorted indices into `hashes` (sorted, unique)."""
+    lower, higher = indices_of(hashes, np.minimum(left, right)), indices_of(hashes, np.maximum(left, right))
     order = np.lexsort((higher, lower))
     return Pairs(lower[order], higher[order], np.bitwise_count(left ^ right).astype(np.int32)[order])
 
 
-def places_of(hashes: Hashes, values: Hashes) -> Indices:
-    """Where each value lies; looked up in their order, which a cache likes ten times better than any other."""
+def indices_of(hashes: Hashes, values: Hashes) -> Indices:
+    """The index of each value in `hashes` (sorted). Sorted look-ups are ten times faster: they stay in the cache."""
     order = np.argsort(values)
-    places = np.empty(len(values), np.int64)
-    places[order] = np.searchsorted(hashes, values[order])
-    return places
+    indices = np.empty(len(values), np.int64)
+    indices[order] = np.searchsorted(hashes, values[order])
+    return indices
 
 
 def find_pairs(hashes: Hashes, max_distance: int) -> Pairs:
@@ -62,13 +62,13 @@ def find_pairs(hashes: Hashes, max_distance: int) -> Pairs:
 
 @compiled
 def partition_of(hashes: Hashes, mask: np.uint64, num_partitions: int) -> Indices:
-    """The partition of each hash's key; keys are mixed (splitmix64), so that skewed ones are even."""
+    """The partition of each hash's key. Keys are mixed (SplitMix64), so that skewed keys give even partitions."""
     partitions = np.zeros(len(hashes), np.int64)
     if num_partitions == 1:
         return partitions
-    for place in range(len(hashes)):
-        mixed = hashes[place] & mask
+    for index in range(len(hashes)):
+        mixed = hashes[index] & mask
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) >> np.uint64(11)
-        partitions[place] = mixed % np.uint64(num_partitions)
+        partitions[index] = mixed % np.uint64(num_partitions)
     return partitions

@@ -1,4 +1,4 @@
-"""numba with a typed face."""
+"""numba's compiler with type hints."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function of numpy arrays and numbers to machine code; cached on disk beside its source."""
+    """Compile a function of numpy arrays and numbers to machine code; numba caches it on disk beside its source."""
     return cast(Function, njit(cache=True)(function))

@@ -7,12 +7,12 @@ import numpy.typing as npt
 
 
 def draws(uids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each uid ([rows, 2], high and low half)."""
+    """One number in [0, 1) per uid. `uids` is [rows, 2]: high and low half."""
     return (mixed(uids, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def mixed(uids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
-    """64 even bits for each uid and seed, by integer arithmetic (SplitMix64's mixer)."""
+    """64 uniform bits per uid, a function of (seed, uid): the mixer of SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         start = _mix(np.full(len(uids), seed, np.int64).view(np.uint64))
         return _mix(uids[:, 1] ^ _mix(uids[:, 0] ^ start))

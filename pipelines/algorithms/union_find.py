@@ -1,4 +1,4 @@
-"""Connected components by union-find; the smallest member is the root, so the order of the edges never matters."""
+"""Connected components by union-find. The smallest member is the root, so the order of the edges does not matter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Indices = npt.NDArray[np.int64]
 
 @compiled
 def find(roots: Indices, member: int) -> int:
-    """The root of a member; halves the path on the way."""
+    """The root of a member, with path halving."""
     while roots[member] != member:
         roots[member] = roots[roots[member]]
         member = roots[member]
@@ -31,7 +31,7 @@ def unite(roots: Indices, left: int, right: int) -> None:
 
 @compiled
 def connect(num_members: int, left: Indices, right: Indices) -> Indices:
-    """Root of each of `num_members` members under the edges left[i] - right[i]: the smallest of its component."""
+    """The root of each of `num_members` members under the edges left[i] - right[i]: the smallest in its component."""
     roots = np.arange(num_members)
     for edge in range(len(left)):
         unite(roots, left[edge], right[edge])

@@ -1,4 +1,4 @@
-"""Shards of one or more data sets, cut into batches that one task reads."""
+"""Shards of one or more data sets, grouped into batches; one task reads one batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pairloom.schemas.data_set.manifest import Manifest
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How shards are cut into batches."""
+    """Limits of a batch."""
 
-    max_rows: int = 250_000  # read by one task
-    min_batches: int = 32  # where there are enough shards of `min_rows` rows
+    max_rows: int = 250_000  # per batch
+    min_batches: int = 32  # unless batches would get fewer than `min_rows` rows
     min_rows: int = 20_000
 
 
@@ -22,7 +22,7 @@ DEFAULT_LIMITS = BatchLimits()
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the columns of one data set lie."""
+    """The folders with the columns of one data set."""
 
     raw: str
     scores: str | None = None  # the signal that decides which duplicate is kept
@@ -33,25 +33,25 @@ class Folders:
 
 @dataclass(frozen=True)
 class Batch:
-    """Shards that one task reads, or writes the decisions of."""
+    """Shards that one task reads, or whose decisions it writes."""
 
     index: int
     folders: Folders
-    shards: tuple[tuple[int, str], ...]  # place among all shards, own ones first, and name
+    shards: tuple[tuple[int, str], ...]  # (index among all shards, name); own shards come first
 
 
 def cut_batches(folders: Sequence[tuple[Folders, Manifest]], limits: BatchLimits = DEFAULT_LIMITS) -> list[Batch]:
-    """Shards of one folder, in order, about as many rows in each batch; the first folder is our own."""
+    """Batches of consecutive shards of one folder, with similar numbers of rows; the first folder is the own one."""
     num_rows = sum(manifest.num_rows for _, manifest in folders)
     size = min(limits.max_rows, max(limits.min_rows, num_rows // limits.min_batches))
     batches: list[Batch] = []
-    place = 0
+    index = 0
     for folder, manifest in folders:
         shards: list[tuple[int, str]] = []
         rows = 0
         for shard in manifest.shards:
-            shards.append((place, shard.name))
-            place, rows = place + 1, rows + shard.num_rows
+            shards.append((index, shard.name))
+            index, rows = index + 1, rows + shard.num_rows
             if rows >= size or shard is manifest.shards[-1]:
                 batches.append(Batch(len(batches), folder, tuple(shards)))
                 shards, rows = [], 0

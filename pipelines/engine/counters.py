@@ -1,11 +1,11 @@
-"""Counts of rows, images, bytes and drops that travel from the workers to the driver while shards are being made.
+"""Counts of rows, images, bytes and drops, sent from the workers to the driver while shards are being made.
 
-    worker: Report.note(...) for each row -> at most one message a second -> Collector (an actor without a CPU)
-    driver: Collector.totals() a few times a second -> terminal and metrics.jsonl
-    Prometheus: the collector's metrics, at every node's metrics port as `ray_pairloom_rows_total`, ...
+    worker: Report.note_image / note_drop per row -> at most one message per second -> Collector (actor without a CPU)
+    driver: Collector.totals() a few times per second -> terminal and metrics.jsonl
+    Prometheus: the collector's metrics, at the metrics port of each node as `ray_pairloom_rows_total`, ...
 
-A message holds a shard's counts so far, not what was added: a message that is lost or comes again does no harm, and a
-shard that is tried again counts once, as far as it came.
+A message holds the counts of a shard so far, not an increment: lost or repeated messages do no harm, and a shard that
+is tried again counts once.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ FLUSH_TIMEOUT_S = 5.0
 
 @dataclass
 class Counts:
-    """What became of rows."""
+    """Numbers of rows by outcome."""
 
-    rows: int = 0  # with an image or dropped
+    rows: int = 0  # finished: with an image or dropped
     images: int = 0
     num_bytes: int = 0  # of the images as stored
     dropped: Counter[str] = field(default_factory=Counter)  # by reason
 
 
 class Report:
-    """A worker's counts of one shard. Threads may share it; without a collector it only counts."""
+    """A worker's counts of one shard. Thread-safe; without a collector it only counts."""
 
     def __init__(self, collector: Any = None, shard: int = 0) -> None:
         self.counts = Counts()
@@ -43,7 +43,7 @@ class Report:
         self._sent_at = time.monotonic()
 
     def note_image(self, num_bytes: int) -> None:
-        """A row has its image."""
+        """Count a row with an image."""
         with self._lock:
             self.counts.rows += 1
             self.counts.images += 1
@@ -51,25 +51,25 @@ class Report:
             self._send_if_due()
 
     def note_drop(self, reason: str) -> None:
-        """A row is dropped."""
+        """Count a dropped row."""
         with self._lock:
             self.counts.rows += 1
             self.counts.dropped[reason] += 1
             self._send_if_due()
 
     def flush(self) -> None:
-        """Send the last counts of the shard and wait until they have come, for the driver shows them at the end."""
+        """Send the last counts of the shard and wait for their delivery; the driver shows them at the end."""
         if self._collector is not None:
             ray.wait([self._collector.update.remote(self._shard, self.counts)], timeout=FLUSH_TIMEOUT_S)
 
     def _send_if_due(self) -> None:
         if self._collector is not None and time.monotonic() - self._sent_at > SECONDS_BETWEEN_REPORTS:
             self._sent_at = time.monotonic()
-            self._collector.update.remote(self._shard, self.counts)  # nobody waits for it
+            self._collector.update.remote(self._shard, self.counts)  # without waiting
 
 
 class Collector:
-    """Adds up the counts of all shards of a step. Runs as a Ray actor; its metrics are what Prometheus scrapes."""
+    """Sums the counts of all shards of a step. Runs as a Ray actor; Prometheus scrapes its metrics."""
 
     def __init__(self, step: str) -> None:
         self._of_shards: dict[int, Counts] = {}
@@ -87,7 +87,7 @@ class Collector:
         self._dropped = counter("dropped", "Rows dropped, by reason.", "reason")
 
     def update(self, shard: int, counts: Counts) -> None:
-        """Take over the counts of a shard as they are now."""
+        """Set the counts of one shard; counts never decrease."""
         known = self._of_shards.setdefault(shard, Counts())
         for name, metric in (("rows", self._rows), ("images", self._images), ("num_bytes", self._bytes)):
             more = getattr(counts, name) - getattr(known, name)

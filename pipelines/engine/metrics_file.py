@@ -1,6 +1,6 @@
-"""A `metrics.jsonl` that grows while a step runs: line by line on a local disk, as one small object on remote storage.
+"""A `metrics.jsonl` that grows during a step: line by line on a local disk, as one small object on remote storage.
 
-Metrics are no part of the data set: where they cannot be written the step goes on and a warning says so.
+Metrics are not part of the data set: if they cannot be written, the step logs a warning and continues.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from pairloom.schemas.storage import storage
 
 logger = logging.getLogger("pairloom")
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_BETWEEN_UPLOADS = 60.0  # the whole object is put again
+SECONDS_BETWEEN_UPLOADS = 60.0  # each upload puts the whole object
 
 
 class MetricsFile:
-    """Appends to what earlier runs have written."""
+    """Appends to the file of earlier runs."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._is_local = storage.is_local(url)
-        self._text: str | None = None  # remote: all of it
+        self._text: str | None = None  # remote storage: the whole content
         self._line_at = self._upload_at = time.monotonic()
 
     def put_if_due(self, make_line: Callable[[], Mapping[str, object]]) -> None:
-        """Add a line where the last one is some seconds old."""
+        """Add a line if the last one is older than `SECONDS_BETWEEN_LINES`."""
         if time.monotonic() - self._line_at > SECONDS_BETWEEN_LINES:
             is_upload_due = time.monotonic() - self._upload_at > SECONDS_BETWEEN_UPLOADS
             self.put(make_line(), upload=is_upload_due)
 
     def put(self, line: Mapping[str, object], upload: bool = True) -> None:
-        """Add a line; remote storage sees it when `upload` is true."""
+        """Add a line; remote storage is updated only if `upload` is true."""
         self._line_at = time.monotonic()
         try:
             self._append(json.dumps(line, sort_keys=True) + "\n", upload)
         except StorageError as error:
-            logger.warning("no metrics: %s", error)
+            logger.warning("metrics could not be written: %s", error)
 
     def _append(self, text: str, upload: bool) -> None:
         if self._is_local:

@@ -1,8 +1,8 @@
 """Progress of a long step: live on a terminal, a plain line every few seconds elsewhere (stderr).
 
-`Progress` counts shards. `CountedProgress` also shows what the workers count in them (`counters`): rows,
-images and megabytes a second, the share that is kept, the most frequent drop reasons and the time that is left. It
-writes the same to a `metrics.jsonl`.
+`Progress` counts shards. `CountedProgress` also shows the counts of the workers (counters.py): rows,
+images and megabytes per second, the share of kept rows, the most frequent drop reasons and the time left. It writes
+the same to a `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from pairloom.pipelines.engine.metrics_file import MetricsFile
 
 logger = logging.getLogger("pairloom")
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_OF_RATES = 30.0  # rates are those of the last half minute
-SHORT_WAIT_S, LONG_WAIT_S = 0.5, 5.0  # for counts: while shards are made, and at the end
+RATE_WINDOW_S = 30.0  # rates are averages over the last half minute
+SHORT_WAIT_S, LONG_WAIT_S = 0.5, 5.0  # timeouts for reading counts: during the step, at its end
 NUM_REASONS = 3
 
 
@@ -43,7 +43,7 @@ _COLUMNS = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColum
 
 
 class _Bar(RichProgress):
-    """A bar with a line of text below it."""
+    """A progress bar with a line of text below it."""
 
     note = ""
 
@@ -70,12 +70,12 @@ class Progress:
         return [*_COLUMNS, TimeElapsedColumn(), TimeRemainingColumn()]
 
     def advance(self) -> None:
-        """One more shard is done."""
+        """Count one finished shard."""
         self.done += 1
         self.refresh()
 
     def refresh(self) -> None:
-        """Show how far the step is; called a few times a second."""
+        """Show the progress; called a few times per second."""
         self._show()
 
     def _show(self, is_last: bool = False) -> None:
@@ -94,7 +94,7 @@ class Progress:
         return ""
 
     def close(self) -> None:
-        """Show how far the step came; it has ended, well or not."""
+        """Show the last state; the step has finished or failed."""
         self._show(is_last=True)
 
     def __enter__(self) -> Self:
@@ -115,15 +115,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Meter:
-    """Where the counts of a step come from and go to."""
+    """Source and destination of a step's counts."""
 
-    num_rows: int | None  # left to do; None where nobody knows
+    num_rows: int | None  # rows left to do; None: unknown
     metrics_url: str
-    read: Callable[[float], Counts | None]  # within so many seconds; None: not now
+    read: Callable[[float], Counts | None]  # argument: timeout in seconds; None: no answer
 
 
 class CountedProgress(Progress):
-    """Shows what the workers count, too."""
+    """Also shows the counts of the workers."""
 
     def __init__(self, step: str, total: int, done: int, meter: Meter) -> None:
         super().__init__(step, total, done)
@@ -153,11 +153,11 @@ class CountedProgress(Progress):
         self._counts = counts or self._counts
         if now - self._history[-1][0] >= 1.0:
             self._history.append((now, self._counts.rows, self._counts.images, self._counts.num_bytes))
-        while len(self._history) > 2 and now - self._history[1][0] > SECONDS_OF_RATES:
+        while len(self._history) > 2 and now - self._history[1][0] > RATE_WINDOW_S:
             self._history.popleft()
 
     def _rates(self) -> tuple[float, float, float]:
-        """Rows, images and bytes a second."""
+        """Rows, images and bytes per second."""
         then, *before = self._history[0]
         seconds = max(time.monotonic() - then, 1e-3)
         now = (self._counts.rows, self._counts.images, self._counts.num_bytes)
@@ -165,7 +165,7 @@ class CountedProgress(Progress):
         return rows, images, num_bytes
 
     def _seconds_left(self) -> float | None:
-        """By the rows where their number is known, else by the shards."""
+        """Estimated by rows if their number is known, else by shards."""
         if self._meter.num_rows is not None:
             rows_per_s = self._rates()[0]
             return max(0, self._meter.num_rows - self._counts.rows) / rows_per_s if rows_per_s else None

@@ -1,8 +1,8 @@
-"""Who is at work on a root, so that nothing is removed under a running command.
+"""Locks of a root: shared by commands that write, exclusive for `gc`, which removes files.
 
-A command puts `<root>/running/<host>-<pid>-<random>.json`, renews it every minute and removes it at its end. One that
-was killed leaves its note behind: it no longer counts when its process is gone or the note is old. Writers and the
-collector both note themselves first and look for the other after that, so at least one of two sees the other.
+A lock is a file `<root>/running/<host>-<pid>-<random>.json`. Its holder renews it every minute and removes it at the
+end. The lock of a killed command does not count when its process is gone or the file is old. Writers and gc both put
+their own lock first and look for others after that, so that at least one of two sees the other.
 """
 
 from __future__ import annotations
@@ -24,85 +24,93 @@ from pairloom.schemas.storage import storage
 
 FOLDER = "running"
 RENEW_S = 60.0
-LOST_S = 600.0  # without a renewal: a command that was killed on another machine
+LOST_S = 600.0  # lock lifetime without renewal, for a command that was killed on another machine
 
-COLLECTOR = "gc"
+EXCLUSIVE_COMMAND = "gc"
 
 
 @contextmanager
-def at_work(root: str, command: str) -> Iterator[None]:
-    """Note a command for as long as it runs. Raises InputError where it cannot run beside another one.
-
-    Writers run beside writers as they always could; the collector runs alone.
-    """
-    with work_later(root, command) as begin:
-        begin()
+def shared_lock(root: str, command: str) -> Iterator[None]:
+    """Hold a lock that other writers may hold too. Raises InputError while gc runs."""
+    with lazy_shared_lock(root, command) as acquire:
+        acquire()
         yield
 
 
 @contextmanager
-def work_later(root: str, command: str) -> Iterator[Callable[[], None]]:
-    """The same for a command that may find nothing to do: it is noted when it calls what this yields, once or more."""
+def exclusive_lock(root: str) -> Iterator[None]:
+    """Hold the only lock, for gc. Raises InputError while another command runs."""
+    with lazy_shared_lock(root, EXCLUSIVE_COMMAND) as acquire:
+        acquire()
+        yield
+
+
+@contextmanager
+def lazy_shared_lock(root: str, command: str) -> Iterator[Callable[[], None]]:
+    """A shared lock for a command that may find nothing to do.
+
+    Yields a function that acquires the lock; further calls do nothing. Raises InputError while gc runs.
+    """
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.json"
     url = storage.join(root, FOLDER, name)
     stop = threading.Event()
-    has_begun = False
+    is_held = False
 
-    def begin() -> None:
-        nonlocal has_begun
-        if not has_begun:
-            has_begun = True
+    def acquire() -> None:
+        nonlocal is_held
+        if not is_held:
+            is_held = True
             _renew(url, command)
             _check_others(root, command, name)
-            threading.Thread(target=_keep, args=(url, command, stop), daemon=True).start()
+            threading.Thread(target=_keep_renewing, args=(url, command, stop), daemon=True).start()
 
     _check_others(root, command, name)
     try:
-        yield begin
+        yield acquire
     finally:
         stop.set()
-        if has_begun:
+        if is_held:
             storage.remove(url)
             if storage.is_local(root):
-                with suppress(OSError):  # others are at work still
+                with suppress(OSError):  # other commands hold locks
                     os.rmdir(storage.local_path(storage.join(root, FOLDER)))
 
 
 def _check_others(root: str, command: str, name: str) -> None:
     for other in running(root):
-        if other["name"] != name and COLLECTOR in (command, other["command"]):
+        if other["name"] != name and EXCLUSIVE_COMMAND in (command, other["command"]):
             raise InputError(
-                f"{root}: {other['command']} is at work here (process {other['pid']} on {other['host']}); "
-                "run this when it is done"
+                f"{root}: {other['command']} runs here (process {other['pid']} on {other['host']}); "
+                f"run {command} when it is done"
             )
 
 
 def running(root: str) -> list[dict[str, Any]]:
-    """The notes of commands that are at work."""
-    notes = []
+    """The locks of running commands: `name`, `command`, `host`, `pid`, `time`."""
+    locks = []
     for url in storage.list_files(storage.join(root, FOLDER)):
         if not url.endswith(".json") or storage.name_of(url).startswith("."):
             continue
         try:
-            note = {"name": storage.name_of(url), **json.loads(storage.read_text(url))}
-        except FileNotFoundError:  # it has just ended
+            lock = {"name": storage.name_of(url), **json.loads(storage.read_text(url))}
+        except FileNotFoundError:  # the command has just ended
             continue
-        if _is_alive(note):
-            notes.append(note)
-    return notes
+        if _is_alive(lock):
+            locks.append(lock)
+    return locks
 
 
-def _is_alive(note: dict[str, Any]) -> bool:
-    if note["host"] == socket.gethostname() and not psutil.pid_exists(note["pid"]):
+def _is_alive(lock: dict[str, Any]) -> bool:
+    if lock["host"] == socket.gethostname() and not psutil.pid_exists(lock["pid"]):
         return False
-    return bool(time.time() - note["time"] < LOST_S)
+    return bool(time.time() - lock["time"] < LOST_S)
 
 
 def _renew(url: str, command: str) -> None:
-    note = {"command": command, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    storage.put_bytes(url, json.dumps(note, sort_keys=True).encode())
+    lock = {"command": command, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+    storage.put_bytes(url, json.dumps(lock, sort_keys=True).encode())
 
 
-def _keep(url: str, command: str, stop: threading.Event) -> None:
+def _keep_renewing(url: str, command: str, stop: threading.Event) -> None:
     while not stop.wait(RENEW_S):
         _renew(url, command)

@@ -1,7 +1,7 @@
-"""Run one step's shards on Ray: bounded in flight, retried, in the order of the items.
+"""Run the shards of one step on Ray: a bounded number at once, with retries, results in the order of the items.
 
-What is done already is the caller's to know (a file that exists): it passes only what is left. A failure of
-one shard never stops the others; when all have been tried, the first failure is raised.
+The caller passes only shards that are not done (their file does not exist). A failed shard never stops the others;
+when all have been tried, the first failure is raised.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pairloom.schemas.errors import PairloomError, ShardError, StorageError, Use
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-NUM_ATTEMPTS = 3  # of a shard, after a storage error, a lost worker or a lost node
-IN_FLIGHT_PER_CPU = 2  # the next shard's inputs are ready when a worker gets free
-REFRESH_S = 0.5  # of the progress, while no shard ends
+NUM_ATTEMPTS = 3  # per shard: after a storage error, a lost worker or a lost node
+IN_FLIGHT_PER_CPU = 2  # the inputs of the next shard are ready when a worker becomes free
+REFRESH_S = 0.5  # between two updates of the progress
 
 
 def run_shards(
@@ -51,18 +51,18 @@ def run_shards(
 
 @dataclass(frozen=True)
 class Counted:
-    """What work that reports its counts needs beside its items."""
+    """Arguments of `run_counted_shards`."""
 
-    num_done: int  # shards, by earlier runs
-    num_rows: int | None  # of all items; None where nobody knows
+    num_done: int  # shards finished by earlier runs
+    num_rows: int | None  # of all items; None: unknown
     metrics_url: str
-    num_cpus: float = 1.0  # a shard
+    num_cpus: float = 1.0  # per shard
 
 
 def run_counted_shards(
     step: str, work: Callable[[Item, Report], Result], items: Sequence[Item], counted: Counted
 ) -> list[Result]:
-    """Like `run_shards`, for work that reports what it counts; shown, written to `metrics_url`, seen by Prometheus."""
+    """Like `run_shards`, for work that reports counts: to the terminal, `metrics_url` and Prometheus."""
     if not items:
         return []
     collector = ray.remote(num_cpus=0)(Collector).remote(step)
@@ -75,7 +75,7 @@ def run_counted_shards(
             report.flush()
 
     def read_counts(timeout_s: float) -> Counts | None:
-        """What cannot be read now is shown later: the counts are no part of the work."""
+        """None if the collector does not answer: the counts are shown later."""
         try:
             counts: Counts = ray.get(collector.totals.remote(), timeout=timeout_s)
         except (GetTimeoutError, RayError):
@@ -111,9 +111,8 @@ def run_actors(
 ) -> list[Result]:
     """Like `run_shards`, for work that loads a model: each actor calls `make_worker` once.
 
-    Several threads of an actor call its worker where it works on several shards at once.
-    One actor a GPU where there are GPUs, else one a CPU less one (at least one), so that Ray never waits for a
-    CPU that an actor holds.
+    With `shards_at_once` > 1, several threads of an actor call its worker. One actor per GPU if `num_gpus` > 0;
+    otherwise max(1, num_cpus - 1) actors, so that one CPU stays free for tasks.
     """
     if not items:
         return []
@@ -134,7 +133,7 @@ def run_actors(
 
 
 class _Worker:
-    """Holds what `make_worker` loaded."""
+    """The actor: holds the worker that `make_worker` returned."""
 
     def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
         self._work = make_worker()
@@ -176,7 +175,7 @@ def _drain(
 
 
 def _as_pairloom_error(step: str, item: object, error: RayError) -> PairloomError:
-    """What a task raised, without Ray's wrapping."""
+    """The error that a task raised, without Ray's wrapping."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, PairloomError):
         return cause

@@ -1,4 +1,4 @@
-"""The folder of one step: `<root>/<step>/<name>/<hash8>`, what is left to do in it, and how it is finished."""
+"""The folder of one step, `<root>/<step>/<name>/<hash8>`: its missing files, its manifest, LATEST."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ BeforeWork = Callable[[], None]
 
 
 def nothing() -> None:
-    """The BeforeWork of a caller that has started Ray already."""
+    """The BeforeWork of a caller that has started Ray."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the work of a step gives to its manifest."""
+    """The result of a step's work, for its manifest."""
 
     shards: Sequence[ShardEntry]
     drop_counts: Mapping[str, int] = field(default_factory=dict)
     details: Mapping[str, object] = field(default_factory=dict)
-    scratch: tuple[str, ...] = ()  # folders that are removed once the manifest is written
+    scratch: tuple[str, ...] = ()  # folders that are removed after the manifest is written
 
 
 @dataclass(frozen=True)
 class StepFolder:
-    """Where a step writes, named by the hash of everything that changes its result."""
+    """The folder of a step; its name has the hash of everything that changes the result."""
 
     root: str
     step: str
     name: str
-    recipe_hash: str  # 64 hex
+    recipe_hash: str  # 64 hex digits
     parents: tuple[str, ...]  # hashes of the manifests that the step reads
 
     @property
     def url(self) -> str:
-        """The folder; its first 8 hex digits tell results apart."""
+        """The folder, with the first 8 hex digits of the hash."""
         return storage.join(self.root, self.step, self.name, self.recipe_hash[:8])
 
     def is_complete(self) -> bool:
-        """True when the manifest is there."""
+        """Whether the manifest exists."""
         return is_complete(self.url)
 
     def run_once(self, before_work: BeforeWork, work: Callable[[], StepResult]) -> str:
-        """Do the work of a step unless its folder is complete, and point LATEST at it; returns the folder.
+        """Run `work` unless the folder is complete, and point LATEST at it. Returns the folder.
 
-        `before_work` is called before the work, and not at all where there is none.
+        `before_work` is called before `work`, and not called if the folder is complete.
         """
         if not self.is_complete():
             before_work()
@@ -57,7 +57,7 @@ class StepFolder:
         return self.url
 
     def _finish(self, result: StepResult) -> None:
-        """Write the manifest, which marks the folder as done."""
+        """Write the manifest, which marks the folder as complete."""
         for folder in sorted({shard.name.partition("/")[0] for shard in result.shards}):
             remove_scratch(storage.join(self.url, folder))
         manifest = Manifest(
@@ -74,7 +74,7 @@ class StepFolder:
             storage.remove(scratch)
 
     def point_latest(self) -> None:
-        """Make this folder what `<step>/<name>` resolves to; writes nothing when it is so already."""
+        """Let `<step>/<name>` resolve to this folder; writes nothing if it does already."""
         if latest_folder(self.root, self.step, self.name) != self.url:
             set_latest(self.url)
 
@@ -89,7 +89,7 @@ def latest_folder(root: str, step: str, name: str) -> str | None:
 
 
 def missing_tables(folder: str, names: Iterable[str], extension: str = "parquet") -> list[str]:
-    """The shards of `names` whose table (or other file) is not there. Lists folders of 1,000, never keys one by one."""
+    """The shards of `names` without a table (or other file). Lists folders of 1,000 shards, never single keys."""
     names = list(names)
     there: set[str] = set()
     for part in sorted({name.partition("/")[0] for name in names}):
@@ -98,7 +98,7 @@ def missing_tables(folder: str, names: Iterable[str], extension: str = "parquet"
 
 
 def remove_scratch(folder: str) -> None:
-    """Remove what a killed worker left half written beside its target; on object storage nothing lies half written."""
+    """Remove temporary files of killed workers. Object storage has none: puts are atomic."""
     if not storage.is_local(folder):
         return
     for url in storage.list_files(folder):
@@ -108,7 +108,7 @@ def remove_scratch(folder: str) -> None:
 
 
 def only_command(step: str, name: str) -> BeforeWork:
-    """A BeforeWork that refuses to work: for the steps before the one that `--only` names."""
+    """A BeforeWork that raises InputError: for steps before the one that `--only` names."""
 
     def refuse() -> None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The event loop under the fetcher: curl's multi interface on a selector, with a limit for the first byte."""
+"""The event loop of the fetcher: curl's multi interface on a selector, with a timeout for the first byte."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pycurl
 
 from pairloom.pipelines.fetch.transfer import Transfer
 
-Ended = tuple[Transfer, int, str]  # with curl's result code (0 is success) and its message
+Ended = tuple[Transfer, int, str]  # transfer, curl's result code (0 is success), message
 
 
 class CurlLoop:
@@ -19,9 +19,9 @@ class CurlLoop:
 
     def __init__(self, max_connections: int, first_byte_timeout_s: float) -> None:
         self._first_byte_s = first_byte_timeout_s
-        self._first_bytes: deque[tuple[float, Transfer, int]] = deque()  # in the order of their deadlines
+        self._first_bytes: deque[tuple[float, Transfer, int]] = deque()  # (deadline, transfer, serial), sorted
         self._selector = selectors.DefaultSelector()
-        self._curl_due: float | None = None  # when curl wants to be called, time.monotonic()
+        self._curl_due: float | None = None  # time.monotonic() of curl's next timer
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
@@ -30,19 +30,19 @@ class CurlLoop:
         self.transfers: dict[pycurl.Curl, Transfer] = {}
 
     def add(self, transfer: Transfer) -> None:
-        """Let a transfer run that was started."""
+        """Run a transfer whose `start` was called."""
         self.transfers[transfer.curl] = transfer
         if self._first_byte_s < transfer.timeout_s:
             self._first_bytes.append((transfer.started_at + self._first_byte_s, transfer, transfer.serial))
         self._multi.add_handle(transfer.curl)
 
     def remove(self, transfer: Transfer) -> None:
-        """Take a transfer out before its end."""
+        """Remove a transfer before its end."""
         del self.transfers[transfer.curl]
         self._multi.remove_handle(transfer.curl)
 
     def _watch_socket(self, event: int, descriptor: int, multi: object, data: object) -> None:
-        """curl says what to wait for on one of its sockets."""
+        """curl calls this when it must wait for events of a socket."""
         known = descriptor in self._selector.get_map()
         if event == pycurl.POLL_REMOVE:
             if known:
@@ -60,7 +60,7 @@ class CurlLoop:
         self._curl_due = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
 
     def wait(self, timeout_s: float) -> list[Ended]:
-        """Sleep until a socket or curl is due, `timeout_s` at most, and let curl work; what has ended meanwhile."""
+        """Wait up to `timeout_s` seconds for a socket or a timer, and let curl work. Returns ended transfers."""
         now = time.monotonic()
         if self._curl_due is not None:
             timeout_s = min(timeout_s, self._curl_due - now)
@@ -69,7 +69,7 @@ class CurlLoop:
         timeout_s = max(0.0, timeout_s)
         if self._selector.get_map():
             events = self._selector.select(timeout_s)
-        else:  # epoll without sockets would return at once on some systems
+        else:  # epoll without sockets returns at once on some systems
             time.sleep(timeout_s)
             events = []
         for key, mask in events:
@@ -79,10 +79,10 @@ class CurlLoop:
         if self._curl_due is not None and self._curl_due <= time.monotonic():
             self._curl_due = None
             self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
-        return [*self._collect(), *self._silent()]
+        return [*self._collect(), *self._first_byte_timeouts()]
 
     def _collect(self) -> Iterator[Ended]:
-        """Take the exchanges that have ended off the multi handle."""
+        """Remove ended exchanges from the multi handle."""
         num_left = 1
         while num_left:
             num_left, succeeded, failed = self._multi.info_read()
@@ -93,11 +93,11 @@ class CurlLoop:
                 self._multi.remove_handle(curl)
                 yield self.transfers.pop(curl), code, message
 
-    def _silent(self) -> Iterator[Ended]:
-        """Take out the transfers whose server has not said anything in time."""
+    def _first_byte_timeouts(self) -> Iterator[Ended]:
+        """Cancel transfers that got no first byte within the timeout."""
         now = time.monotonic()
         while self._first_bytes and self._first_bytes[0][0] <= now:
             _, transfer, serial = self._first_bytes.popleft()
             if transfer.serial == serial and not transfer.status and transfer.curl in self.transfers:
                 self.remove(transfer)
-                yield transfer, pycurl.E_OPERATION_TIMEDOUT, f"no answer within {self._first_byte_s:g} s"
+                yield transfer, pycurl.E_OPERATION_TIMEDOUT, f"no first byte within {self._first_byte_s:g} s"

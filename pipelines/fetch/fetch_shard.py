@@ -1,4 +1,4 @@
-"""Fetch the URLs of one shard: with the process's event loop, under the cluster's limits, on a network that works."""
+"""Fetch the URLs of one shard with the process's fetcher, under the limits of the cluster."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import closing
 from functools import lru_cache
 
 from pairloom.pipelines.fetch.circuit_breaker import NetworkDownError
-from pairloom.pipelines.fetch.fetcher import Fetcher, Outcome
-from pairloom.pipelines.fetch.network_watch import NetworkWatch
+from pairloom.pipelines.fetch.fetcher import Fetcher
 from pairloom.pipelines.fetch.ray_host_limits import find_host_limits
+from pairloom.pipelines.fetch.response_handler import Outcome
 from pairloom.schemas.errors import ShardError
 from pairloom.schemas.recipes.curate import FetchRecipe
 
@@ -18,27 +18,24 @@ def fetch_rows(
     recipe: FetchRecipe,
     name: str,
     requests: Sequence[tuple[int, str | None]],
-    has_room: Callable[[], bool],
+    has_capacity: Callable[[], bool],
     is_retry: bool = False,
 ) -> Generator[tuple[int, Outcome], None, None]:
-    """Fetch `(row, url)` pairs of a shard; yields (row, body or error), one for each.
+    """Fetch `(row, url)` pairs of the shard `name`; yields (row, body or error) once per pair.
 
-    The caller owns and closes the bodies. Raises ShardError where the network is dead; that
-    no row of a retry could be fetched does not say so.
+    The caller owns and closes the bodies. Raises ShardError if the network is down. All rows of a retry may fail
+    although the network works, so that this alone raises no error.
     """
-    network = NetworkWatch(name, len(requests))
     limits = find_host_limits(recipe.per_host)
+    fetcher = _fetcher(recipe.model_dump_json())
     try:
-        with closing(_fetcher(recipe.model_dump_json()).fetch(requests, has_room, limits)) as answers:
-            for row, answer in answers:
-                if not is_retry:
-                    network.note(answer)
-                yield row, answer
+        with closing(fetcher.fetch(requests, has_capacity, limits, all_may_fail=is_retry)) as outcomes:
+            yield from outcomes
     except NetworkDownError as error:
         raise ShardError(f"shard {name}: {error}") from error
 
 
 @lru_cache(maxsize=1)
 def _fetcher(recipe_json: str) -> Fetcher:
-    """One event loop a process: its connections and robots.txt rules serve the next shard too."""
+    """One fetcher per process: its connections and robots.txt rules serve the next shard too."""
     return Fetcher(FetchRecipe.model_validate_json(recipe_json))

@@ -1,132 +1,133 @@
-"""Keeps one worker's leases of hosts: takes them for a shard, renews them while there is work, gives them back."""
+"""One worker's leases: requests slots for a shard, renews them while rows are left, gives them back."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 
-from pairloom.pipelines.fetch.host_limits import LEASE_S, Grant, HostLimits, Wish
+from pairloom.pipelines.fetch.host_limits import HostLimits, LeaseTimes, SlotGrant, SlotRequest
 from pairloom.pipelines.fetch.robots import RobotsCache, RobotsText, rules_of
 from pairloom.pipelines.fetch.scheduler import Host, HostQueue
 
-FIRST_ANSWER_S = 10.0  # the first leases of a shard are waited for
-RENEW_S = 3.0  # well below LEASE_S
-SCARCE_S = 0.3  # between questions while a host waits for a slot or for its robots.txt
+FIRST_GRANT_S = 10.0  # longest wait for the first leases of a shard
+SCARCE_S = 0.3  # between two requests while a host waits for a slot or for its robots.txt
 POLL_S = 0.02
 
 
-class Leases:
+class LeaseClient:
     """Leases of the hosts in a queue."""
 
-    def __init__(self, limits: HostLimits, queue: HostQueue, robots: RobotsCache | None) -> None:
+    def __init__(self, limits: HostLimits, queue: HostQueue, robots: RobotsCache | None, times: LeaseTimes) -> None:
         self._limits = limits
         self._queue = queue
         self._robots = robots  # None: robots.txt is not obeyed
-        self._is_asking = False
-        self._due = self._renewed_at = self._asked_at = time.monotonic()
+        self._times = times
+        self._is_waiting = False  # for grants
+        self._due = self._renewed_at = self._requested_at = time.monotonic()
         self._has_scarce = False
         self._was_shared = limits.is_shared
 
     def begin(self) -> None:
-        """Take leases for all hosts that are queued, and wait for them."""
-        self._ask(self._queue.unleased)
-        if self._is_asking:
-            self._take(self._limits.answer(FIRST_ANSWER_S))
+        """Request leases for all queued hosts, and wait for them."""
+        self._request(self._queue.unleased)
+        if self._is_waiting:
+            self._take(self._limits.poll(FIRST_GRANT_S))
 
-    def tend(self) -> float | None:
-        """Renew what runs out, lease new hosts. Returns the seconds until it wants to be called again."""
-        if not self._limits.is_shared and not self._queue.unleased and not self._is_asking and not self._has_scarce:
+    def renew(self) -> float | None:
+        """Renew leases that expire soon, lease new hosts. Returns the seconds until the next call is due."""
+        if not self._limits.is_shared and not self._queue.unleased and not self._is_waiting and not self._has_scarce:
             return None
         now = time.monotonic()
-        if self._limits.is_shared and now - self._renewed_at > LEASE_S:
-            self._lose_all()
-        if self._is_asking:
-            self._take(self._limits.answer(0))
+        if self._limits.is_shared and now - self._renewed_at > self._times.lease_s:
+            self._drop_all()
+        if self._is_waiting:
+            self._take(self._limits.poll(0))
             return POLL_S
         if self._queue.unleased:
-            self._ask(self._queue.unleased)
+            self._request(self._queue.unleased)
         elif now >= self._due:
-            self._ask([host for host in self._queue.hosts.values() if self._needs_word(host, now)])
+            self._request([host for host in self._queue.hosts.values() if self._needs_exchange(host, now)])
         elif not self._limits.is_shared:
             return None
-        return POLL_S if self._is_asking else self._due - now
+        return POLL_S if self._is_waiting else self._due - now
 
     def end(self) -> None:
-        """Give everything back."""
-        held = {host.origin: Wish(0, 0, host.interval_s, _pause(host)) for host in self._queue.hosts.values()}
+        """Give all leases back."""
+        held = {host.origin: SlotRequest(0, 0, host.interval_s, _pause_s(host)) for host in self._queue.hosts.values()}
         if self._limits.is_shared and held:
-            self._limits.ask(held)
+            self._limits.request(held)
 
     def share_robots(self, host: Host, text: RobotsText) -> None:
-        """Hand a robots.txt that this worker asked for to the others."""
+        """Share a robots.txt that this worker fetched."""
         self._limits.share_robots(host.origin, text, host.interval_s)
 
-    def _needs_word(self, host: Host, now: float) -> bool:
+    def _needs_exchange(self, host: Host, now: float) -> bool:
         has_work = bool(host.waiting or host.num_in_flight)
-        if now < self._renewed_at + RENEW_S:  # only what waits for others
+        if now < self._renewed_at + self._times.renew_s:
             return _is_scarce(host)
         return has_work or host.is_leased
 
-    def _ask(self, hosts: list[Host]) -> None:
+    def _request(self, hosts: list[Host]) -> None:
         if hosts is self._queue.unleased:
             self._queue.unleased = []
-        elif time.monotonic() >= self._renewed_at + RENEW_S:
-            self._asked_at = time.monotonic()
-        self._limits.ask({host.origin: self._wish(host) for host in hosts})
-        self._is_asking = True
+        elif time.monotonic() >= self._renewed_at + self._times.renew_s:
+            self._requested_at = time.monotonic()
+        self._limits.request({host.origin: self._slot_request(host) for host in hosts})
+        self._is_waiting = True
         if not self._limits.is_shared:
-            self._take(self._limits.answer(0))
+            self._take(self._limits.poll(0))
             return
         for host in hosts:
             if not host.is_leased:
                 host.slots = 0
 
-    def _wish(self, host: Host) -> Wish:
+    def _slot_request(self, host: Host) -> SlotRequest:
         needs_robots = self._robots is not None and host.rules is None and self._robots.get(host.origin) is None
-        needs_robots &= not host.is_asking_rules or host.is_rules_elsewhere
+        needs_robots &= not host.is_fetching_robots or host.is_robots_elsewhere
         wanted = len(host.waiting) + host.num_in_flight
-        return Wish(wanted, host.num_in_flight, host.interval_s, _pause(host), needs_robots)
+        return SlotRequest(wanted, host.num_in_flight, host.interval_s, _pause_s(host), needs_robots)
 
-    def _take(self, grants: Mapping[str, Grant] | None) -> None:
-        """Put an answer to use, where there is one."""
+    def _take(self, grants: Mapping[str, SlotGrant] | None) -> None:
+        """Apply grants; None: they have not arrived."""
         if grants is None:
             return
-        self._is_asking = False
-        self._renewed_at = self._asked_at
+        self._is_waiting = False
+        self._renewed_at = self._requested_at
         for origin, grant in grants.items():
-            self._put(self._queue.hosts[origin], grant)
+            self._apply(self._queue.hosts[origin], grant)
         now = time.monotonic()
         if self._was_shared and not self._limits.is_shared:
             self._was_shared = False
-            self._ask(list(self._queue.hosts.values()))
+            self._request(list(self._queue.hosts.values()))
         self._has_scarce = any(_is_scarce(host) for host in self._queue.hosts.values())
-        self._due = min(self._renewed_at + RENEW_S, now + SCARCE_S if self._has_scarce else now + RENEW_S)
+        renew_s = self._times.renew_s
+        self._due = min(self._renewed_at + renew_s, now + SCARCE_S if self._has_scarce else now + renew_s)
 
-    def _put(self, host: Host, grant: Grant) -> None:
+    def _apply(self, host: Host, grant: SlotGrant) -> None:
         host.is_leased = grant.slots > 0
-        if grant.wait_s > _pause(host) + 0.001:
+        if grant.wait_s > _pause_s(host) + 0.001:
             self._queue.pause(host, grant.wait_s)
         if self._robots is not None and host.rules is None:
             if grant.robots is not None:
                 self._robots.put(host.origin, rules_of(grant.robots))
-                self._queue.rules_are_known(host)
-            elif not grant.asks_robots and not host.is_asking_rules:
-                host.is_asking_rules = host.is_rules_elsewhere = True
-            elif grant.asks_robots and host.is_rules_elsewhere:
-                self._queue.rules_are_known(host)  # which lets the first job find that they are not
+                self._queue.resume_after_robots(host)
+            elif not grant.fetches_robots and not host.is_fetching_robots:
+                host.is_fetching_robots = host.is_robots_elsewhere = True
+            elif grant.fetches_robots and host.is_robots_elsewhere:
+                self._queue.resume_after_robots(host)  # its first job then fetches robots.txt
         self._queue.set_slots(host, grant.slots)
 
-    def _lose_all(self) -> None:
-        """The lease has run out before it was renewed: others may have the slots by now."""
+    def _drop_all(self) -> None:
+        """The leases expired before they were renewed: other workers may hold the slots."""
         for host in self._queue.hosts.values():
             host.slots, host.is_leased = 0, False
         self._due = 0.0
 
 
 def _is_scarce(host: Host) -> bool:
-    """A host that waits for a slot, or for a robots.txt that another worker asks for."""
-    return bool(host.waiting) and (host.slots == 0 or host.is_rules_elsewhere)
+    """Whether a host waits for a slot, or for a robots.txt that another worker fetches."""
+    return bool(host.waiting) and (host.slots == 0 or host.is_robots_elsewhere)
 
 
-def _pause(host: Host) -> float:
+def _pause_s(host: Host) -> float:
     return max(0.0, host.paused_until - time.monotonic()) if host.paused_until else 0.0

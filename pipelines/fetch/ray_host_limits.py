@@ -1,7 +1,7 @@
-"""Host limits over all workers of a Ray cluster: ledgers in small actors, each with its part of the hosts.
+"""Host limits over all workers of a Ray cluster: rate limiter services in small actors, each for a part of the hosts.
 
-The driver of an ingest holds them (`shared_host_limits`); workers find them by name. Where they cannot be reached, a
-worker goes on with its part of the limit, so that all together still keep it.
+The driver of an ingest starts the actors (`shared_host_limits`); workers find them by name. A worker that cannot reach
+them uses its share of the limit, so that all workers together still keep the limit.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import os
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from pairloom.pipelines.fetch.host_limits import Grant, HostLedger, HostLimits, LocalLimits, Wish
+from pairloom.pipelines.fetch.host_limits import HostLimits, LocalLimits, RateLimiterService, SlotGrant, SlotRequest
 from pairloom.pipelines.fetch.robots import RobotsText
 
 ACTOR_NAME = "pairloom-hosts"
-CPUS_PER_ACTOR = 256  # workers that one actor serves with a small part of a core
-ANSWER_S = 5.0  # until an actor counts as gone
+CPUS_PER_ACTOR = 256  # that many workers need a small part of a core in the actor
+TIMEOUT_S = 5.0  # until an actor counts as dead
 
 
 @contextmanager
 def shared_host_limits(per_host: int) -> Iterator[None]:
-    """Keep one limit a host over all workers for the time of the `with`."""
+    """Within the `with`, the limit per host holds over all workers of the cluster."""
     num_actors = 1 + int(_num_cpus() / CPUS_PER_ACTOR)
-    actor_class = ray.remote(num_cpus=0)(HostLedger)
+    actor_class = ray.remote(num_cpus=0)(RateLimiterService)
     actors = [
         actor_class.options(name=f"{ACTOR_NAME}-{index}-of-{num_actors}", get_if_exists=True).remote(per_host)
         for index in range(num_actors)
@@ -42,7 +42,7 @@ def shared_host_limits(per_host: int) -> Iterator[None]:
 
 
 def find_host_limits(per_host: int) -> HostLimits:
-    """The limits that hold here: those of the cluster, or those of a process that is alone."""
+    """The shared limits of this cluster, or local limits if no service runs."""
     if not ray.is_initialized():
         return LocalLimits(per_host)
     num_cpus = _num_cpus()
@@ -60,53 +60,53 @@ def _num_cpus() -> float:
 
 
 class SharedLimits:
-    """One worker's side of the ledgers."""
+    """One worker's client of the rate limiter services."""
 
-    def __init__(self, actors: list[Any], local: LocalLimits) -> None:
-        self._actors = actors
+    def __init__(self, actors: Sequence[Any], local: LocalLimits) -> None:
+        self.actors = tuple(actors)
         self._local = local
         self._worker = f"{os.getpid()}-{uuid.uuid4().hex}"
-        self._wishes: Mapping[str, Wish] = {}
+        self._requests: Mapping[str, SlotRequest] = {}
         self._pending: list[Any] = []
-        self._asked_at = 0.0
-        self._is_lost = False
+        self._requested_at = 0.0
+        self._is_dead = False
 
     @property
     def is_shared(self) -> bool:
-        """False once an actor did not answer."""
-        return not self._is_lost
+        """False after an actor did not answer."""
+        return not self._is_dead
 
-    def ask(self, wishes: Mapping[str, Wish]) -> None:
-        """Send each actor the wishes for its hosts."""
-        self._wishes, self._pending, self._asked_at = wishes, [], time.monotonic()
-        if self._is_lost:
+    def request(self, requests: Mapping[str, SlotRequest]) -> None:
+        """Send each actor the requests for its hosts."""
+        self._requests, self._pending, self._requested_at = requests, [], time.monotonic()
+        if self._is_dead:
             return
-        parts: list[dict[str, Wish]] = [{} for _ in self._actors]
-        for origin, wish in wishes.items():
-            parts[self._part(origin)][origin] = wish
-        calls = zip(self._actors, parts, strict=True)
+        by_actor: list[dict[str, SlotRequest]] = [{} for _ in self.actors]
+        for origin, request in requests.items():
+            by_actor[self._actor_index(origin)][origin] = request
+        calls = zip(self.actors, by_actor, strict=True)
         self._pending = [actor.exchange.remote(self._worker, part) for actor, part in calls if part]
 
-    def answer(self, timeout_s: float) -> Mapping[str, Grant] | None:
-        """Grants, or None while they are on their way; where an actor is gone, the part of one worker of many."""
-        if not self._is_lost and self._pending:
+    def poll(self, timeout_s: float) -> Mapping[str, SlotGrant] | None:
+        """The grants; None while they are pending. If an actor is dead: this worker's share of the limit."""
+        if not self._is_dead and self._pending:
             ready, waiting = ray.wait(self._pending, num_returns=len(self._pending), timeout=timeout_s)
-            if waiting and time.monotonic() - self._asked_at < ANSWER_S:
+            if waiting and time.monotonic() - self._requested_at < TIMEOUT_S:
                 return None
             try:
-                parts = [] if waiting else ray.get(ready)
-                self._is_lost = bool(waiting)
+                grants = [] if waiting else ray.get(ready)
+                self._is_dead = bool(waiting)
             except RayError:
-                self._is_lost = True
-        if self._is_lost:
-            self._local.ask(self._wishes)
-            return self._local.answer(0)
-        return {origin: grant for part in parts for origin, grant in part.items()} if self._pending else {}
+                self._is_dead = True
+        if self._is_dead:
+            self._local.request(self._requests)
+            return self._local.poll(0)
+        return {origin: grant for part in grants for origin, grant in part.items()} if self._pending else {}
 
     def share_robots(self, origin: str, text: RobotsText, interval_s: float) -> None:
-        """Fire and forget."""
-        if not self._is_lost:
-            self._actors[self._part(origin)].share_robots.remote(origin, text, interval_s)
+        """Send a robots.txt to its actor, without waiting for an answer."""
+        if not self._is_dead:
+            self.actors[self._actor_index(origin)].share_robots.remote(origin, text, interval_s)
 
-    def _part(self, origin: str) -> int:
-        return zlib.crc32(origin.encode()) % len(self._actors)
+    def _actor_index(self, origin: str) -> int:
+        return zlib.crc32(origin.encode()) % len(self.actors)

@@ -1,42 +1,42 @@
-"""What sites ask of robots: robots.txt (RFC 9309) and the X-Robots-Tag header."""
+"""Rules for robots: robots.txt (RFC 9309) and the X-Robots-Tag header."""
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Collection
 from typing import TypeAlias
 
+from cachetools import TLRUCache
 from protego import Protego
 
 from pairloom.schemas.errors import SampleError
 
-MAX_ROBOTS_BYTES = 512 * 1024  # RFC 9309 asks for at least 500 KiB; what lies beyond is not read
-CACHE_ENTRIES = 100_000  # origins
-CACHE_S = 24 * 3600.0  # RFC 9309: not longer than a day
-FAILURE_CACHE_S = 60.0  # a site that could not be asked is asked again soon
+MAX_ROBOTS_BYTES = 512 * 1024  # RFC 9309, section 2.5: at least 500 KiB must be parsed
+MAX_ORIGINS = 100_000
+CACHE_S = 24 * 3600.0  # RFC 9309, section 2.4: at most 24 hours
+FAILURE_CACHE_S = 60.0  # until a robots.txt that could not be fetched is tried again
 
 Rules: TypeAlias = Protego | SampleError
-"""The rules of one origin, or why they could not be had: then nothing of it may be fetched for now."""
+"""The rules of one origin, or why robots.txt could not be fetched: then nothing of it may be fetched for now."""
 
 RobotsText: TypeAlias = bytes | SampleError
-"""What rules are made of, small enough to be shared between workers."""
+"""The body of a robots.txt, or why it could not be fetched; workers share it in this form."""
 
 _VALUED_DIRECTIVES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
 def parse_rules(body: bytes) -> Protego:
-    """Rules of a robots.txt; whatever is not understood is skipped, as the RFC asks."""
+    """Rules of a robots.txt; lines that are not valid are skipped (RFC 9309, section 2.2)."""
     return Protego.parse(body[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace"))
 
 
 def rules_of(text: RobotsText) -> Rules:
-    """Rules from what was received, or the reason why nothing was."""
+    """Rules from a body; an error stays an error."""
     return text if isinstance(text, SampleError) else parse_rules(text) if text else ALLOW_ALL
 
 
-def seconds_between(rules: Rules, user_agent: str) -> float:
-    """How far apart a site wants our requests: Crawl-delay or Request-rate, the slower of the two."""
+def request_interval_s(rules: Rules, user_agent: str) -> float:
+    """Seconds between two requests: the larger of Crawl-delay and Request-rate."""
     if rules is ALLOW_ALL or isinstance(rules, SampleError):
         return 0.0
     rate = rules.request_rate(user_agent)
@@ -47,38 +47,40 @@ def seconds_between(rules: Rules, user_agent: str) -> float:
 ALLOW_ALL: Protego = parse_rules(b"")
 
 
+def robots_lifetime_s(value: Rules | RobotsText) -> float:
+    """Seconds for which a robots.txt is kept: a day, or a minute if it could not be fetched."""
+    return FAILURE_CACHE_S if isinstance(value, SampleError) else CACHE_S
+
+
+def _expires_at(origin: str, rules: Rules, now: float) -> float:
+    return now + robots_lifetime_s(rules)
+
+
 class RobotsCache:
-    """Rules by origin, the least recently used leave first."""
+    """Rules by origin; the least recently used are removed first."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[str, tuple[float, Rules]] = OrderedDict()
+        self._rules: TLRUCache[str, Rules] = TLRUCache(MAX_ORIGINS, _expires_at, time.monotonic)
 
     def get(self, origin: str) -> Rules | None:
-        """Rules that are still fresh, or None."""
-        entry = self._entries.get(origin)
-        if entry is None or entry[0] < time.monotonic():
-            return None
-        self._entries.move_to_end(origin)
-        return entry[1]
+        """Rules that have not expired, or None."""
+        return self._rules.get(origin)
 
     def put(self, origin: str, rules: Rules) -> None:
-        """Remember rules for a day, failures for a minute."""
-        lifetime_s = FAILURE_CACHE_S if isinstance(rules, SampleError) else CACHE_S
-        self._entries[origin] = (time.monotonic() + lifetime_s, rules)
-        self._entries.move_to_end(origin)
-        if len(self._entries) > CACHE_ENTRIES:
-            self._entries.popitem(last=False)
+        """Keep rules for a day, failures for a minute."""
+        self._rules[origin] = rules
 
     def forget_failures(self) -> None:
-        """Ask again where robots.txt could not be had: the network was down."""
-        for origin in [origin for origin, (_, rules) in self._entries.items() if isinstance(rules, SampleError)]:
-            del self._entries[origin]
+        """Remove the entries of robots.txt files that could not be fetched."""
+        for origin in list(self._rules):
+            if isinstance(self._rules.get(origin), SampleError):
+                self._rules.pop(origin, None)
 
 
 def refused_directive(header: str, user_agent: str, disallowed: Collection[str]) -> str | None:
-    """The first directive of an X-Robots-Tag value that forbids use, or None.
+    """The first directive of an X-Robots-Tag value that is in `disallowed`, or None.
 
-    `noai, noindex` holds for everyone, `somebot: noai` only where `somebot` is part of our user agent.
+    `noai, noindex` applies to all, `somebot: noai` only where `somebot` is part of `user_agent`.
     """
     agent, separator, rest = header.partition(":")
     name = agent.strip().lower()

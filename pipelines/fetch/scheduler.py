@@ -1,4 +1,4 @@
-"""Which request starts next: origins take turns, each with its limit, its pauses and its robots.txt."""
+"""Chooses the next request: hosts in round robin, each with its slots, its pauses and its robots.txt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pairloom.pipelines.fetch.robots import Rules
 from pairloom.pipelines.sources.urls import host_name_of, origin_of
 from pairloom.schemas.errors import SampleError
 
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.5, 8.0
 
 
 @dataclass(eq=False, slots=True)
@@ -29,61 +29,61 @@ class Host:
     interval_s: float = 0.0  # between the starts of two requests
     paused_until: float = 0.0  # time.monotonic()
     rules: Rules | None = None  # None: not known yet
-    is_asking_rules: bool = False
-    is_rules_elsewhere: bool = False  # another worker asks
-    is_listed: bool = False  # in the queue's turn
-    is_leased: bool = False  # slots of a shared limit
-    num_lost: int = 0  # exchanges in a row that ended without an answer
-    given_up: SampleError | None = None  # why nothing more is asked of it
+    is_fetching_robots: bool = False  # its rows wait for robots.txt
+    is_robots_elsewhere: bool = False  # another worker fetches robots.txt
+    is_ready: bool = False  # listed in the queue's round robin
+    is_leased: bool = False  # has slots of a shared limit
+    num_incomplete: int = 0  # exchanges in a row without a complete response
+    blocked_by: SampleError | None = None  # the error that ends all its rows
 
     def forget_failures(self) -> None:
-        """As if nothing had gone wrong with it: the fault was the network's."""
-        self.given_up, self.num_lost = None, 0
+        """Forget what a network that was down made of this host."""
+        self.blocked_by, self.num_incomplete = None, 0
         if isinstance(self.rules, SampleError):
             self.rules = None
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One row's URL on its way, the robots.txt of a host, or a probe whether the network is alive."""
+    """One request to make: the URL of a row, a robots.txt, or a probe of the network."""
 
     row: int
     first_url: str
     url: str  # after redirects
     host: Host
-    seconds_left: float  # of this attempt, over all its redirects; waiting for a turn does not count
+    seconds_left: float  # of this attempt over all its redirects; time in the queue does not count
     num_redirects: int = 0
     num_failures: int = 0
-    num_outages: int = 0  # of the network, after which it was tried again
+    num_outages: int = 0  # outages of the network after which the row was fetched again
     is_robots: bool = False
     is_probe: bool = False
 
     def start_over(self, timeout_s: float) -> None:
-        """From the URL that the row names, with all of its time."""
+        """Reset to the URL of the row and the whole timeout."""
         self.url, self.num_redirects, self.seconds_left = self.first_url, 0, timeout_s
 
     def backoff_s(self) -> float:
-        """Doubling waits with a jitter that is a function of the URL and the attempt."""
+        """Exponential backoff in seconds. Its jitter is a function of the URL and the attempt."""
         digest = hashlib.blake2b(f"{self.num_failures}\0{self.first_url}".encode(), digest_size=4).digest()
         jitter = int.from_bytes(digest, "big") / 2**32
-        return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (self.num_failures - 1)) * (0.5 + jitter)
+        return min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** (self.num_failures - 1)) * (0.5 + jitter)
 
 
 class HostQueue:
-    """Jobs waiting for their turn. Not thread-safe: it belongs to one event loop."""
+    """Waiting jobs by host. Not thread-safe: it belongs to one event loop."""
 
     def __init__(self, per_host: int, interval_s: float = 0.0) -> None:
         self._per_host = per_host
         self._interval_s = interval_s
         self.hosts: dict[str, Host] = {}
-        self.unleased: list[Host] = []  # new ones; emptied by who leases their slots
-        self._turn: deque[Host] = deque()
-        self._urgent: deque[Job] = deque()  # robots.txt: a whole host waits for it
-        self._later: list[tuple[float, int, Job | Host]] = []  # heap
+        self.unleased: list[Host] = []  # new hosts; the lease client empties this list
+        self._ready: deque[Host] = deque()
+        self._robots_jobs: deque[Job] = deque()  # first of all: a whole host waits for each
+        self._delayed: list[tuple[float, int, Job | Host]] = []  # heap by time.monotonic()
         self._serial = count()
 
     def host_of(self, url: str) -> Host:
-        """The host that a clean URL belongs to."""
+        """The host of a clean URL."""
         origin = origin_of(url)
         host = self.hosts.get(origin)
         if host is None:
@@ -92,86 +92,86 @@ class HostQueue:
         return host
 
     def add(self, job: Job, delay_s: float = 0.0) -> None:
-        """Queue a job, now or later."""
+        """Queue a job, now or after a delay."""
         if delay_s > 0:
-            self._wake_later(delay_s, job)
+            self._delay(delay_s, job)
         elif job.is_robots:
-            self._urgent.append(job)
+            self._robots_jobs.append(job)
         else:
             job.host.waiting.append(job)
-            self._list(job.host)
+            self._mark_ready(job.host)
 
     def pause(self, host: Host, seconds: float) -> None:
-        """Ask nothing of a host for a while."""
+        """Start no request to a host for so many seconds."""
         host.paused_until = max(host.paused_until, time.monotonic() + seconds)
-        self._wake_later(seconds, host)
+        self._delay(seconds, host)
 
-    def _wake_later(self, seconds: float, sleeper: Job | Host) -> None:
-        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._serial), sleeper))
+    def _delay(self, seconds: float, delayed: Job | Host) -> None:
+        heapq.heappush(self._delayed, (time.monotonic() + seconds, next(self._serial), delayed))
 
-    def _list(self, host: Host) -> None:
-        """Give a host its turn where it has work and may do it."""
-        if host.is_listed or not host.waiting or host.is_asking_rules or host.num_in_flight >= host.slots:
+    def _mark_ready(self, host: Host) -> None:
+        """Put a host into the round robin if one of its jobs may start."""
+        if host.is_ready or not host.waiting or host.is_fetching_robots or host.num_in_flight >= host.slots:
             return
         if not host.paused_until or host.paused_until <= time.monotonic():
-            host.is_listed = True
-            self._turn.append(host)
+            host.is_ready = True
+            self._ready.append(host)
 
     def take(self) -> Job | None:
-        """The next job that may start, or None. Its host counts it until `release`."""
+        """The next job that may start, or None. Its host counts it as in flight until `release`."""
         self._wake()
-        if self._urgent:
-            job = self._urgent.popleft()
+        if self._robots_jobs:
+            job = self._robots_jobs.popleft()
             job.host.num_in_flight += 1
             return job
-        while self._turn:
-            host = self._turn.popleft()
-            host.is_listed = False
-            if host.is_asking_rules or not host.waiting or host.num_in_flight >= host.slots:
+        while self._ready:
+            host = self._ready.popleft()
+            host.is_ready = False
+            if host.is_fetching_robots or not host.waiting or host.num_in_flight >= host.slots:
                 continue
             if host.paused_until and host.paused_until > time.monotonic():
                 continue
             job = host.waiting.popleft()
             host.num_in_flight += 1
-            self._list(host)
+            self._mark_ready(host)
             return job
         return None
 
     def release(self, host: Host) -> None:
-        """A job of this host is no longer in flight."""
+        """One job of this host is no longer in flight."""
         host.num_in_flight -= 1
-        self._list(host)
+        self._mark_ready(host)
 
-    def rules_are_known(self, host: Host) -> None:
-        """Let a host go on that waited for its robots.txt."""
-        host.is_asking_rules = host.is_rules_elsewhere = False
-        self._list(host)
+    def resume_after_robots(self, host: Host) -> None:
+        """The host's robots.txt is known, or this worker must fetch it: its jobs may start."""
+        host.is_fetching_robots = host.is_robots_elsewhere = False
+        self._mark_ready(host)
 
     def set_slots(self, host: Host, slots: int) -> None:
-        """Change how many requests a host may have in flight."""
+        """Set how many requests a host may have in flight."""
         host.slots = slots
-        self._list(host)
+        self._mark_ready(host)
 
     def put_back(self, job: Job) -> None:
         """Undo a `take`: the job is the next of its host."""
         job.host.num_in_flight -= 1
         job.host.waiting.appendleft(job)
-        self._list(job.host)
+        self._mark_ready(job.host)
 
     def drain(self, host: Host) -> Iterator[Job]:
-        """Take all waiting jobs of a host off the queue."""
+        """Remove and yield all waiting jobs of a host."""
         while host.waiting:
             yield host.waiting.popleft()
 
     def _wake(self) -> None:
         now = time.monotonic()
-        while self._later and self._later[0][0] <= now:
-            _, _, sleeper = heapq.heappop(self._later)
-            if isinstance(sleeper, Host):
-                self._list(sleeper)
+        while self._delayed and self._delayed[0][0] <= now:
+            _, _, delayed = heapq.heappop(self._delayed)
+            if isinstance(delayed, Host):
+                self._mark_ready(delayed)
             else:
-                self.add(sleeper)
+                self.add(delayed)
 
     def seconds_to_wake(self) -> float | None:
-        """How long until something that sleeps is due; None where nothing sleeps."""
-        return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+        """Seconds until a delayed job or a paused host is due; None if there is none."""
+        return max(0.0, self._delayed[0][0] - time.monotonic()) if self._delayed else None

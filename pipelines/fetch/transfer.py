@@ -1,6 +1,6 @@
-"""One HTTP exchange on a reusable curl handle: headers decide before the body comes, the body is capped and spooled.
+"""One HTTP exchange on a reusable curl handle. Headers are checked before the body arrives; the body has a size limit.
 
-Redirects are not followed here: the caller checks robots.txt for where they lead and starts another exchange.
+Redirects are not followed here: the caller checks robots.txt of the target and starts another exchange.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import pycurl
 
-from pairloom.pipelines.engine.spooled_bytes import Body
+from pairloom.pipelines.engine.spooled_bytes import SpooledBytes
 from pairloom.pipelines.fetch.robots import refused_directive
 from pairloom.pipelines.sources.urls import is_public
 from pairloom.schemas.drop_reason import TRANSIENT, DropReason
@@ -23,7 +23,7 @@ from pairloom.schemas.errors import SampleError
 from pairloom.schemas.recipes.curate import FetchRecipe
 
 DEFAULT_USER_AGENT = "pairloom/0.1"
-DRAIN_BYTES = 1 << 16  # of an unwanted body; reading that much is cheaper than a new connection
+DRAIN_BYTES = 1 << 16  # of an unwanted body: reading so much is cheaper than a new connection
 DNS_CACHE_S = 300
 
 _REASONS = {
@@ -32,53 +32,53 @@ _REASONS = {
     pycurl.E_PARTIAL_FILE: DropReason.TRUNCATED_BODY,
     pycurl.E_URL_MALFORMAT: DropReason.INVALID_URL,
     pycurl.E_UNSUPPORTED_PROTOCOL: DropReason.INVALID_URL,
-}  # every other curl error is a connection_error
-_NEVER_HEAL = {pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE, pycurl.E_BAD_CONTENT_ENCODING}
+}  # all other curl errors are connection_error
+_PERMANENT_ERRORS = {pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE, pycurl.E_BAD_CONTENT_ENCODING}
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one exchange came to: a body, a redirect, or an error."""
+class Response:
+    """The result of one exchange: a body, a redirect, or an error."""
 
-    body: Body | None = None
+    body: SpooledBytes | None = None
     location: str | None = None
     error: SampleError | None = None
-    may_heal: bool = False  # another attempt may end differently
-    retry_after_s: float | None = None  # what the server asked for
+    is_transient: bool = False  # another attempt may succeed
+    retry_after_s: float | None = None  # the Retry-After header, in seconds
     status: int = 0
-    is_lost: bool = False  # no whole answer came, as when the network or the server is down
+    is_incomplete: bool = False  # no complete response arrived: the network or the server may be down
 
 
 class Transfer:
-    """A curl handle with its callbacks, used for one exchange after the other."""
+    """A curl handle with its callbacks; serves one exchange after another."""
 
     def __init__(self, recipe: FetchRecipe, is_probe: bool = False) -> None:
         self.curl = pycurl.Curl()
-        self.serial = 0  # of the exchange
+        self.serial = 0  # number of the exchange
         self.timeout_s = 0.0
         self._user_agent = recipe.user_agent or DEFAULT_USER_AGENT
         self._disallowed = {directive.lower() for directive in recipe.disallowed_directives}
         self._allow_private = recipe.allow_private_addresses
         self._set_options()
         self.curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(recipe.connect_timeout_s * 1000)))
-        if is_probe:  # look the name up and connect again, whatever is known or open
+        if is_probe:  # a new name look-up and a new connection
             self.curl.setopt(pycurl.FRESH_CONNECT, 1)
             self.curl.setopt(pycurl.DNS_CACHE_TIMEOUT, 0)
-        self._forget(0, False)
+        self._reset(0, False)
 
     def _set_options(self) -> None:
-        """Options that are the same for every exchange."""
+        """Set the options that all exchanges share."""
         curl = self.curl
         curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
         curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
         curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
         curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         curl.setopt(pycurl.FOLLOWLOCATION, 0)
-        curl.setopt(pycurl.NOPROXY, "*")  # behind a proxy the connected address would prove nothing
+        curl.setopt(pycurl.NOPROXY, "*")  # behind a proxy, the address of the connection says nothing about the host
         curl.setopt(pycurl.NOSIGNAL, 1)
         curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS)
-        curl.setopt(pycurl.PIPEWAIT, 1)  # rather a second stream than a second connection
-        curl.setopt(pycurl.ACCEPT_ENCODING, "identity")  # ask for plain bytes, decode what comes packed all the same
+        curl.setopt(pycurl.PIPEWAIT, 1)  # prefer a second stream to a second connection
+        curl.setopt(pycurl.ACCEPT_ENCODING, "identity")  # curl still decodes a body that arrives compressed
         curl.setopt(pycurl.USERAGENT, self._user_agent)
         curl.setopt(pycurl.BUFFERSIZE, 1 << 17)
         curl.setopt(pycurl.DNS_CACHE_TIMEOUT, DNS_CACHE_S)
@@ -86,37 +86,37 @@ class Transfer:
         if certificates and os.path.exists(certificates):
             curl.setopt(pycurl.CAINFO, certificates)
 
-    def _forget(self, max_bytes: int, is_robots: bool) -> None:
-        """Clear what the last exchange left."""
+    def _reset(self, max_bytes: int, is_robots: bool) -> None:
+        """Clear the state of the last exchange."""
         self._max_bytes = max_bytes
         self._is_robots = is_robots
         self._headers: dict[str, str] = {}
         self._directives: list[str] = []
         self.status = 0
-        self._has_headers = False  # all of them
-        self._body: Body | None = None
+        self._has_headers = False  # all headers have arrived
+        self._body: SpooledBytes | None = None
         self._num_bytes = 0
         self._refusal: SampleError | None = None
-        self._hung_up = False  # we ended the exchange, whatever curl says about it
+        self._hung_up = False  # this class ended the exchange; curl reports that as an error
         self._private_address: str | None = None
         self.started_at = time.monotonic()
 
     def start(self, url: str, timeout_s: float, max_bytes: int, is_robots: bool = False) -> None:
         """Prepare the handle; the caller adds it to its multi handle.
 
-        A robots.txt is cut at `max_bytes` rather than refused, and carries no directives for itself.
+        A robots.txt is cut at `max_bytes`, not refused, and its X-Robots-Tag is ignored.
         """
-        self._forget(max_bytes, is_robots)
+        self._reset(max_bytes, is_robots)
         self.serial += 1
         self.timeout_s = timeout_s
         self.curl.setopt(pycurl.URL, url)
         self.curl.setopt(pycurl.TIMEOUT_MS, max(1, int(timeout_s * 1000)))
 
     def _open_socket(self, purpose: int, address: Any) -> Any:
-        """Called with the address that the name resolved to, for every connection: nothing slips past it."""
-        family, kind, protocol, place = address
-        if not self._allow_private and not is_public(str(place[0])):
-            self._private_address = str(place[0])
+        """curl calls this for every connection, with the address that the name resolved to."""
+        family, kind, protocol, target = address
+        if not self._allow_private and not is_public(str(target[0])):
+            self._private_address = str(target[0])
             return pycurl.SOCKET_BAD
         return socket.socket(family, kind, protocol)
 
@@ -139,7 +139,7 @@ class Transfer:
         return None
 
     def _decide(self) -> int | None:
-        """All headers are here: go on, or hang up before the body."""
+        """All headers have arrived: continue, or end the exchange before the body."""
         length = int(self._headers["content-length"]) if self._headers.get("content-length", "").isdigit() else 0
         if not self._is_wanted():
             return self._hang_up() if length > DRAIN_BYTES else None
@@ -172,45 +172,49 @@ class Transfer:
             self._refusal = SampleError(DropReason.TOO_MANY_BYTES, f"more than {self._max_bytes} bytes")
             return self._hang_up()
         if self._body is None:
-            self._body = Body()
+            self._body = SpooledBytes()
         self._body.write(piece)
         return None
 
-    def finish(self, code: int, message: str) -> Answer:
-        """The answer, from curl's result code (0 is success) and its message."""
+    def finish(self, code: int, message: str) -> Response:
+        """The response, from curl's result code (0 is success) and its message."""
         if self._refusal is not None:
-            return self._without_body(Answer(error=self._refusal, status=self.status))
+            return self._without_body(Response(error=self._refusal, status=self.status))
         if code != 0 and self._private_address is not None:
             error = SampleError(DropReason.PRIVATE_ADDRESS, f"leads to {self._private_address}")
-            return self._without_body(Answer(error=error))
+            return self._without_body(Response(error=error))
         if code != 0 and not self._hung_up:
             reason = _REASONS.get(code, DropReason.CONNECTION_ERROR)
-            may_heal = reason in TRANSIENT and code not in _NEVER_HEAL
+            is_transient = reason in TRANSIENT and code not in _PERMANENT_ERRORS
             error = SampleError(reason, f"{message or 'curl'} ({code})")
-            return self._without_body(Answer(error=error, may_heal=may_heal, status=self.status, is_lost=may_heal))
-        if not self._has_headers:  # the connection ended inside them, which curl takes for their end
-            error = SampleError(DropReason.TRUNCATED_BODY, "the answer ends in its headers")
-            return self._without_body(Answer(error=error, may_heal=True, status=self.status, is_lost=True))
+            return self._without_body(
+                Response(error=error, is_transient=is_transient, status=self.status, is_incomplete=is_transient)
+            )
+        if not self._has_headers:  # the connection ended within the headers; curl does not report that
+            error = SampleError(DropReason.TRUNCATED_BODY, "the response ends in its headers")
+            return self._without_body(Response(error=error, is_transient=True, status=self.status, is_incomplete=True))
         return self._by_status()
 
-    def _by_status(self) -> Answer:
+    def _by_status(self) -> Response:
         status, location = self.status, self._headers.get("location")
         if self._is_wanted():
             body, self._body = self._body, None
             if body is None:
-                return Answer(error=SampleError(DropReason.NOT_AN_IMAGE, "empty body"), status=status)
-            return Answer(body=body, status=status)
+                return Response(error=SampleError(DropReason.NOT_AN_IMAGE, "empty body"), status=status)
+            return Response(body=body, status=status)
         if status in (301, 302, 303, 307, 308) and location:
-            return Answer(location=location, status=status)
+            return Response(location=location, status=status)
         error = SampleError(_reason_of_status(status), f"HTTP status {status}")
         retry_after_s = _parse_retry_after(self._headers.get("retry-after"))
-        return Answer(error=error, may_heal=error.drop_reason in TRANSIENT, retry_after_s=retry_after_s, status=status)
+        return Response(
+            error=error, is_transient=error.drop_reason in TRANSIENT, retry_after_s=retry_after_s, status=status
+        )
 
-    def _without_body(self, answer: Answer) -> Answer:
+    def _without_body(self, response: Response) -> Response:
         if self._body is not None:
             self._body.close()
             self._body = None
-        return answer
+        return response
 
 
 def _reason_of_status(status: int) -> DropReason:
@@ -224,7 +228,7 @@ def _reason_of_status(status: int) -> DropReason:
 
 
 def _parse_retry_after(value: str | None) -> float | None:
-    """Seconds from now of a Retry-After header: a number or a date."""
+    """Seconds from now; the header has a number or a date (RFC 9110, section 10.2.3)."""
     if value is None:
         return None
     if value.isdigit():

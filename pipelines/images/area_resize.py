@@ -1,8 +1,8 @@
-"""Area interpolation, compiled: what `cv2.INTER_AREA` gives (within one grey level), three times as fast.
+"""Compiled area interpolation: equals `cv2.INTER_AREA` within one grey level and is three times as fast.
 
-Every source pixel counts by the share of it that lies under the target pixel. Unlike cv2 it takes a source that covers
-a fraction of a pixel less than its array: a JPEG decoded at 1/2 of an odd side. Sums run in a fixed order in single
-precision without contraction, so that a hash never depends on the machine.
+Each source pixel is weighted by its share under the target pixel. Unlike cv2, the image may cover a fraction of a pixel
+less than the source array: a JPEG decoded at 1/2 of an odd side. Sums run in a fixed order in float32 without fused
+multiply-add, so that hashes do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from numba import njit
 from pairloom.schemas.images.decode import Pixels
 
 Line = npt.NDArray[np.float32]  # one row of source pixels, channels interleaved, weighted and summed
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 Unsigned = npt.NDArray[np.uint64]
 Shares = npt.NDArray[np.float32]
 
 
 def shrink(pixels: Pixels, covered: tuple[float, float], size: tuple[int, int]) -> Pixels:
-    """The first `covered` (height, width) px of an RGB array as `size` (height, width) px, by area.
+    """Shrink the first `covered` (height, width) px of an RGB array to `size` (height, width) px.
 
-    cv2 does what it is fast at (whole ratios) and what grows along one axis.
+    cv2 handles whole ratios, where it is fast, and images that grow along one axis.
     """
     height, width = pixels.shape[:2]
     is_whole = covered[0] == height and covered[1] == width
@@ -37,8 +37,8 @@ def shrink(pixels: Pixels, covered: tuple[float, float], size: tuple[int, int]) 
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _shares(covered: float, num_source: int, num_target: int) -> tuple[Places, Places, Shares]:
-    """First source index of each target pixel, how many there are, and their shares, which sum up to one."""
+def _shares(covered: float, num_source: int, num_target: int) -> tuple[Indices, Indices, Shares]:
+    """Per target pixel: first source index, number of source pixels, and their shares, which sum to one."""
     scale = covered / num_target
     first = np.empty(num_target, np.int64)
     count = np.empty(num_target, np.int64)
@@ -49,10 +49,10 @@ def _shares(covered: float, num_source: int, num_target: int) -> tuple[Places, P
         last = min(int(np.ceil(end - 1e-6)), num_source)
         count[index] = max(last - first[index], 1)
         total = 0.0
-        for place in range(count[index]):
-            position = first[index] + place
+        for step in range(count[index]):
+            position = first[index] + step
             share = max(min(position + 1.0, end) - max(float(position), begin), 0.0)
-            shares[index, place] = share
+            shares[index, step] = share
             total += share
         shares[index] /= np.float32(total)
     return first, count, shares
@@ -60,40 +60,40 @@ def _shares(covered: float, num_source: int, num_target: int) -> tuple[Places, P
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _shrink(source: npt.NDArray[np.uint8], covered_height: float, covered_width: float, target: Pixels) -> None:
-    """Rows are summed first, whole and contiguous; then columns, of far fewer rows."""
+    """Sum rows first: they are contiguous; then columns, of far fewer rows."""
     height, width = target.shape[0], target.shape[1]
     rows, num_rows, row_shares = _shares(covered_height, source.shape[0], height)
     columns, num_columns, column_shares = _shares(covered_width, source.shape[1] // 3, width)
-    num_places = source.shape[1]
-    line = np.zeros(num_places + 12, np.float32)  # and room for the shares of nothing behind the last column
+    num_values = source.shape[1]
+    line = np.zeros(num_values + 12, np.float32)  # 12 zeros: reads behind the last column have share 0
     sums = np.empty(3 * width, np.float32)
-    flat, places, by_place = target.reshape(height, -1), (3 * columns).astype(np.uint64), column_shares.T.copy()
+    flat, starts, by_offset = target.reshape(height, -1), (3 * columns).astype(np.uint64), column_shares.T.copy()
     most = num_columns.max()
     for y in range(height):
         share, row = row_shares[y, 0], source[rows[y]]
-        for place in range(num_places):
-            line[place] = share * np.float32(row[place])
+        for offset in range(num_values):
+            line[offset] = share * np.float32(row[offset])
         for more in range(1, num_rows[y]):
             share, row = row_shares[y, more], source[rows[y] + more]
-            for place in range(num_places):
-                line[place] += share * np.float32(row[place])
+            for offset in range(num_values):
+                line[offset] += share * np.float32(row[offset])
         if most <= 3:
-            _sum_three(line, places, by_place, sums)
+            _sum_three(line, starts, by_offset, sums)
         elif most <= 4:
-            _sum_four(line, places, by_place, sums)
+            _sum_four(line, starts, by_offset, sums)
         else:
             _sum_columns(line, columns, num_columns, column_shares, sums)
-        for place in range(3 * width):
-            flat[y, place] = np.uint8(np.int32(sums[place] + np.float32(0.5)))
+        for offset in range(3 * width):
+            flat[y, offset] = np.uint8(np.int32(sums[offset] + np.float32(0.5)))
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _sum_three(line: Line, places: Unsigned, shares: Shares, sums: Line) -> None:
-    """The columns of one target row, of at most three source pixels each: no loop, no test for negative places."""
+def _sum_three(line: Line, starts: Unsigned, shares: Shares, sums: Line) -> None:
+    """The columns of one target row with at most three source pixels each: without a loop or index checks."""
     one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
     target = np.uint64(0)
-    for x in range(places.shape[0]):
-        first = places[x]
+    for x in range(starts.shape[0]):
+        first = starts[x]
         second, third = first + three, first + three + three
         here, next_one, last = shares[0, x], shares[1, x], shares[2, x]
         sums[target] = here * line[first] + next_one * line[second] + last * line[third]
@@ -103,28 +103,28 @@ def _sum_three(line: Line, places: Unsigned, shares: Shares, sums: Line) -> None
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _sum_four(line: Line, places: Unsigned, shares: Shares, sums: Line) -> None:
-    """As `_sum_three`, of at most four source pixels."""
+def _sum_four(line: Line, starts: Unsigned, shares: Shares, sums: Line) -> None:
+    """As `_sum_three`, with at most four source pixels."""
     three, six, nine = np.uint64(3), np.uint64(6), np.uint64(9)
     target = np.uint64(0)
-    for x in range(places.shape[0]):
+    for x in range(starts.shape[0]):
         here, second, third, last = shares[0, x], shares[1, x], shares[2, x], shares[3, x]
-        for one in range(places[x], places[x] + three):
+        for one in range(starts[x], starts[x] + three):
             total = here * line[one] + second * line[one + three]
             sums[target] = total + third * line[one + six] + last * line[one + nine]
             target += np.uint64(1)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _sum_columns(line: Line, columns: Places, num_columns: Places, shares: Shares, sums: Line) -> None:
-    """The columns of one target row, of any number of source pixels."""
+def _sum_columns(line: Line, columns: Indices, num_columns: Indices, shares: Shares, sums: Line) -> None:
+    """The columns of one target row with any number of source pixels."""
     for x in range(columns.shape[0]):
         red = green = blue = np.float32(0)
-        place = columns[x] * 3
+        offset = columns[x] * 3
         for more in range(num_columns[x]):
             share = shares[x, more]
-            red += share * line[place]
-            green += share * line[place + 1]
-            blue += share * line[place + 2]
-            place += 3
+            red += share * line[offset]
+            green += share * line[offset + 1]
+            blue += share * line[offset + 2]
+            offset += 3
         sums[3 * x], sums[3 * x + 1], sums[3 * x + 2] = red, green, blue

@@ -1,7 +1,7 @@
 """Blur boxes of an image, such as DataComp's `face_bboxes`.
 
-The numbers are img2dataset's blurrer's, which took them from ImageNet's face obfuscation: each box grows by a tenth of
-its longer side, a Gaussian of a tenth of the longest side blurs the image and the mask, and the mask blends them.
+The method is that of img2dataset's blurrer and of ImageNet's face obfuscation (Yang et al. 2022): each box grows by a
+tenth of its longer side, a Gaussian with sigma of a tenth of the longest side blurs image and mask, the mask blends.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 from pairloom.pipelines.images.boxes import Boxes
 from pairloom.schemas.images.decode import Pixels
 
-MARGIN = 0.1  # of a box's longer side
-SIGMA = 0.1  # of the longest side of all boxes
+MARGIN = 0.1  # share of a box's longer side
+SIGMA = 0.1  # share of the longest side of all boxes
 
 
 def blur_boxes(pixels: Pixels, boxes: Boxes) -> Pixels:
-    """A copy with the boxes blurred; the very same array where there are none."""
+    """A copy with blurred boxes (fractions); without boxes, `pixels` itself."""
     if not boxes:
         return pixels
     height, width = pixels.shape[:2]

@@ -1,8 +1,8 @@
-"""The process in which images are decoded: when a decoder crashes, this process dies and its worker does not.
+"""The child process that decodes images: if a decoder crashes, this process dies and its worker does not.
 
-It speaks with `decoder_process` over a socket of messages. Bodies come in shared memory, what is to be stored
-goes straight to the spool file of the shard: the socket carries only what the tables say. Every worker starts one, so
-nothing is imported here that decoding does not need: no pyarrow, pydantic, fsspec or ray.
+It exchanges messages with `decoder_process` over a socket. Bodies arrive in shared memory, stored images go to the
+spool file of the shard; the socket carries only their metadata. Each worker starts one such process, so this module
+imports only what decoding needs: no pyarrow, pydantic, fsspec or ray.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pairloom.pipelines.images.stored_image import StoredImage
 from pairloom.schemas.errors import SampleError
 
 MAX_MESSAGE_BYTES = 1 << 17
-BEGIN = b"begin"  # announces a Begin, which brings a descriptor: to look for one in every message takes time
+BEGIN = b"begin"  # announces a Begin, which carries a descriptor; other messages are read without one
 READY = b"ready"  # the answer to Begin
-NOT_NEEDED = ("scipy", "cffi")  # numba looks whether they are there, which takes more than it takes itself
+NOT_NEEDED = ("scipy", "cffi")  # numba tries to import them, which takes longer than numba itself
 Work = Callable[[bytes, Any, Boxes], StoredImage]
 
 
 @dataclass(frozen=True)
 class Begin:
-    """A shard begins; its spool file comes along as a descriptor."""
+    """Start of a shard; the descriptor of its spool file comes with the message."""
 
     work: str  # module:function, called with the bytes of an image, `settings` and the boxes to blur
     settings: Any
-    spool_bytes: int  # there already
+    spool_bytes: int  # current size of the spool file
 
 
-Answer = tuple[StoredImage, int] | Exception  # without its data, which takes so many bytes of the spool file
+DecodeResult = tuple[StoredImage, int] | Exception  # metadata, and number of bytes in the spool file
 
 
 def find_work(name: str) -> Work:
@@ -48,7 +48,7 @@ def find_work(name: str) -> Work:
 
 
 class _Child:
-    """Answers every body, in order, until the worker hangs up."""
+    """Decodes bodies in order until the worker closes the socket."""
 
     def __init__(self, link: socket.socket, slots: Sequence[int]) -> None:
         self._link = link
@@ -59,7 +59,7 @@ class _Child:
         self._settings: Any = None
 
     def serve(self) -> None:
-        """Until the worker hangs up."""
+        """Serve messages until the worker closes the socket."""
         buffer = memoryview(bytearray(MAX_MESSAGE_BYTES))
         while num_bytes := self._link.recv_into(buffer):
             message = buffer[:num_bytes]
@@ -67,7 +67,7 @@ class _Child:
                 self._begin()
                 self._link.send(READY)
             else:
-                self._link.send(pickle.dumps(self._answer(*pickle.loads(message)), pickle.HIGHEST_PROTOCOL))
+                self._link.send(pickle.dumps(self._decode(*pickle.loads(message)), pickle.HIGHEST_PROTOCOL))
 
     def _begin(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._link, MAX_MESSAGE_BYTES, 1)
@@ -77,10 +77,10 @@ class _Child:
         self._spool, self._spool_bytes = descriptors[0], begin.spool_bytes
         self._work, self._settings = find_work(begin.work), begin.settings
 
-    def _answer(self, slot: int, num_bytes: int, boxes: Boxes) -> Answer:
-        """What came of one body; an unexpected error travels to the worker, which raises it."""
+    def _decode(self, slot: int, num_bytes: int, boxes: Boxes) -> DecodeResult:
+        """The result of one body; an unexpected error is returned, and the worker raises it."""
         if self._work is None:
-            return RuntimeError("a body came before its shard began")
+            return RuntimeError("a body arrived before a Begin message")
         try:
             stored = self._work(os.pread(self._slots[slot], num_bytes, 0), self._settings, boxes)
             _write(self._spool, stored.data, self._spool_bytes)
@@ -101,7 +101,7 @@ def _write(descriptor: int, data: bytes, offset: int) -> None:
 def main() -> None:
     """Arguments: the descriptors of the socket and of the slots of shared memory."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # short of memory, the system shall kill this process and not the worker
+        file.write("1000")  # under memory pressure, the kernel kills this process and not the worker
     for name in NOT_NEEDED:
         sys.modules[name] = None  # type: ignore[assignment]
     link = socket.socket(fileno=int(sys.argv[1]))

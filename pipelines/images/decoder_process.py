@@ -1,4 +1,4 @@
-"""The worker's end of the process that decodes: sends bodies, takes answers, and outlives its crashes."""
+"""The worker's side of the decoder process: sends bodies, receives results, restarts it after a crash."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import IO
 
-from pairloom.pipelines.engine.spooled_bytes import Body
+from pairloom.pipelines.engine.spooled_bytes import SpooledBytes
 from pairloom.pipelines.images.boxes import Boxes
-from pairloom.pipelines.images.decoder_child import BEGIN, MAX_MESSAGE_BYTES, READY, Answer, Begin
+from pairloom.pipelines.images.decoder_child import BEGIN, MAX_MESSAGE_BYTES, READY, Begin, DecodeResult
 from pairloom.pipelines.images.stored_image import StoredImage
-from pairloom.schemas.data_set.shard import Place
+from pairloom.schemas.data_set.shard import ByteRange
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError, ShardError
 from pairloom.schemas.recipes.curate import ImageRecipe
 
-NUM_SLOTS = 4  # bodies that the process has or is about to have; enough that it never waits
-KEPT_SLOT_BYTES = 4 << 20  # a slot that held more gives its memory back
-NUM_ATTEMPTS = 2  # of an image: the first crash may come from the image before it
+NUM_SLOTS = 4  # bodies in shared memory; enough that the process never waits
+KEPT_SLOT_BYTES = 4 << 20  # a larger slot is truncated after use
+NUM_ATTEMPTS = 2  # per image: the image before it may have caused the first crash
 _MAIN = "from pairloom.pipelines.images.decoder_child import main; main()"  # not as __main__: its classes are pickled
-MAX_SECONDS = 300  # for one image; a decoder that hangs is killed
+MAX_SECONDS = 300  # per image; then the process is killed
 
 
 @dataclass(frozen=True)
 class SpooledImage:
-    """An image that is done: what the tables say, and where its bytes wait."""
+    """A stored image: its metadata, and its bytes in the spool file."""
 
     image: StoredImage  # without its data
-    place: Place  # in the spool file
+    byte_range: ByteRange  # in the spool file
 
 
-Reply = SpooledImage | Exception  # a SampleError, or what shall be raised
+Reply = SpooledImage | Exception  # a SampleError is a result; other errors are raised
 
 
 @dataclass
 class _Sent:
-    """A body that waits in a slot for its answer."""
+    """A body in a slot, without a result yet."""
 
     row: int
     slot: int
     num_bytes: int
-    boxes: Boxes  # to be blurred
+    boxes: Boxes  # to blur
     num_attempts: int = 1
 
 
 class ImageDecoder:
-    """One child process, kept over shards. Not thread-safe. Answers come in the order of the bodies."""
+    """One child process, kept over shards. Not thread-safe. Results come in the order of the bodies."""
 
     def __init__(self) -> None:
         self._slots = [os.memfd_create(f"body-{index}") for index in range(NUM_SLOTS)]
@@ -70,7 +70,7 @@ class ImageDecoder:
 
     @property
     def num_sent(self) -> int:
-        """Bodies without an answer."""
+        """Number of bodies without a result."""
         return len(self._sent)
 
     def has_slot(self) -> bool:
@@ -78,15 +78,15 @@ class ImageDecoder:
         return bool(self._free)
 
     def begin(self, work: str, settings: ImageRecipe, spool: IO[bytes]) -> None:
-        """Start a shard: `work` is `module:function`, what it stores goes to the spool file."""
-        plain = SimpleNamespace(**settings.model_dump())  # to read the recipe itself takes all of pydantic
+        """Start a shard. `work`: `module:function`, whose stored images go to the spool file. Raises ShardError."""
+        plain = SimpleNamespace(**settings.model_dump())  # a recipe needs pydantic, which the child does not import
         self._begin, self._spool, self._spool_bytes = Begin(work, plain, 0), spool, 0
         if self._process is None or self._process.poll() is not None:
             self._start()
         else:
             self._send_begin()
 
-    def send(self, row: int, body: bytes | Body, boxes: Boxes = ()) -> None:
+    def send(self, row: int, body: bytes | SpooledBytes, boxes: Boxes = ()) -> None:
         """Copy a body to shared memory and announce it."""
         slot = self._free.pop()
         descriptor = self._slots[slot]
@@ -101,7 +101,7 @@ class ImageDecoder:
         self._announce(self._sent[-1])
 
     def receive(self) -> tuple[int, Reply]:
-        """The next answer; an image on which the process died twice is answered with `decoder_crashed`."""
+        """(row, next result). An image on which the process died twice gives `decoder_crashed`."""
         message = self._receive_message()
         while not message:
             first = self._sent[0]
@@ -114,11 +114,11 @@ class ImageDecoder:
             first.num_attempts += 1
             self._resend()
             message = self._receive_message()
-        answer: Answer = pickle.loads(message)
-        return self._release(), answer if isinstance(answer, Exception) else self._place(*answer)
+        result: DecodeResult = pickle.loads(message)
+        return self._release(), result if isinstance(result, Exception) else self._spooled(*result)
 
     def end(self) -> None:
-        """End a shard; what has no answer yet is given up."""
+        """End a shard and drop bodies without a result."""
         if self._sent:
             self._stop()
             while self._sent:
@@ -131,13 +131,13 @@ class ImageDecoder:
         while self._slots:
             os.close(self._slots.pop())
 
-    def _place(self, image: StoredImage, num_bytes: int) -> SpooledImage:
-        spooled = SpooledImage(image, Place(self._spool_bytes, num_bytes))
+    def _spooled(self, image: StoredImage, num_bytes: int) -> SpooledImage:
+        spooled = SpooledImage(image, ByteRange(self._spool_bytes, num_bytes))
         self._spool_bytes += num_bytes
         return spooled
 
     def _release(self) -> int:
-        """Take the oldest body off its slot; returns its row."""
+        """Free the slot of the oldest body. Returns its row."""
         sent = self._sent.popleft()
         if sent.num_bytes > KEPT_SLOT_BYTES:
             os.ftruncate(self._slots[sent.slot], 0)
@@ -156,18 +156,18 @@ class ImageDecoder:
         self._send_begin()
 
     def _send_begin(self) -> None:
-        """Tell the process about the shard. Raises ShardError where it cannot run: that is no fault of an image."""
+        """Announce the shard. Raises ShardError if the process cannot start: no image is the cause."""
         if self._begin is None or self._spool is None or self._link is None:
-            raise RuntimeError("no shard has begun")
+            raise RuntimeError("begin() was not called")
         begin = Begin(self._begin.work, self._begin.settings, self._spool_bytes)
-        with suppress(BrokenPipeError, ConnectionResetError):  # noticed where its answer is missing
+        with suppress(BrokenPipeError, ConnectionResetError):  # the missing answer shows it
             self._link.send(BEGIN)
             socket.send_fds(self._link, [pickle.dumps(begin)], [self._spool.fileno()])
         if self._receive_message() != READY:
-            raise ShardError(f"the process that decodes images does not start ({self._stop()})")
+            raise ShardError(f"the decoder process does not start ({self._stop()}); run `pairloom doctor`")
 
     def _announce(self, sent: _Sent) -> None:
-        """A process that has died is noticed where its answer is missing."""
+        """Send the message for a body. A dead process is detected later, by its missing answer."""
         with suppress(BrokenPipeError, ConnectionResetError):
             if self._link is not None:
                 self._link.send(pickle.dumps((sent.slot, sent.num_bytes, sent.boxes)))
@@ -177,7 +177,7 @@ class ImageDecoder:
             self._announce(sent)
 
     def _receive_message(self) -> memoryview:
-        """One message, until the next one; empty where the process died or hangs."""
+        """One message, valid until the next call; empty if the process died or hangs."""
         if self._link is None:
             return self._buffer[:0]
         try:
@@ -186,7 +186,7 @@ class ImageDecoder:
             return self._buffer[:0]
 
     def _stop(self) -> str:
-        """End the process; returns how it had ended, for the message."""
+        """Stop the process. Returns its exit status for messages."""
         if self._process is None or self._link is None:
             return "not started"
         self._link.close()
@@ -201,7 +201,7 @@ class ImageDecoder:
 
 @lru_cache(maxsize=1)
 def image_decoder() -> ImageDecoder:
-    """The decoder of this worker process."""
+    """The one decoder of this worker process."""
     decoder = ImageDecoder()
     atexit.register(decoder.close)
     return decoder

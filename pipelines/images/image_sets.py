@@ -1,4 +1,4 @@
-"""Folders, tars and raw data sets as lists of images, cut into tasks."""
+"""Folders, tars and raw data sets as lists of images, split into tasks."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ Listed: TypeAlias = str | RawTar
 
 
 def is_raw(path: str) -> bool:
-    """True for a raw folder of ours, or its parent with a LATEST."""
+    """Whether a path is a raw folder of pairloom, or its parent with a LATEST."""
     return is_complete(path) or storage.exists(storage.join(path, "LATEST"))
 
 
 def fingerprint_of(path: str) -> str:
-    """Changes when the set does. Raises InputError where nothing is there."""
+    """A fingerprint of the set's content. Raises InputError if there is nothing at `path`."""
     return load_manifest(resolve(path)).hash() if is_raw(path) else fingerprint(path)
 
 
 def cut_tasks(listed: Sequence[Listed]) -> list[list[Listed]]:
-    """Tars each for itself, image files by the hundreds."""
+    """One task per tar, and one per `FILES_PER_TASK` image files."""
     files = [one for one in listed if isinstance(one, str) and _extension(one) != "tar"]
     tasks: list[list[Listed]] = [[one] for one in listed if isinstance(one, RawTar) or _extension(one) == "tar"]
     return tasks + [list(files[start : start + FILES_PER_TASK]) for start in range(0, len(files), FILES_PER_TASK)]
 
 
 def listed_images(path: str) -> list[Listed]:
-    """Shards of a raw folder, or the tars and image files that a path, folder or glob names."""
+    """The shards of a raw folder, or the tars and image files of a path, folder or glob."""
     if is_raw(path):
         folder = resolve(path)
         return [RawTar(folder, shard) for shard in load_manifest(folder).shards if shard.num_samples]
@@ -64,7 +64,7 @@ def _extension(url: str) -> str:
 
 
 def images_in(files: Sequence[Listed]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each image of some files and tars; the uid names an image of a raw folder."""
+    """(name, bytes) of each image in files and tars; images of a raw folder are named by uid."""
     for url in files:
         if isinstance(url, RawTar):
             yield from _images_of_raw(url)
@@ -75,12 +75,12 @@ def images_in(files: Sequence[Listed]) -> Iterator[tuple[str, bytes]]:
         reader = ShardReader(url)
         for member in index_tar(url):
             if member.extension in IMAGE_EXTENSIONS:
-                yield f"{url}/{member.key}", reader.read(member.place.offset, member.place.num_bytes)
+                yield f"{url}/{member.key}", reader.read(member.byte_range.offset, member.byte_range.num_bytes)
         reader.close()
 
 
 def _images_of_raw(part: RawTar) -> Iterator[tuple[str, bytes]]:
-    """Images that a table lists: what was recalled since, or dropped, is none of them."""
+    """The kept images of a raw shard, without dropped and recalled rows."""
     table = read_table(table_url(part.folder, part.shard.name), ["uid", "status", "offset", "num_bytes"])
     reader = ShardReader(tar_url(part.folder, entry_of_table(table, part.shard)))
     for row in table.to_pylist():

@@ -1,11 +1,11 @@
-"""One received image -> what is stored: checked on its header, decoded, hashed, resized, encoded.
+"""A received image -> a stored image: header checks, decode, hashes, resize, encode.
 
-Resize modes and their numbers are img2dataset's (`resizer.py` of 1.47): area interpolation down, Lanczos up,
-sides rounded half to even, white border. Its pixels differ by one grey level at most, when decoded in full.
+Resize modes are those of img2dataset 1.47 (`resizer.py`): area interpolation down, Lanczos up, sides rounded half to
+even, white border. Pixels differ from img2dataset's by at most one grey level after a full decode.
 
-Large JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves twice the stored size (`fast_decode`).
-On 358 photographs of 1.6 to 12 megapixels that moved a stored pixel by 0.3 to 0.5 of 255 on average (worst image 1.4);
-writing it as a JPEG of quality 95 moves it by about 3.
+Large JPEGs are decoded at 1/2, 1/4 or 1/8 if at least twice the stored size remains (`fast_decode`). On 358 photographs
+of 1.6 to 12 megapixels this changes a stored pixel by 0.3 to 0.5 of 255 on average (worst image: 1.4); encoding as a
+JPEG of quality 95 changes it by about 3.
 """
 
 from __future__ import annotations
@@ -25,32 +25,31 @@ from pairloom.pipelines.images.stored_image import StoredImage
 from pairloom.pipelines.images.strip_metadata import strip_metadata
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
-from pairloom.schemas.images.columns import sha256_hex
+from pairloom.schemas.images.columns import MIME_TYPES, sha256_hex
 from pairloom.schemas.images.decode import ImageHeader, Pixels, decode_reduced, read_header
 
-if TYPE_CHECKING:  # the process that decodes shall not load pydantic
+if TYPE_CHECKING:  # the decoder process must not import pydantic
     from pairloom.schemas.recipes.curate import ImageRecipe
 
-KEPT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")  # what every WebDataset reader opens
-MIME_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
-MAX_SIDES = {"jpg": 65500, "png": 1_000_000, "webp": 16383}  # px; what the encoders take
-HASHED_SIDE = 128  # px; hashes are of the stored scale, or of a reduced decode, where that leaves at least this
+KEPT_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")  # every WebDataset reader opens these
+MAX_SIDES = {"jpg": 65500, "png": 1_000_000, "webp": 16383}  # px; limits of the encoders
+HASHED_SIDE = 128  # px; hashes use the stored scale or a reduced decode if its shorter side has at least this
 
-cv2.setNumThreads(1)  # parallel over images, never inside one
+cv2.setNumThreads(1)  # images are processed in parallel, so one thread per image
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """Pixels, in full or reduced, with the size that the image has in full."""
+    """Pixels of a full or reduced decode, with the full size of the image."""
 
     pixels: Pixels
     height: int  # px, as received
     width: int
-    covered: tuple[float, float]  # height and width of `pixels` that the image covers
+    covered: tuple[float, float]  # height and width in px of `pixels` that the image covers
 
 
 def check_limits(header: ImageHeader, recipe: ImageRecipe) -> None:
-    """Raise SampleError where the header breaks `max_pixels`, `min_side` or `max_aspect_ratio`; decodes nothing."""
+    """Check `max_pixels`, `min_side` and `max_aspect_ratio` on the header, without a decode. Raises SampleError."""
     width, height = header.width, header.height
     if width * height > recipe.max_pixels:
         raise SampleError(DropReason.TOO_MANY_PIXELS, f"{width} x {height} px, more than {recipe.max_pixels}")
@@ -72,19 +71,19 @@ def _checked_header(data: bytes, recipe: ImageRecipe) -> ImageHeader:
 
 
 def store_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> StoredImage:
-    """Check, decode, hash, resize, blur and encode one image. Raises SampleError with the reason of the drop.
+    """Check, decode, hash, resize, blur and encode one image. Raises SampleError with the drop reason.
 
-    A pure function of its arguments. Hashes are those of the image before `boxes` were blurred.
+    A pure function of its arguments. Hashes are taken before `boxes` are blurred.
     """
     header = _checked_header(data, recipe)
     kept = _kept_bytes(data, header, recipe) if _is_kept(header, recipe) and not boxes else None
     if kept is not None:
-        return _as_it_is(data, header, recipe, kept)
+        return _keep(data, header, recipe, kept)
     decoded = _decode(data, header, target_size(header.width, header.height, recipe) if recipe.fast_decode else None)
     target = target_size(decoded.width, decoded.height, recipe)
     scaled = _scale_whole(decoded, target, recipe)
     is_enough = HASHED_SIDE <= min(scaled.height, scaled.width) < min(decoded.height, decoded.width)
-    hashes = _hash(scaled if is_enough else decoded)  # the smaller one takes less
+    hashes = _hash(scaled if is_enough else decoded)  # the smaller image is faster
     exact = exact_hash(decoded.pixels, (decoded.height, decoded.width))
     pixels = _finish(scaled, target, recipe, as_fractions(boxes, decoded.width, decoded.height))
     stored = encode(pixels, recipe)
@@ -104,12 +103,12 @@ def store_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> StoredIm
 
 
 def inspect_image(data: bytes, recipe: ImageRecipe, boxes: Boxes = ()) -> StoredImage:
-    """Like `store_image` for an image that stays where it is: neither resized nor blurred nor encoded."""
-    return _as_it_is(data, _checked_header(data, recipe), recipe, data)
+    """Like `store_image` for an image of an adopted tar: not resized, not blurred, not encoded."""
+    return _keep(data, _checked_header(data, recipe), recipe, data)
 
 
-def _as_it_is(data: bytes, header: ImageHeader, recipe: ImageRecipe, kept: bytes) -> StoredImage:
-    """An image that is not encoded anew: decoded for its hashes, and because what does not decode is dropped."""
+def _keep(data: bytes, header: ImageHeader, recipe: ImageRecipe, kept: bytes) -> StoredImage:
+    """An image that keeps its bytes: decoded for its hashes, and to drop it if it does not decode."""
     decoded = _decode(data, header, (0, 0) if recipe.fast_decode else None)
     width, height = decoded.width, decoded.height
     hashes = _hash(decoded)
@@ -135,7 +134,7 @@ def _hash(decoded: _Decoded) -> PixelHashes:
 
 
 def _decode(data: bytes, header: ImageHeader, target: tuple[int, int] | None) -> _Decoded:
-    """In full (`target` None), or reduced where that leaves twice what is stored and what is hashed."""
+    """Full decode (`target` None), or a reduced one that leaves twice the stored size and the hashed size."""
     enough = None
     if target is not None:
         enough = (max(2 * target[0], HASHED_SIDE), max(2 * target[1], HASHED_SIDE))
@@ -151,16 +150,16 @@ def _whole(pixels: Pixels) -> _Decoded:
 
 
 def _is_kept(header: ImageHeader, recipe: ImageRecipe) -> bool:
-    """Whether the recipe leaves the size as it is."""
+    """Whether the recipe keeps the size."""
     target = target_size(header.width, header.height, recipe)
     is_whole = recipe.resize in ("keep_ratio", "keep_ratio_largest")
     return target is None or (is_whole and target == (header.height, header.width))
 
 
 def _kept_bytes(data: bytes, header: ImageHeader, recipe: ImageRecipe) -> bytes | None:
-    """The bytes as received, stripped where that is asked for; None where the image has to be encoded.
+    """The bytes as received, stripped if the recipe says so; None if the image must be encoded.
 
-    Kept is what is upright and of a type that every reader opens; many readers ignore the EXIF orientation.
+    Only upright images of `KEPT_TYPES` keep their bytes, because many readers ignore the EXIF orientation.
     """
     if header.mime_type not in KEPT_TYPES or header.orientation != 1:
         return None
@@ -168,7 +167,7 @@ def _kept_bytes(data: bytes, header: ImageHeader, recipe: ImageRecipe) -> bytes 
 
 
 def target_size(width: int, height: int, recipe: ImageRecipe) -> tuple[int, int] | None:
-    """Height and width after scaling, before a crop or a border; None where the image stays as it is."""
+    """Height and width in px after scaling, before a crop or a border; None if the image is not scaled."""
     if recipe.resize == "none":
         return None
     by_shorter_side = recipe.resize in ("keep_ratio", "center_crop")
@@ -179,14 +178,14 @@ def target_size(width: int, height: int, recipe: ImageRecipe) -> tuple[int, int]
 
 
 def resize(pixels: Pixels, recipe: ImageRecipe, boxes: Boxes = ()) -> Pixels:
-    """Resize by the recipe's mode; the very same array where nothing is to be done. Raises SampleError."""
+    """Resize by the recipe's mode; returns `pixels` itself if nothing changes. Raises SampleError."""
     whole = _whole(pixels)
     target = target_size(whole.width, whole.height, recipe)
     return _finish(_scale_whole(whole, target, recipe), target, recipe, boxes)
 
 
 def _scale_whole(decoded: _Decoded, target: tuple[int, int] | None, recipe: ImageRecipe) -> _Decoded:
-    """The whole image at the scale that is stored; a strip of which little is kept stays. Raises SampleError."""
+    """The whole image at the stored scale; a strip (`_is_strip`) is not scaled yet. Raises SampleError."""
     if target is None or _is_strip(target, recipe):
         return decoded
     height, width = target
@@ -219,12 +218,12 @@ def _finish(scaled: _Decoded, target: tuple[int, int] | None, recipe: ImageRecip
 
 
 def _is_strip(target: tuple[int, int], recipe: ImageRecipe) -> bool:
-    """A crop leaves little of it: scaled up as a whole, 1 x 60,000 px would become 15 million rows."""
+    """Whether a crop keeps little of it: scaled as a whole, 1 x 60,000 px would become 15 million rows."""
     return recipe.resize == "center_crop" and target[0] * target[1] > 64 * recipe.size * recipe.size
 
 
 def _scale_strip(pixels: Pixels, size: int) -> Pixels:
-    """The middle of a very long image, its shorter side `size`."""
+    """The middle of a very long image, scaled to a shorter side of `size` px."""
     height, width = pixels.shape[:2]
     middle = 4 * min(height, width)
     top, left = max(0, (height - middle) // 2), max(0, (width - middle) // 2)
@@ -239,7 +238,7 @@ def _crop(pixels: Pixels, size: int) -> Pixels:
 
 
 def _pad(pixels: Pixels, size: int) -> Pixels:
-    """Centre on a white square; the odd pixel goes to the bottom and right."""
+    """Centre on a white square; an odd pixel goes to the bottom or right."""
     height, width = pixels.shape[:2]
     square = np.full((size, size, 3), 255, np.uint8)
     top, left = (size - height) // 2, (size - width) // 2
@@ -248,7 +247,7 @@ def _pad(pixels: Pixels, size: int) -> Pixels:
 
 
 def encode(pixels: Pixels, recipe: ImageRecipe) -> bytes:
-    """RGB pixels as JPEG (4:2:0, as img2dataset), lossless PNG or WebP. Raises SampleError where they are too long."""
+    """RGB pixels as JPEG (4:2:0, as img2dataset), PNG or WebP. Raises SampleError if a side is too long."""
     if max(pixels.shape[:2]) > MAX_SIDES[recipe.format]:
         raise SampleError(DropReason.ASPECT_RATIO, f"{max(pixels.shape[:2])} px is too long for {recipe.format}")
     if recipe.format == "jpg":

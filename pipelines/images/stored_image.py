@@ -8,7 +8,7 @@ from pairloom.schemas.images.columns import EXTENSIONS
 
 
 class StoredImage(NamedTuple):
-    """An image as it goes into the tar, with what the tables say about it."""
+    """An image for the tar, with its columns of the tables."""
 
     data: bytes
     mime_type: str

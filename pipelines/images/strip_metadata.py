@@ -1,7 +1,7 @@
-"""Drop metadata from images that keep their bytes: EXIF, XMP, comments, further pictures behind the first one.
+"""Remove metadata from images that keep their bytes: EXIF, XMP, comments, further images after the first one.
 
-Pixels are not touched. Colour profiles stay, for colours depend on them. What is built in an unexpected way, and GIF,
-gives None: such an image is encoded anew, which leaves nothing.
+Pixels do not change. Colour profiles stay, because colours depend on them. GIFs and files of unexpected structure give
+None: such images are encoded again, which removes all metadata.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HAS_EXIF, _HAS_XMP = 0x08, 0x04  # flags of WebP's VP8X
 
 
 def strip_metadata(data: bytes, mime_type: str) -> bytes | None:
-    """The image without metadata, or None where it has to be encoded anew."""
+    """The image without metadata, or None if it must be encoded again."""
     strip = {"image/jpeg": _strip_jpeg, "image/png": _strip_png, "image/webp": _strip_webp}.get(mime_type)
     try:
         return strip(data) if strip is not None else None
@@ -28,25 +28,25 @@ def strip_metadata(data: bytes, mime_type: str) -> bytes | None:
 
 
 def _strip_jpeg(data: bytes) -> bytes | None:
-    """Segments that decoding needs, up to the end of the first picture."""
+    """The segments that decoding needs, up to the end of the first image."""
     kept = [data[:2]]
-    place = 2
-    while data[place] == 0xFF:
-        marker = data[place + 1]
+    offset = 2
+    while data[offset] == 0xFF:
+        marker = data[offset + 1]
         if marker == 0xFF:  # a fill byte
-            place += 1
+            offset += 1
             continue
         if marker == _EOI:
             return b"".join((*kept, b"\xff\xd9"))
-        end = place + 2 + int(struct.unpack_from(">H", data, place + 2)[0])
-        if marker == _SOS:  # its data has no length: they go on to the next marker
+        end = offset + 2 + int(struct.unpack_from(">H", data, offset + 2)[0])
+        if marker == _SOS:  # its data has no length field and ends at the next marker
             following = _MARKER.search(data, end)
             if following is None:
                 return None
             end = following.end() - 2
-        if _is_needed(marker, data[place + 4 : place + 16]):
-            kept.append(data[place:end])
-        place = end
+        if _is_needed(marker, data[offset + 4 : offset + 16]):
+            kept.append(data[offset:end])
+        offset = end
     return None
 
 
@@ -59,35 +59,35 @@ def _is_needed(marker: int, start: bytes) -> bool:
 
 
 def _strip_png(data: bytes) -> bytes | None:
-    kept, place = [data[:8]], 8
-    while place < len(data):
-        size, name = struct.unpack_from(">I4s", data, place)
-        end = place + 12 + size
+    kept, offset = [data[:8]], 8
+    while offset < len(data):
+        size, name = struct.unpack_from(">I4s", data, offset)
+        end = offset + 12 + size
         if end > len(data):
             return None
         if name in _PNG_CHUNKS:
-            kept.append(data[place:end])
+            kept.append(data[offset:end])
         if name == b"IEND":
             return b"".join(kept)
-        place = end
+        offset = end
     return None
 
 
 def _strip_webp(data: bytes) -> bytes | None:
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return None
-    kept, place = [b"WEBP"], 12
+    kept, offset = [b"WEBP"], 12
     limit = min(len(data), 8 + int(struct.unpack_from("<I", data, 4)[0]))
-    while place + 8 <= limit:
-        name, size = struct.unpack_from("<4sI", data, place)
-        end = place + 8 + size
+    while offset + 8 <= limit:
+        name, size = struct.unpack_from("<4sI", data, offset)
+        end = offset + 8 + size
         if end > limit:
             return None
-        chunk = data[place:end] + b"\0" * (size % 2)
+        chunk = data[offset:end] + b"\0" * (size % 2)
         if name == b"VP8X":
             chunk = chunk[:8] + bytes([chunk[8] & ~(_HAS_EXIF | _HAS_XMP) & 0xFF]) + chunk[9:]
         if name in (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"):
             kept.append(chunk)
-        place = end + size % 2
+        offset = end + size % 2
     body = b"".join(kept)
     return b"RIFF" + struct.pack("<I", len(body)) + body

@@ -16,7 +16,7 @@ from pairloom.pipelines.engine.run_shards import Counted, run_counted_shards, ru
 from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, missing_tables, nothing
 from pairloom.pipelines.fetch.ray_host_limits import shared_host_limits
 from pairloom.pipelines.ingest.shard import ShardJob, make_shard, write_uids
-from pairloom.pipelines.optout.apply import honour_tombstones
+from pairloom.pipelines.optout.apply import apply_tombstones
 from pairloom.pipelines.raw.generation import collect_results, finish_rewrite, save_generation, shard_names_of
 from pairloom.pipelines.raw.row_uids import find_duplicate_rows, uids_url
 from pairloom.pipelines.raw.segments import Segment, cut_pieces, find_new_files, load_segments, save_segment
@@ -58,7 +58,7 @@ def ingest(recipe: CurateRecipe, before_work: BeforeWork = nothing) -> str:
     segments = load_segments(step.url)
     new_files = find_new_files(segments, source.list_files())
     if not new_files and _covers(step.url, segments):
-        honour_tombstones(step.url)
+        apply_tombstones(step.url)
         step.point_latest()
         return step.url
     before_work()
@@ -240,6 +240,6 @@ def _finish(step: StepFolder, segments: Sequence[Segment], results: Sequence[Sha
     before = shard_names_of(step.url) if step.is_complete() else []
     changed = sorted({result.entry.name for result in results} - set(before))
     save_generation(step.url, head, results, changed)
-    honour_tombstones(step.url)
+    apply_tombstones(step.url)
     step.point_latest()
     storage.remove(_staging(step.url))

@@ -117,7 +117,7 @@ def _fetch(job: RetryJob, table: pa.Table, spool: IO[bytes]) -> Outcomes:
             images.add(row, urls[row], boxes[row])
     with ImageWorkers(image_decoder(), STORE_IMAGE, job.ingest.image, spool) as workers:
         with closing(
-            fetch_rows(job.ingest.fetch, job.name, images.requests, workers.has_room, is_retry=True)
+            fetch_rows(job.ingest.fetch, job.name, images.requests, workers.has_capacity, is_retry=True)
         ) as answers:
             for row, answer in answers:
                 if isinstance(answer, SampleError):

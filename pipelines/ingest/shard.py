@@ -87,7 +87,7 @@ class CountedOutcomes(Outcomes):
         if isinstance(outcome, SampleError):
             self._report.note_drop(outcome.drop_reason.value)
         else:
-            self._report.note_image(outcome.place.num_bytes)
+            self._report.note_image(outcome.byte_range.num_bytes)
 
 
 def make_shard(job: ShardJob, report: Report | None = None) -> ShardResult:
@@ -157,7 +157,7 @@ def _collect_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tup
         if refusal is not None:
             workers.outcomes[index] = refusal
         elif row.image is not None:
-            workers.wait_for_room()
+            workers.wait_for_capacity()
             workers.submit(index, row.image, row.boxes)
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
@@ -177,7 +177,7 @@ def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple
             images.add(index, row.url, row.boxes)
         uids.append(uid_of(row))
         rows.append(_shorten(row, job.ingest.max_caption_chars))
-    with closing(fetch_rows(job.ingest.fetch, job.name, images.requests, workers.has_room)) as answers:
+    with closing(fetch_rows(job.ingest.fetch, job.name, images.requests, workers.has_capacity)) as answers:
         for index, answer in answers:
             if isinstance(answer, SampleError):
                 workers.outcomes[index] = answer
@@ -199,8 +199,8 @@ def _commit_adopted(
     placed: list[PlacedImage | SampleError] = []
     for index, row in enumerate(rows):
         outcome = outcomes[index]
-        if not isinstance(outcome, SampleError) and row.key is not None and row.place is not None:
-            placed.append(PlacedImage(row.key, outcome.image, row.place))
+        if not isinstance(outcome, SampleError) and row.key is not None and row.byte_range is not None:
+            placed.append(PlacedImage(row.key, outcome.image, row.byte_range))
         elif isinstance(outcome, SampleError):
             placed.append(outcome)
     table = make_table(rows, uids, placed, source.kept_schema(job.pieces[0].path))

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pairloom.pipelines.engine.root_lock import COLLECTOR, at_work
+from pairloom.pipelines.engine.root_lock import exclusive_lock
 from pairloom.pipelines.engine.step_folder import latest_folder
 from pairloom.schemas.data_set.generations import load_generations, read_head
 from pairloom.schemas.data_set.manifest import load_manifest, tar_url
@@ -61,7 +61,7 @@ def collect_garbage(
     results = list(_results(root))
     if not results:
         raise InputError(f"{root}: no results of pairloom here")
-    with at_work(root, COLLECTOR):
+    with exclusive_lock(root):
         results = list(_results(root))  # what has come before nobody else was at work
         young = _young_names(results, min_age_h)
         pointed = _pointed(results, keep, used)

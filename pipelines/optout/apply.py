@@ -29,7 +29,7 @@ from pairloom.schemas.storage import storage
 NUM_THREADS = 4  # each holds one shard's table; bytes are copied outside of the interpreter lock
 
 
-def honour_tombstones(folder: str) -> dict[str, int]:
+def apply_tombstones(folder: str) -> dict[str, int]:
     """Recall the rows of a complete raw folder that its root's tombstones name: shard -> how many rows.
 
     Writes a new generation where there are any. Interrupted, the next call finishes.

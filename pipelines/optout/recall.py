@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pairloom.pipelines.engine.root_lock import at_work
-from pairloom.pipelines.optout.apply import NUM_THREADS, honour_tombstones
+from pairloom.pipelines.engine.root_lock import shared_lock
+from pairloom.pipelines.optout.apply import NUM_THREADS, apply_tombstones
 from pairloom.pipelines.optout.rules import Rules, as_lists
 from pairloom.pipelines.raw.generation import finish_rewrite
 from pairloom.schemas.data_set.generations import folders_below, stale_lines
@@ -42,7 +42,7 @@ def recall(root: str, request: Rules, same_images: bool = False, dry_run: bool =
     """
     if not list(folders_below(root, "raw")) and not storage.exists(storage.join(root, "raw")):
         raise InputError(f"{root}: holds no raw data set; name the `root` of a curate recipe")
-    with nullcontext() if dry_run else at_work(root, "recall"):
+    with nullcontext() if dry_run else shared_lock(root, "recall"):
         return _recall(root, request, same_images, dry_run)
 
 
@@ -58,9 +58,9 @@ def _recall(root: str, request: Rules, same_images: bool, dry_run: bool) -> dict
     raw = {folder: _find(folder, request) for folder in raw_folders}
     curated = {folder: _find(folder, _with_uids(request, raw.values())) for folder in curated_folders}
     if not dry_run:
-        _bury(root, request, _uids_of([*raw.values(), *curated.values()]))
+        _write_tombstones(root, request, _uids_of([*raw.values(), *curated.values()]))
         for folder in raw_folders:
-            honour_tombstones(folder)
+            apply_tombstones(folder)
     return {
         "root": root,
         "dry_run": dry_run,
@@ -112,7 +112,7 @@ def _sum(parts: Iterable[Found]) -> Found:
     return total
 
 
-def _bury(root: str, request: Rules, found: frozenset[str]) -> None:
+def _write_tombstones(root: str, request: Rules, found: frozenset[str]) -> None:
     """Write the tombstones. What was derived comes first: the request itself is what an interrupted recall repeats."""
     known = load_tombstones(root, tombstone_names(root))
     lists = dict(as_lists(request))

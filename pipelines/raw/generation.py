@@ -27,7 +27,7 @@ from pairloom.pipelines.raw.table import PlacedImage, ShardResult, read_result
 from pairloom.pipelines.raw.tar import put_named_tar, scratch_file
 from pairloom.schemas.data_set.generations import note_generation, read_head
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url, tar_url
-from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, Member, Place, ShardReader, ShardWriter, index_tar
+from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ByteRange, Member, ShardReader, ShardWriter, index_tar
 from pairloom.schemas.data_set.tables import read_table
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
@@ -150,7 +150,7 @@ class _OldTar:
 
     def sample(self, key: str) -> dict[str, bytes]:
         """Extension -> bytes, in the order of the tar."""
-        return {member.extension: self.reader.read(member.place.offset, member.place.num_bytes)
+        return {member.extension: self.reader.read(member.byte_range.offset, member.byte_range.num_bytes)
                 for member in self._members[key]}  # fmt: skip
 
 
@@ -187,5 +187,5 @@ def rewrite_tar(
     return entry, offsets, placed
 
 
-def _image_place(places: Mapping[str, Place]) -> Place:
+def _image_place(places: Mapping[str, ByteRange]) -> ByteRange:
     return next(place for extension, place in places.items() if extension in IMAGE_EXTENSIONS)

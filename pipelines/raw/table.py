@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pairloom.pipelines.images.stored_image import StoredImage
 from pairloom.pipelines.sources.source import SourceRow
 from pairloom.schemas.data_set.manifest import SHARD_METADATA, ShardEntry, count_reasons, table_url
-from pairloom.schemas.data_set.shard import Place
+from pairloom.schemas.data_set.shard import ByteRange
 from pairloom.schemas.data_set.tables import (
     SAMPLE,
     STATUS_DROPPED,
@@ -40,7 +40,7 @@ class PlacedImage:
 
     key: str
     image: StoredImage
-    place: Place
+    byte_range: ByteRange
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def stored_values(placed: PlacedImage, original_size: tuple[int, int] | None = N
         "phash": image.phash,
         "thumbnail": image.thumbnail,
         "mime_type": image.mime_type,
-        "offset": placed.place.offset,
-        "num_bytes": placed.place.num_bytes,
+        "offset": placed.byte_range.offset,
+        "num_bytes": placed.byte_range.num_bytes,
     }
 
 

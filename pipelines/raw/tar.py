@@ -12,7 +12,7 @@ from pairloom.pipelines.images.decoder_process import SpooledImage
 from pairloom.pipelines.raw.table import PlacedImage
 from pairloom.pipelines.sources.source import SourceRow
 from pairloom.schemas.data_set.json_values import json_bytes
-from pairloom.schemas.data_set.shard import Place, ShardWriter
+from pairloom.schemas.data_set.shard import ByteRange, ShardWriter
 from pairloom.schemas.storage import storage
 
 
@@ -43,12 +43,12 @@ def add_sample(
         **row.kept,
     }
     members = {
-        image.extension: os.pread(spool.fileno(), spooled.place.num_bytes, spooled.place.offset),
+        image.extension: os.pread(spool.fileno(), spooled.byte_range.num_bytes, spooled.byte_range.offset),
         "txt": (row.caption or "").encode(),
         "json": json_bytes(fields),
     }
     place = writer.add(key, members)[image.extension]
-    return PlacedImage(key, image, Place(place.offset, place.num_bytes))
+    return PlacedImage(key, image, ByteRange(place.offset, place.num_bytes))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pairloom.pipelines.algorithms.captions import caption_hash, normalise_caption
 from pairloom.pipelines.algorithms.forest import forest, roots_of
-from pairloom.pipelines.algorithms.minhash import NUM_BANDS, NUM_PLACES, num_equal_places, pairs_of_band, signatures
+from pairloom.pipelines.algorithms.minhash import NUM_BANDS, NUM_SLOTS, num_equal_slots, pairs_of_band, signatures
 from pairloom.pipelines.engine.batches import Batch, BatchLimits
 from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack, spread
 from pairloom.schemas.data_set.manifest import table_url
@@ -146,7 +146,7 @@ def second_part(job: Job, part: int) -> None:
     tables = job.tables
     pairs, captions = tables.halves.read(part), tables.captions_of_part(part)
     second = captions[np.searchsorted(captions["hash"], pairs["right"])]
-    near = num_equal_places(pairs["bands"], second["bands"]) >= job.threshold * NUM_PLACES
+    near = num_equal_slots(pairs["bands"], second["bands"]) >= job.threshold * NUM_SLOTS
     pairs, second = pairs[near], second[near]
     links = forest(pairs["left"], pairs["right"])
     tables.links.write(part, links, np.zeros(len(links), np.int64))

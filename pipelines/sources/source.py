@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pairloom.pipelines.images.boxes import Boxes, read_boxes
-from pairloom.schemas.data_set.shard import Place
+from pairloom.schemas.data_set.shard import ByteRange
 from pairloom.schemas.errors import InputError, SampleError
 from pairloom.schemas.recipes.source import DEFAULT_CAPTION_COLUMN, SourceRecipe
 from pairloom.schemas.storage import storage
@@ -64,7 +64,7 @@ class SourceRow:
     error: SampleError | None = None
     boxes: Boxes = ()  # of the image, to be blurred
     key: str | None = None  # adopted tars: its name there
-    place: Place | None = None  # adopted tars: where its image lies
+    byte_range: ByteRange | None = None  # adopted tars: the image in its tar
     original_size: tuple[int, int] | None = None  # width, height before an earlier resize, px
 
 

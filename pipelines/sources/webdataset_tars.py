@@ -77,7 +77,7 @@ class WebdatasetTars:
 
     def _row(self, key: str, sample: TarSample, reader: ShardReader) -> SourceRow:
         def read(member: Member | None) -> bytes | None:
-            return reader.read(member.place.offset, member.place.num_bytes) if member is not None else None
+            return reader.read(member.byte_range.offset, member.byte_range.num_bytes) if member is not None else None
 
         fields = parse_fields(read(sample.get("json")))
         image = next(iter(images_of(sample)), None)
@@ -88,7 +88,7 @@ class WebdatasetTars:
             image=read(image),
             kept={name: _as_text(fields.get(name)) for name in self._recipe.keep_columns},
             key=key,
-            place=image.place if image is not None else None,
+            byte_range=image.byte_range if image is not None else None,
             original_size=_original_size(fields),
         )
 
@@ -96,7 +96,7 @@ class WebdatasetTars:
 def _second_image(member: Member, reader: ShardReader) -> SourceRow:
     """A row for an image that is not its key's first: it has no caption, so it is never taken for a sample."""
     message = f"{member.key}.{member.extension}: another image of this key is the sample's"
-    data = reader.read(member.place.offset, member.place.num_bytes)
+    data = reader.read(member.byte_range.offset, member.byte_range.num_bytes)
     return SourceRow(None, None, image=data, error=SampleError(DropReason.SECOND_IMAGE, message))
 
 

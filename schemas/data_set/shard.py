@@ -20,7 +20,7 @@ from pairloom.schemas.storage import storage
 
 SHARDS_PER_FOLDER = 1000
 BLOCK = 512  # bytes of a tar block
-WRITE_BYTES = 1 << 18  # at once to the file
+WRITE_BYTES = 1 << 18  # buffer of the file
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff", "heic", "heif")
 
 
@@ -30,13 +30,13 @@ def shard_name(shard_index: int) -> str:
 
 
 def make_key(shard_index: int, row: int) -> str:
-    """Key of a sample: 7 digits of the shard, 5 of the row; sorts in tar order."""
+    """Key of a sample: 7 digits of the shard, 5 digits of the row; keys sort in the order of the tar."""
     return f"{shard_index:07d}{row:05d}"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a member's bytes lie in its tar."""
+class ByteRange:
+    """The range of bytes of a member in its tar."""
 
     offset: int
     num_bytes: int
@@ -45,11 +45,11 @@ class Place:
 _MODE_AND_OWNER = b"0000444\0" + 2 * b"0000000\0"
 _TIME = b"00000000000\0"
 _TYPE_AND_MAGIC = (b"0" + bytes(100) + b"ustar\00000").ljust(BLOCK - 156, b"\0")
-_SUM_OF_THE_REST = sum(_MODE_AND_OWNER + _TIME + 8 * b" " + _TYPE_AND_MAGIC)  # the checksum counts as spaces
+_SUM_OF_THE_REST = sum(_MODE_AND_OWNER + _TIME + 8 * b" " + _TYPE_AND_MAGIC)  # its own field counts as spaces
 
 
 def _header(name: str, num_bytes: int) -> bytes:
-    """A ustar header without time, owner or other state, so equal content gives equal tars."""
+    """A ustar header without time, owner or other state, so that equal content gives equal tars."""
     encoded = name.encode()
     if len(encoded) > 100:
         raise ValueError(f"member name longer than 100 bytes: {name}")
@@ -59,7 +59,7 @@ def _header(name: str, num_bytes: int) -> bytes:
 
 
 class ShardWriter:
-    """Writes one tar to a local path, member by member; equal members give equal bytes."""
+    """Writes one tar to a local path; equal members give equal bytes."""
 
     def __init__(self, path: str) -> None:
         self._file = open(path, "wb", WRITE_BYTES)  # noqa: SIM115  closed by close()
@@ -67,18 +67,18 @@ class ShardWriter:
         self.num_bytes = 0
         self.num_samples = 0
 
-    def add(self, key: str, members: Mapping[str, bytes]) -> dict[str, Place]:
-        """Append the members of one sample (extension -> bytes); returns where each one lies."""
-        places, offset = {}, self.num_bytes
+    def add(self, key: str, members: Mapping[str, bytes]) -> dict[str, ByteRange]:
+        """Append the members of one sample (extension -> bytes). Returns the byte range of each by extension."""
+        ranges, offset = {}, self.num_bytes
         pieces: list[bytes] = []
         for extension, data in members.items():
             num_filling = -len(data) % BLOCK
-            places[extension] = Place(offset + BLOCK, len(data))
+            ranges[extension] = ByteRange(offset + BLOCK, len(data))
             pieces += (_header(f"{key}.{extension}", len(data)), data, bytes(num_filling))
             offset += BLOCK + len(data) + num_filling
-        self._write(b"".join(pieces))  # at once: a digest and a file take large pieces faster than small ones
+        self._write(b"".join(pieces))  # one large write is faster than several small ones, for the digest too
         self.num_samples += 1
-        return places
+        return ranges
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -113,13 +113,13 @@ class Member:
 
     key: str
     extension: str
-    place: Place
+    byte_range: ByteRange
 
 
 def index_tar(url: str) -> list[Member]:
-    """Members of any WebDataset tar in their order, read without loading the bodies.
+    """Members of any WebDataset tar in their order, without reading the bodies.
 
-    Foreign tars may order, dot and case their keys as they like. Raises InputError when it is not a tar.
+    Tars of other tools may have any order, dots and case in their keys. Raises InputError if it is not a tar.
     """
     members = []
     try:
@@ -133,16 +133,16 @@ def index_tar(url: str) -> list[Member]:
                 folder, _, base = info.name.rpartition("/")
                 stem, _, extension = base.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
-                members.append(Member(key, extension.lower(), Place(info.offset_data, info.size)))
+                members.append(Member(key, extension.lower(), ByteRange(info.offset_data, info.size)))
     except FileNotFoundError as error:
-        raise InputError(f"{url}: no such tar") from error
+        raise InputError(f"{url}: no such tar; check the path") from error
     except tarfile.TarError as error:
-        raise InputError(f"{url}: not a readable tar: {error}") from error
+        raise InputError(f"{url}: not a readable tar: {error}; replace or remove it") from error
     return members
 
 
 class ShardReader:
-    """Random access to the bytes of one tar: memory-mapped when local, ranged reads when remote."""
+    """Random access to the bytes of one tar: memory map if local, ranged reads if remote."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -150,27 +150,27 @@ class ShardReader:
         if storage.is_local(url):
             path = Path(storage.local_path(url))
             if not path.exists():
-                raise InputError(f"{url}: no such shard; was the data set moved or removed?")
+                raise InputError(f"{url}: no such shard; check whether the data set was moved or removed")
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def read(self, offset: int, num_bytes: int) -> bytes:
-        """The bytes of one member. Raises StorageError when storage fails, InputError when it is short."""
+        """The bytes of one member. Raises StorageError if storage fails, InputError if the tar is truncated."""
         if self._map is not None:
             data = self._map[offset : offset + num_bytes]
         else:
             data = storage.read_range(self.url, offset, num_bytes)
         if len(data) != num_bytes:
-            raise InputError(f"{self.url}: {num_bytes} bytes at {offset} are missing; tar is truncated")
+            raise InputError(f"{self.url}: truncated, {num_bytes} bytes at {offset} are missing; restore the tar")
         return data
 
     def view(self, offset: int, num_bytes: int) -> bytes | memoryview:
-        """As `read`; of a local tar without a copy."""
+        """As `read`, without a copy if the tar is local."""
         if self._map is None or offset + num_bytes > len(self._map):
             return self.read(offset, num_bytes)
         return memoryview(self._map)[offset : offset + num_bytes]
 
     def close(self) -> None:
-        """Release the map."""
+        """Close the memory map."""
         if self._map is not None:
             self._map.close()

@@ -1,8 +1,8 @@
 """Bytes -> pixels: type and size from the header, then one decode to RGB.
 
-Used by ingest, signals and training, so that all of them see the same pixels. Orientation is applied, alpha is
-flattened on white, the first frame stands for an animation, 16-bit, CMYK, palette and grey become 8-bit RGB.
-AVIF comes with Pillow's wheels, HEIC with the package pillow-heif where it is installed.
+Ingest, signals and training use it, so that all of them see the same pixels. The EXIF orientation is applied, alpha is
+blended on white, animations give their first frame; 16-bit, CMYK, palette and grey images become 8-bit RGB. Pillow's
+wheels read AVIF; the optional package pillow-heif reads HEIC.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ if _HAS_HEIF:
     importlib.import_module("pillow_heif").register_heif_opener()
 _FORMATS = tuple(name for name in MIME_TYPES if name != "HEIF" or _HAS_HEIF)
 _OTHER_FORMATS = (b"<svg", b"<?xml", b"%pdf", b"%!ps", b"8bps", b"\x00\x00\x01\x00", b"\xff\x0a", b"\xffo\xffq")
-"""SVG, PDF, PostScript, PSD, ICO, JPEG XL, JPEG 2000 (their beginnings in lower case)."""
+"""First bytes, in lower case, of SVG, PDF, PostScript, PSD, ICO, JPEG XL and JPEG 2000."""
 _EXIF_ORIENTATION = 0x0112
 
-Image.MAX_IMAGE_PIXELS = None  # limits are checked on the header, where they give a drop reason
+Image.MAX_IMAGE_PIXELS = None  # `check_limits` checks the header and gives a drop reason
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the header says: pixels as they will be shown, after orientation."""
+    """The header of an image; sizes in px are those after the EXIF orientation."""
 
     mime_type: str
     width: int
     height: int
-    is_plain: bool  # 8-bit RGB or grey JPEG that the fast decoder takes
-    orientation: int = 1  # of the EXIF data; 1 is upright
+    is_plain: bool  # an 8-bit RGB or grey JPEG, which the fast decoder supports
+    orientation: int = 1  # EXIF orientation; 1 is upright
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -67,7 +67,7 @@ def read_header(data: bytes) -> ImageHeader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if image.format == "MPO":  # Pillow's name for a JPEG with further pictures behind it, as telephones write
+            if image.format == "MPO":  # Pillow's name for a JPEG with further images after it, as telephones write
                 image.format = "JPEG"
             orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1) if _has_exif(image, data) else 1
     except UnidentifiedImageError:
@@ -85,9 +85,10 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def _has_exif(image: Image.Image, data: bytes) -> bool:
-    """Reading EXIF costs more than the rest of the header; most JPEGs have none. XMP can hold an orientation too.
+    """Whether EXIF or XMP data may hold an orientation. Reading EXIF takes longer than the rest of the header.
 
-    `Image.Image.getexif` is called, not the PNG's own, which would decode the image before its limits are checked.
+    The caller uses `Image.Image.getexif`, not the PNG's own, which would decode the image before its limits are
+    checked.
     """
     if image.format == "PNG":
         return any(name in image.info for name in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))
@@ -115,16 +116,16 @@ def decode_rgb(data: bytes | memoryview, header: ImageHeader | None = None) -> P
 
 
 def decode_reduced(data: bytes, header: ImageHeader, enough: tuple[int, int] | None) -> tuple[Pixels, int]:
-    """Decode to RGB at 1/1, 1/2, 1/4 or 1/8 of the size; returns the pixels and that divisor.
+    """Decode to RGB at 1/1, 1/2, 1/4 or 1/8 of the size. Returns the pixels and that divisor.
 
-    JPEGs hold their frequencies, so that a smaller image takes less work. The divisor is the largest that leaves at
-    least `enough` (height, width) px; None wants the full size. Odd sides are rounded up: the last row or column then
-    covers less than the others. Raises SampleError as `decode_rgb`.
+    A JPEG decodes faster at a fraction of its size. The divisor is the largest that leaves at least `enough` (height,
+    width) px; None: full size. Odd sides are rounded up: the last row or column then covers less than the others.
+    Raises SampleError as `decode_rgb`.
     """
     if header.is_plain:
         divisor = _divisor(header, enough)
-        turned = header.orientation > 4
-        height, width = (header.width, header.height) if turned else (header.height, header.width)
+        is_rotated = header.orientation > 4
+        height, width = (header.width, header.height) if is_rotated else (header.height, header.width)
         try:
             pixels: Pixels = simplejpeg.decode_jpeg(
                 data,
@@ -134,9 +135,9 @@ def decode_reduced(data: bytes, header: ImageHeader, enough: tuple[int, int] | N
                 min_width=-(-width // divisor) if divisor > 1 else 0,
                 min_factor=divisor,
             )
-            return _turn_upright(pixels, header.orientation), divisor
+            return _apply_orientation(pixels, header.orientation), divisor
         except ValueError:
-            pass  # truncated, or only odd: Pillow tells which
+            pass  # truncated or unusual: Pillow decides
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -149,18 +150,18 @@ def decode_reduced(data: bytes, header: ImageHeader, enough: tuple[int, int] | N
 
 
 def _is_plain_jpeg(data: bytes | memoryview) -> bool:
-    """What `ImageHeader.is_plain` says of most JPEGs; Pillow takes a tenth of a small picture's decode for it."""
-    place = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while place + 10 <= len(data) and data[place] == 0xFF:  # segments of the header: marker, length, content
-        if data[place + 1] == 0xDA:  # the picture itself
+    """A fast test for `ImageHeader.is_plain`: with Pillow it takes a tenth of a small image's decode."""
+    offset = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while offset + 10 <= len(data) and data[offset] == 0xFF:  # header segments: marker, length, content
+        if data[offset + 1] == 0xDA:  # start of the image data
             try:
                 return simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray")
             except ValueError:
                 return False
-        end = place + 2 + (data[place + 2] << 8 | data[place + 3])
-        if data[place + 4 : place + 9] == b"Exif\0" or b"tiff:Orientation" in bytes(data[place:end]):
+        end = offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
+        if data[offset + 4 : offset + 9] == b"Exif\0" or b"tiff:Orientation" in bytes(data[offset:end]):
             return False
-        place = end
+        offset = end
     return False
 
 
@@ -171,7 +172,7 @@ def _divisor(header: ImageHeader, enough: tuple[int, int] | None) -> int:
     return next(fits, 1)
 
 
-def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
+def _apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
     """Apply the EXIF orientation 1 .. 8."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
@@ -193,7 +194,7 @@ def _to_rgb(image: Image.Image) -> Pixels:
 
 
 def _scale_deep_grey(values: npt.NDArray[Any]) -> Pixels:
-    """Grey of more than 8 bits: 16-bit ranges are divided by 257, others stretched to their own maximum."""
+    """Grey of more than 8 bits: 16-bit ranges are divided by 257, others are scaled to their maximum."""
     top = 65535.0 if values.dtype == np.uint16 or values.max() > 255 else 255.0
     grey = np.clip(values.astype(np.float64) * (255.0 / top), 0, 255).round().astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)

@@ -14,7 +14,7 @@ from pairloom.schemas.data_set.manifest import load_manifest, resolve, table_url
 from pairloom.schemas.data_set.tables import read_table
 from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.recipes.curate import CurateRecipe
-from tests.pipelines.signals.test_signals import write_provenance
+from tests.support.provenance_builder import write_provenance
 from tests.support.raw_builder import encoded, photograph
 from tests.support.tiny_models import write_siglip
 
@@ -108,7 +108,7 @@ def test_only_one_step_needs_the_steps_before_it(tmp_path: Path, pictures: Path,
         curate(recipe_for(tmp_path), refuse, only="reshard")
     curate(recipe_for(tmp_path), refuse, only="select")
     assert curate(recipe_for(tmp_path), nothing, only="reshard")["steps"][-1]["num_kept"] == NUM_PICTURES - 1
-    with pytest.raises(RecipeError, match="no step selekt"):
+    with pytest.raises(RecipeError, match="--only selekt: no such step"):
         curate(recipe_for(tmp_path), refuse, only="selekt")
 
 

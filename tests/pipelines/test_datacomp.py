@@ -16,9 +16,9 @@ from pairloom.pipelines.signals.measure import measure_signal
 from pairloom.pipelines.signals.word_list import WordList, WordListSignals
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.recipes.curate import CurateRecipe
-from tests.pipelines.select.test_select import BASIC, Tables, decisions_of
 from tests.support.dedupe_builder import uid_of
 from tests.support.raw_builder import Pair, build_raw, encoded, photograph
+from tests.support.selection_tables import BASIC, Tables, decisions_of
 
 WORDS = ["a", "dog", "on", "the", "beach", "photo", "12", "red", "Berlin", "ein", "der", "Hund", "", "x"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pairloom.schemas.data_set.manifest import resolve
-from tests.pipelines.test_exactness import REPOSITORY, digests, environment, table, undisturbed, web, write_recipe
+from tests.support.killable_web import REPOSITORY, digests, environment, table, undisturbed, web, write_recipe
 
 __all__ = ["table", "undisturbed", "web"]  # fixtures
 

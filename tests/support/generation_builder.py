@@ -18,7 +18,7 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
 
 from pairloom.pipelines.ingest.retry import commit_retry, retry_jobs, retry_shard
-from pairloom.pipelines.optout.apply import honour_tombstones
+from pairloom.pipelines.optout.apply import apply_tombstones
 from pairloom.pipelines.optout.rules import Rules, parse_request
 from pairloom.pipelines.raw.generation import finish_rewrite
 from pairloom.schemas.data_set.manifest import ShardEntry, entry_of_table, load_manifest, table_url, tar_url
@@ -161,7 +161,7 @@ def interrupt_everywhere(operation: str, recipe: CurateRecipe, root: Path, scrat
 
     def work() -> None:
         folder = str(next((scratch / "raw/main").glob("*/")))
-        retry_here(recipe, folder) if operation == "retry" else honour_tombstones(folder)
+        retry_here(recipe, folder) if operation == "retry" else apply_tombstones(folder)
 
     expected: dict[str, bytes] = {}
     for write in range(-1, 100):  # -1: undisturbed

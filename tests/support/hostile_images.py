@@ -11,8 +11,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from tests.pipelines.images.test_store_image import encoded, photo, png_header
 from tests.support.hostile_server import Hostile, whole
+from tests.support.image_files import encoded, photo, png_header
 
 
 def _png(width: int, height: int, data: bytes, extra: bytes = b"", depth: int = 8, kind: int = 2) -> bytes:

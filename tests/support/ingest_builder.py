@@ -17,8 +17,8 @@ from PIL import Image
 from pairloom.schemas.data_set.manifest import Manifest, load_manifest, tar_url
 from pairloom.schemas.data_set.shard import ShardReader
 from pairloom.schemas.recipes.curate import CurateRecipe
-from tests.pipelines.images.test_store_image import encoded, photo, png_header
 from tests.support.http_server import TestServer
+from tests.support.image_files import encoded, photo, png_header
 
 NUM_IMAGES = 30
 

@@ -107,7 +107,7 @@ def _row(reader: ShardReader, shard: str, row: int, key: str, sample: TarSample)
     fields = _fields(reader, sample)
     text = sample.get("txt")
     caption = (
-        reader.read(text.place.offset, text.place.num_bytes).decode("utf-8", "replace")
+        reader.read(text.byte_range.offset, text.byte_range.num_bytes).decode("utf-8", "replace")
         if text is not None
         else fields.get("caption")
     )
@@ -115,12 +115,12 @@ def _row(reader: ShardReader, shard: str, row: int, key: str, sample: TarSample)
         return None
     uid, url = fields.get("uid"), fields.get("url")
     if not (isinstance(uid, str) and _UID.fullmatch(uid)):
-        data = b"" if isinstance(url, str) else reader.read(image.place.offset, image.place.num_bytes)
+        data = b"" if isinstance(url, str) else reader.read(image.byte_range.offset, image.byte_range.num_bytes)
         uid = make_uid(url if isinstance(url, str) else None, caption.strip(), hashlib.sha256(data).hexdigest())
     return {
         "uid": uid, "key": key, "url": url if isinstance(url, str) else None, "caption": caption.strip(),
         "weight": 1.0, "raw_shard": shard, "raw_row": row,
-        "offset": image.place.offset, "num_bytes": image.place.num_bytes,
+        "offset": image.byte_range.offset, "num_bytes": image.byte_range.num_bytes,
     }  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def _fields(reader: ShardReader, sample: TarSample) -> dict[str, Any]:
     if member is None:
         return {}
     try:
-        fields = json.loads(reader.read(member.place.offset, member.place.num_bytes))
+        fields = json.loads(reader.read(member.byte_range.offset, member.byte_range.num_bytes))
     except (ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}

@@ -95,7 +95,7 @@ def _from_tar(url: str) -> Iterator[Sample]:
         reader.close()
     for image, fields in found:
         if image is not None:
-            yield Sample(ImageSource(url, image.place.offset, image.place.num_bytes), fields)
+            yield Sample(ImageSource(url, image.byte_range.offset, image.byte_range.num_bytes), fields)
 
 
 def _texts(reader: ShardReader, sample: TarSample) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _texts(reader: ShardReader, sample: TarSample) -> dict[str, Any]:
     for extension, member in sample.items():
         if extension in IMAGE_EXTENSIONS:
             continue
-        data = reader.read(member.place.offset, member.place.num_bytes)
+        data = reader.read(member.byte_range.offset, member.byte_range.num_bytes)
         if extension != "json":
             fields[extension] = data.decode("utf-8", "replace").strip()
             continue

@@ -13,11 +13,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from pairloom.pipelines.algorithms.distinct import distinct
 from pairloom.pipelines.algorithms.hamming64 import NUM_BITS, Hashes, popcount
 from pairloom.pipelines.algorithms.hamming256 import wide_distance
 from pairloom.pipelines.algorithms.jit import compiled
 from pairloom.pipelines.algorithms.union_find import Indices
+from pairloom.pipelines.algorithms.unique_sorted import unique_sorted
 from pairloom.pipelines.dedupe.criteria.evaluation_set import EvaluationImages
 from pairloom.pipelines.dedupe.sample_records import Slim
 from pairloom.schemas.recipes.dedupe import DecontaminateRecipe
@@ -48,7 +48,7 @@ def find_hits(slim: Slim, images: Indices, evaluation: EvaluationImages, rule: D
     if rule.perceptual is None:
         none = np.empty(0, np.int64)
         return Hits(none, none, np.empty(0, np.int32))
-    near = np.flatnonzero(near_any(slim.phash[images], distinct(evaluation.phash), rule.perceptual))
+    near = np.flatnonzero(near_any(slim.phash[images], unique_sorted(evaluation.phash), rule.perceptual))
     chosen = images[near]
     max_sum = int(rule.max_colour_difference * evaluation.thumbnail.shape[1])
     image, place, distance = _confirm(

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pairloom.pipelines.algorithms.hamming64 import Hashes
-from pairloom.pipelines.algorithms.hamming_pairs import places_of
+from pairloom.pipelines.algorithms.hamming_pairs import indices_of
 from pairloom.pipelines.algorithms.jit import compiled
 from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack, spread
 from pairloom.schemas.images.columns import THUMBNAIL_SIDE
@@ -90,7 +90,7 @@ def pairs_that_may_agree(colours: Colours, task: int, limit: int) -> tuple[Hashe
     pairs, told = colours.pairs.read(0, only=task), np.sort(colours.told.read(task), order="hash")
     left, right = pairs["left"], pairs["right"]
     low, high = np.ascontiguousarray(told["low"]), np.ascontiguousarray(told["high"])
-    lefts, rights = places_of(told["hash"], left), places_of(told["hash"], right)
+    lefts, rights = indices_of(told["hash"], left), indices_of(told["hash"], right)
     agree = _may_agree(low, high, lefts, rights, limit // CELL_PIXELS)
     return left[agree], right[agree]
 

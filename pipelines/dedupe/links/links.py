@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pairloom.pipelines.algorithms.distinct import distinct
 from pairloom.pipelines.algorithms.forest import roots_of
 from pairloom.pipelines.algorithms.hamming64 import Group, Hashes, pairs_of_group, plan_groups
 from pairloom.pipelines.algorithms.hamming_pairs import partition_of
+from pairloom.pipelines.algorithms.unique_sorted import unique_sorted
 from pairloom.pipelines.dedupe.sample_records import THUMBNAIL_BYTES
 from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack, spread
 
@@ -41,7 +41,7 @@ class SearchPlan:
 
     def hand_out(self, table: SpillTable, file: int, samples: Rows) -> None:
         """Hand the hashes of some samples to the tasks that search them."""
-        self.hand_out_hashes(table, file, distinct(samples["phash"][samples["has_phash"]]))
+        self.hand_out_hashes(table, file, unique_sorted(samples["phash"][samples["has_phash"]]))
 
     def links(self, table: SpillTable, part: int) -> tuple[Hashes, Hashes]:
         """Near pairs that this part of the search is to find; their colours may differ."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import subprocess
@@ -11,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import imagehash
 import numpy as np
 import numpy.typing as npt
@@ -26,54 +24,16 @@ from pairloom.pipelines.images.hashes import _COSINES as COSINES
 from pairloom.pipelines.images.hashes import _COSINES_256 as COSINES_256
 from pairloom.pipelines.images.hashes import bits_of_grey, hash_pixels, phash256
 from pairloom.pipelines.images.store_image import store_image
-from pairloom.pipelines.signals.measure import measure_signal
 from pairloom.schemas.data_set.manifest import load_manifest, table_url
 from pairloom.schemas.data_set.tables import read_table, write_table
 from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.images.decode import decode_rgb
 from pairloom.schemas.recipes.curate import CurateRecipe, ImageRecipe
-from pairloom.schemas.recipes.load import parse_recipe
 from tests.support.dedupe_builder import decisions_of, uid_of
+from tests.support.hash_builder import detailed, hashed, lossless, pictures, recipe_for
 from tests.support.raw_builder import Pair, build_raw, encoded, photograph
 
-
-def recipe_for(root: Path, **settings: Any) -> CurateRecipe:
-    return parse_recipe(
-        {
-            "root": str(root),
-            "source": {"kind": "folder", "path": "unused"},
-            "signals": [{"kind": "phash256"}],
-            "dedupe": {"hashes": "phash256", **settings},
-        },
-        CurateRecipe,
-        "test",
-    )
-
-
-def detailed(seed: int) -> npt.NDArray[np.uint8]:
-    """A picture with detail: the high frequencies of soft blobs are noise, and so would be half of their 256 bits."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (18, 24, 3), dtype=np.uint8)
-    return np.asarray(cv2.resize(coarse, (192, 144), interpolation=cv2.INTER_CUBIC), np.uint8)
-
-
-def pictures(num: int, captions: tuple[str, ...] = ("a picture",)) -> list[Pair]:
-    return [
-        Pair(encoded(detailed(seed)), f"{captions[seed % len(captions)]} number {seed}", f"http://a.test/{seed}.jpg")
-        for seed in range(num)
-    ]
-
-
-def hashed(recipe: CurateRecipe, raw: str) -> dict[str, str]:
-    return {"phash256": measure_signal(recipe, recipe.signals[0], raw, None)}
-
-
 # ---- equal pixels
-
-
-def lossless(pixels: npt.NDArray[np.uint8], level: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=level)
-    return buffer.getvalue()
 
 
 def commented(jpeg: bytes) -> bytes:
@@ -225,36 +185,10 @@ RUN = """
 import sys, json, hashlib
 from pathlib import Path
 import ray
-from tests.pipelines.dedupe.test_hashes import run_everything
+from tests.support.hash_builder import run_everything
 ray.init("local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 print(run_everything(Path(sys.argv[2]), int(sys.argv[3])))
 """
-
-
-def run_everything(root: Path, samples_per_shard: int) -> str:
-    """Digest of all decisions by 256 bits, pixels and MinHash over pictures, their copies and their captions."""
-    pairs = pictures(14, ("a small picture of many soft blobs", "a small picture of many soft blobs in colour"))
-    pairs += [Pair(encoded(detailed(seed), quality=70), f"copy {seed}", f"http://b.test/{seed}") for seed in range(5)]
-    pairs += [Pair(lossless(photograph(30), level), "lossless", f"http://l.test/{level}") for level in (1, 9)]
-    shuffled = [pairs[place] for place in np.random.default_rng(samples_per_shard).permutation(len(pairs))]
-    settings = {
-        "perceptual": {"bits": 256, "max_distance": 11},
-        "decontaminate": [{"path": str(root / "evaluation/raw/main"), "max_distance_256": 30}],
-    }
-    recipe = recipe_for(root, **settings)
-    recipe = recipe.model_copy(
-        update={"signals": CurateRecipe.model_validate(
-            {"root": "x", "source": {"kind": "folder", "path": "x"},
-             "signals": [{"kind": "phash256"}, {"kind": "caption_duplicates"}]}).signals}
-    )  # fmt: skip
-    build_raw(root / "evaluation", [Pair(encoded(detailed(9), quality=80), "held out", "http://e.test/9")])
-    raw = build_raw(root, shuffled, samples_per_shard)
-    captions = decisions_of(measure_signal(recipe, recipe.signals[1], raw, None))
-    decisions = decisions_of(dedupe(recipe, raw, hashed(recipe, raw)))
-    for row in decisions.values():
-        row["evaluation_image"] = (row["evaluation_image"] or "").rpartition(": ")[2]
-    told = sorted((uid, *decisions[uid].values(), *captions[uid].values()) for uid in decisions)
-    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pairloom.pipelines.fetch.fetch_shard import fetch_rows
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError, ShardError
 from pairloom.schemas.recipes.curate import FetchRecipe
-from tests.pipelines.fetch.test_fetch import BODY, fetch, fetcher, reason
+from tests.support.fetching import BODY, fetch, fetcher, reason
 from tests.support.http_server import TestServer, serve
 
 NUM_SERVERS = 4

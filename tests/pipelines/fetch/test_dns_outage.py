@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from pairloom.schemas.data_set.manifest import resolve
-from tests.pipelines.test_exactness import environment
 from tests.support.http_server import TestServer
 from tests.support.ingest_builder import NUM_IMAGES, read_rows, write_csv
+from tests.support.killable_web import environment
 
 NUM_NAMES = 300
 NUM_ANSWERED = 60  # names, before the resolver dies

@@ -5,51 +5,17 @@ from __future__ import annotations
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairloom.pipelines.fetch.fetcher import Fetcher
 from pairloom.pipelines.sources.urls import clean_slowly, clean_url, is_public, redirect_target
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
-from pairloom.schemas.recipes.curate import FetchRecipe
+from tests.support.fetching import BODY, fetch, fetcher, reason
 from tests.support.http_server import TestServer, serve
-
-BODY = b"image bytes " * 1000
-
-
-@pytest.fixture
-def server() -> Iterator[TestServer]:
-    with serve(pages={"a.jpg": BODY, "page.jpg": b"<html>sorry</html>"}) as running:
-        yield running
-
-
-def fetcher(**settings: object) -> Fetcher:
-    defaults: dict[str, object] = {"allow_private_addresses": True, "timeout_s": 2, "retries": 0}
-    return Fetcher(FetchRecipe.model_validate({**defaults, **settings}))
-
-
-def fetch(loop: Fetcher, urls: Sequence[str | None]) -> list[bytes | SampleError]:
-    """Results in the order of the URLs."""
-    results: dict[int, bytes | SampleError] = {}
-    for row, outcome in loop.fetch(list(enumerate(urls))):
-        assert row not in results
-        if isinstance(outcome, SampleError):
-            results[row] = outcome
-        else:
-            with outcome:
-                results[row] = outcome.read()
-    assert len(results) == len(urls)
-    return [results[row] for row in range(len(urls))]
-
-
-def reason(result: bytes | SampleError) -> DropReason:
-    assert isinstance(result, SampleError), "bytes, where a reason was expected"
-    return result.drop_reason
 
 
 @pytest.mark.parametrize(
@@ -139,7 +105,7 @@ def test_each_limit_of_time_ends_what_it_is_for(server: TestServer) -> None:
     nowhere, silent, slow = fetch(fetcher(**limits), urls)
     assert reason(nowhere) in (DropReason.TIMEOUT, DropReason.CONNECTION_ERROR)
     assert reason(silent) == DropReason.TIMEOUT
-    assert "no answer within 1 s" in str(silent)
+    assert "no first byte within 1 s" in str(silent)
     assert slow == BODY, "it began in time, and the whole may take longer"
     assert time.monotonic() - start < 100
 
@@ -168,7 +134,7 @@ def test_no_room_means_no_new_requests(server: TestServer) -> None:
     """Room comes back only after a while; nothing starts before, everything ends after."""
     start = time.monotonic()
     requests = [(index, f"{server.url}/files/a.jpg?{index}") for index in range(30)]
-    for _, outcome in fetcher().fetch(requests, has_room=lambda: time.monotonic() - start > 0.5):
+    for _, outcome in fetcher().fetch(requests, has_capacity=lambda: time.monotonic() - start > 0.5):
         assert time.monotonic() - start > 0.5
         assert not isinstance(outcome, SampleError)
         outcome.close()
@@ -187,7 +153,7 @@ def test_large_bodies_spool_to_disk(server: TestServer) -> None:
     [(_, outcome)] = list(fetcher().fetch([(0, f"{server.url}/files/large.bin")]))
     assert not isinstance(outcome, SampleError)
     with outcome:
-        assert not outcome._pieces
+        assert outcome.is_on_disk
         assert len(outcome.read()) == 5_000_000
 
 

@@ -1,4 +1,4 @@
-"""Limits of a host hold over all workers: the ledger by itself, and real workers on Ray against a real server."""
+"""Limits per host hold over all workers: the service alone, and real workers on Ray against a real server."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from itertools import pairwise
 import pytest
 import ray
 
-from pairloom.pipelines.fetch import host_limits
-from pairloom.pipelines.fetch import lease_client as leases
 from pairloom.pipelines.fetch.fetcher import Fetcher
-from pairloom.pipelines.fetch.host_limits import Grant, HostLedger, LocalLimits, Wish
+from pairloom.pipelines.fetch.host_limits import LeaseTimes, LocalLimits, RateLimiterService, SlotGrant, SlotRequest
 from pairloom.pipelines.fetch.ray_host_limits import SharedLimits, find_host_limits, shared_host_limits
 from pairloom.schemas.errors import SampleError
 from pairloom.schemas.recipes.curate import FetchRecipe
@@ -28,64 +26,62 @@ def server() -> Iterator[TestServer]:
         yield running
 
 
-def slots(ledger: HostLedger, worker: str, wanted: int, in_flight: int = 0, interval_s: float = 0.0) -> int:
-    return ledger.exchange(worker, {"http://a": Wish(wanted, in_flight, interval_s)})["http://a"].slots
+def slots(service: RateLimiterService, worker: str, wanted: int, in_flight: int = 0, interval_s: float = 0.0) -> int:
+    return service.exchange(worker, {"http://a": SlotRequest(wanted, in_flight, interval_s)})["http://a"].slots
 
 
 def test_slots_are_shared_fairly_and_never_exceed_the_limit() -> None:
-    ledger = HostLedger(8)
-    assert slots(ledger, "one", 100) == 8, "nobody else wants them"
-    assert slots(ledger, "two", 100) == 0, "all are held"
-    assert slots(ledger, "one", 100, in_flight=8) == 4, "the fair half"
-    assert slots(ledger, "two", 100) == 0, "those of the first are still in flight"
-    assert slots(ledger, "one", 100, in_flight=4) == 4
-    assert slots(ledger, "two", 100) == 4
-    assert slots(ledger, "one", 0) == 0, "given back"
-    assert slots(ledger, "two", 100, in_flight=4) == 8
-    assert slots(ledger, "two", 3, in_flight=3) == 3
-    assert slots(ledger, "three", 100) == 5
+    service = RateLimiterService(8)
+    assert slots(service, "one", 100) == 8, "nobody else wants them"
+    assert slots(service, "two", 100) == 0, "all are held"
+    assert slots(service, "one", 100, in_flight=8) == 4, "the fair half"
+    assert slots(service, "two", 100) == 0, "those of the first are still in flight"
+    assert slots(service, "one", 100, in_flight=4) == 4
+    assert slots(service, "two", 100) == 4
+    assert slots(service, "one", 0) == 0, "given back"
+    assert slots(service, "two", 100, in_flight=4) == 8
+    assert slots(service, "two", 3, in_flight=3) == 3
+    assert slots(service, "three", 100) == 5
 
 
-def test_scarce_slots_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_limits, "TURN_S", 0.02)
-    ledger = HostLedger(2)
+def test_scarce_slots_rotate() -> None:
+    service = RateLimiterService(2, LeaseTimes(max_hold_s=0.02))
     workers = [f"worker {index}" for index in range(5)]
     held: Counter[str] = Counter()
     for _ in range(60):
-        now = {worker: slots(ledger, worker, 10) for worker in workers}
+        now = {worker: slots(service, worker, 10) for worker in workers}
         assert sum(now.values()) <= 2
         held.update(worker for worker, number in now.items() if number)
         time.sleep(0.005)
     assert len(held) == 5, "each had its turn"
 
 
-def test_a_worker_that_dies_loses_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_limits, "LEASE_S", 0.05)
-    ledger = HostLedger(4)
-    assert (slots(ledger, "one", 9), slots(ledger, "two", 9)) == (4, 0)
+def test_the_lease_of_a_dead_worker_expires() -> None:
+    service = RateLimiterService(4, LeaseTimes(lease_s=0.05))
+    assert (slots(service, "one", 9), slots(service, "two", 9)) == (4, 0)
     time.sleep(0.06)
-    assert slots(ledger, "two", 9) == 4
+    assert slots(service, "two", 9) == 4
 
 
 def test_a_host_that_is_asked_slowly_has_one_worker() -> None:
-    ledger = HostLedger(8)
-    assert slots(ledger, "one", 9, interval_s=2.0) == 8
-    assert slots(ledger, "two", 9) == 0
-    given_back = ledger.exchange("one", {"http://a": Wish(0, pause_s=1.5)})
-    assert given_back == {"http://a": Grant(0)}
-    grant = ledger.exchange("two", {"http://a": Wish(9)})["http://a"]
+    service = RateLimiterService(8)
+    assert slots(service, "one", 9, interval_s=2.0) == 8
+    assert slots(service, "two", 9) == 0
+    given_back = service.exchange("one", {"http://a": SlotRequest(0, pause_s=1.5)})
+    assert given_back == {"http://a": SlotGrant(0)}
+    grant = service.exchange("two", {"http://a": SlotRequest(9)})["http://a"]
     assert grant.slots == 8
     assert 1.4 < grant.wait_s <= 1.5, "the pace goes on where the other worker left it"
 
 
 def test_one_worker_asks_for_robots_txt() -> None:
-    ledger = HostLedger(8)
-    wish = {"http://a": Wish(1, needs_robots=True)}
-    assert ledger.exchange("one", wish)["http://a"].asks_robots
-    assert not ledger.exchange("two", wish)["http://a"].asks_robots
-    assert ledger.exchange("one", wish)["http://a"].asks_robots
-    ledger.share_robots("http://a", b"User-agent: *\nCrawl-delay: 3\n", 3.0)
-    assert ledger.exchange("two", wish)["http://a"].robots == b"User-agent: *\nCrawl-delay: 3\n"
+    service = RateLimiterService(8)
+    wish = {"http://a": SlotRequest(1, needs_robots=True)}
+    assert service.exchange("one", wish)["http://a"].fetches_robots
+    assert not service.exchange("two", wish)["http://a"].fetches_robots
+    assert service.exchange("one", wish)["http://a"].fetches_robots
+    service.share_robots("http://a", b"User-agent: *\nCrawl-delay: 3\n", 3.0)
+    assert service.exchange("two", wish)["http://a"].robots == b"User-agent: *\nCrawl-delay: 3\n"
 
 
 @ray.remote
@@ -136,7 +132,7 @@ def test_a_crawl_delay_holds_over_workers(server: TestServer, ray_session: None)
     assert min(gaps) > 0.2
 
 
-def test_without_a_ledger_each_worker_keeps_its_part(server: TestServer, ray_session: None) -> None:
+def test_without_a_service_each_worker_uses_its_share(server: TestServer, ray_session: None) -> None:
     assert isinstance(find_host_limits(PER_HOST), LocalLimits), "no ingest is running"
     fetcher = Fetcher(FetchRecipe(allow_private_addresses=True, retries=0, per_host=PER_HOST))
     urls = [f"{server.url}/slow/0.02/a.jpg?{index}" for index in range(60)]
@@ -145,11 +141,9 @@ def test_without_a_ledger_each_worker_keeps_its_part(server: TestServer, ray_ses
     assert server.most_open == PER_HOST // 2, "of two workers, who cannot hear of each other"
 
 
-def test_a_ledger_that_dies_leaves_each_worker_its_part(
-    server: TestServer, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leases, "RENEW_S", 0.05)
-    fetcher = Fetcher(FetchRecipe(allow_private_addresses=True, retries=0, per_host=PER_HOST))
+def test_after_the_service_dies_each_worker_uses_its_share(server: TestServer, ray_session: None) -> None:
+    recipe = FetchRecipe(allow_private_addresses=True, retries=0, per_host=PER_HOST)
+    fetcher = Fetcher(recipe, LeaseTimes(renew_s=0.05))
     urls = [f"{server.url}/slow/0.02/a.jpg?{index}" for index in range(120)]
     with shared_host_limits(PER_HOST):
         limits = find_host_limits(PER_HOST)
@@ -157,7 +151,7 @@ def test_a_ledger_that_dies_leaves_each_worker_its_part(
         for number, (_, outcome) in enumerate(fetcher.fetch(list(enumerate(urls)), limits=limits)):
             assert not isinstance(outcome, SampleError)
             if number == 20:
-                for actor in limits._actors:
+                for actor in limits.actors:
                     ray.kill(actor)
             if number == 80:
                 server.most_open = 0

@@ -20,11 +20,11 @@ from pairloom.pipelines.sources.open_source import open_source
 from pairloom.schemas.data_set.manifest import table_url
 from pairloom.schemas.data_set.tables import read_table
 from pairloom.schemas.recipes.curate import CurateRecipe
-from tests.pipelines.images.test_store_image import encoded, photo
 from tests.support.hostile_http import http_cases
 from tests.support.hostile_images import image_cases
 from tests.support.hostile_rows import ALL_ROWS, write_tables
 from tests.support.hostile_server import Hostile, serve_hostile
+from tests.support.image_files import encoded, photo
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "reference" / "hostile_responses.md"
 IMAGE = encoded(photo(300, 280))

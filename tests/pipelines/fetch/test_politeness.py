@@ -12,10 +12,8 @@ from pairloom.pipelines.fetch import scheduler as host_queue
 from pairloom.pipelines.fetch import transfer
 from pairloom.pipelines.fetch.robots import refused_directive
 from pairloom.schemas.drop_reason import DropReason
-from tests.pipelines.fetch.test_fetch import BODY, fetch, fetcher, reason, server
+from tests.support.fetching import BODY, fetch, fetcher, reason
 from tests.support.http_server import TestServer, serve
-
-__all__ = ["server"]  # a fixture
 
 
 @pytest.mark.parametrize("query", ["", "?status=500", "?status=429&retry_after=1"])

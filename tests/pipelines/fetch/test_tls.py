@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pairloom.schemas.drop_reason import DropReason
-from tests.pipelines.fetch.test_fetch import fetch, fetcher, reason
+from tests.support.fetching import fetch, fetcher, reason
 from tests.support.h2_server import serve_tls
 
 BODY = b"image" * 10

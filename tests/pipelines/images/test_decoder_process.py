@@ -14,7 +14,7 @@ from typing import IO
 
 import pytest
 
-from pairloom.pipelines.engine.spooled_bytes import Body
+from pairloom.pipelines.engine.spooled_bytes import SpooledBytes
 from pairloom.pipelines.images.boxes import Boxes
 from pairloom.pipelines.images.decode_queue import MAX_WAITING_BYTES, ImageWorkers
 from pairloom.pipelines.images.decoder_process import ImageDecoder, SpooledImage
@@ -66,7 +66,7 @@ def test_a_crash_loses_one_row(
     bodies[9] = ONCE + os.fsencode(tmp_path / "mark") + b"\n" + bodies[9]
     with ImageWorkers(decoder, WORK, recipe, spool) as workers:
         for row, body in enumerate(bodies):
-            workers.wait_for_room()
+            workers.wait_for_capacity()
             workers.submit(row, body)
         workers.finish()
     for row in range(12):
@@ -77,7 +77,7 @@ def test_a_crash_loses_one_row(
             continue
         assert isinstance(outcome, SpooledImage)
         expected = store_image(pages[f"{row}.jpg"], recipe)
-        data = os.pread(spool.fileno(), outcome.place.num_bytes, outcome.place.offset)
+        data = os.pread(spool.fileno(), outcome.byte_range.num_bytes, outcome.byte_range.offset)
         assert (data, outcome.image.sha256) == (expected.data, expected.sha256), row
     assert "signal 11" in str(workers.outcomes[3])
     assert "signal 9" in str(workers.outcomes[7])
@@ -106,11 +106,11 @@ def test_bodies_wait_on_disk_beyond_the_budget(decoder: ImageDecoder, spool: IO[
     bodies = []
     with ImageWorkers(decoder, WORK, ImageRecipe(), spool) as workers:
         for row in range(100):
-            body = Body()
+            body = SpooledBytes()
             body.write(bytes(1 << 20))
             bodies.append(body)
             workers.submit(row, body)
-        in_memory = sum(len(piece) for body in bodies for piece in body._pieces) >> 20
+        in_memory = sum(body.num_bytes for body in bodies if not body.is_on_disk) >> 20
         assert in_memory <= MAX_WAITING_BYTES >> 20
         workers.finish()
     assert {str(outcome) for outcome in workers.outcomes.values()} == {"no image format recognised"}

@@ -21,7 +21,7 @@ from pairloom.pipelines.images.store_image import check_limits, store_image
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
 from pairloom.schemas.images.decode import decode_rgb, read_header
-from tests.pipelines.images.test_store_image import encoded, largest_difference, photo, recipe
+from tests.support.image_files import encoded, largest_difference, photo, recipe
 
 ORIENTED = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {}, "WEBP": {"lossless": True}}
 

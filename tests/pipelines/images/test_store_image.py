@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,27 +18,7 @@ from pairloom.pipelines.images.store_image import check_limits, inspect_image, r
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
 from pairloom.schemas.images.decode import decode_rgb, read_header
-from pairloom.schemas.recipes.curate import ImageRecipe
-
-
-def photo(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Smooth colours with some structure, as photographs have."""
-    noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-    return np.asarray(cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC))
-
-
-def encoded(pixels: np.ndarray, kind: str = "JPEG", **options: object) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **options)
-    return file.getvalue()
-
-
-def largest_difference(left: np.ndarray, right: np.ndarray) -> int:
-    return int(np.abs(left.astype(int) - right.astype(int)).max())
-
-
-def recipe(**settings: object) -> ImageRecipe:
-    return ImageRecipe.model_validate(settings)
+from tests.support.image_files import encoded, largest_difference, photo, png_header, recipe
 
 
 @pytest.mark.parametrize(
@@ -115,17 +92,6 @@ def test_no_shape_breaks_a_mode(mode: str, only_if_bigger: bool, given: tuple[in
     assert decode_rgb(stored.data).shape == (stored.height, stored.width, 3)
     if mode in ("border", "center_crop") and not only_if_bigger:
         assert (stored.width, stored.height) == (64, 64)
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises many pixels in a few bytes."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    body = zlib.compress(bytes(1000))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", body) + chunk(b"IEND", b""))  # fmt: skip
 
 
 @pytest.mark.parametrize(

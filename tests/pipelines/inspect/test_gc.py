@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pairloom.pipelines.engine.root_lock import at_work, running
+from pairloom.pipelines.engine.root_lock import exclusive_lock, running, shared_lock
 from pairloom.pipelines.inspect.gc import collect_garbage
 from pairloom.schemas.data_set.generations import note_generation
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, save_manifest, set_latest
@@ -153,15 +153,15 @@ def test_a_rewrite_that_must_go_on_is_left_alone(tmp_path: Path) -> None:
 
 def test_it_waits_for_other_commands_and_they_for_it(tmp_path: Path) -> None:
     walk_twice(str(tmp_path))
-    with at_work(str(tmp_path), "curate"), pytest.raises(InputError, match="curate is at work here"):
+    with shared_lock(str(tmp_path), "curate"), pytest.raises(InputError, match="curate runs here"):
         collect_garbage(str(tmp_path), min_age_h=0)
     with (
-        at_work(str(tmp_path), "gc"),
-        pytest.raises(InputError, match="gc is at work here"),
-        at_work(str(tmp_path), "curate"),
+        exclusive_lock(str(tmp_path)),
+        pytest.raises(InputError, match="gc runs here"),
+        shared_lock(str(tmp_path), "curate"),
     ):
         pass
-    with at_work(str(tmp_path), "curate"), at_work(str(tmp_path), "curate"):
+    with shared_lock(str(tmp_path), "curate"), shared_lock(str(tmp_path), "curate"):
         assert len(running(str(tmp_path))) == 2
     assert not (tmp_path / "running").exists()
 
@@ -169,8 +169,8 @@ def test_it_waits_for_other_commands_and_they_for_it(tmp_path: Path) -> None:
 def test_a_killed_command_is_no_hindrance(tmp_path: Path) -> None:
     walk_twice(str(tmp_path))
     script = (
-        "import os, sys; from pairloom.pipelines.engine.root_lock import at_work\n"
-        "with at_work(sys.argv[1], 'curate'): os.kill(os.getpid(), 9)"
+        "import os, sys; from pairloom.pipelines.engine.root_lock import shared_lock\n"
+        "with shared_lock(sys.argv[1], 'curate'): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, timeout=60)
     assert len(list((tmp_path / "running").iterdir())) == 1

@@ -13,7 +13,7 @@ from pairloom.pipelines.reshard import global_shuffle as reshard_global
 from pairloom.pipelines.reshard.reshard import reshard
 from pairloom.pipelines.reshard.spill_file import INT_BYTES, copy_bucket, read_copied, write_buckets
 from pairloom.schemas.errors import InputError
-from tests.pipelines.reshard.test_reshard import files_of, prepare, recipe_for
+from tests.support.reshard_builder import files_of, prepare, recipe_for
 
 IMAGES = [b"%d" % place * (place + 1) for place in range(9)]
 EDGES = np.array([0, 0, 4, 5, 5, 9])

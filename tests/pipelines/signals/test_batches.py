@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -19,18 +18,16 @@ import pytest
 
 from pairloom.pipelines.engine.run_shards import run_actors
 from pairloom.pipelines.signals.classifier import ClassifierJob, ClassifierScorer
-from pairloom.pipelines.signals.clip import ClipJob, ClipScorer, features_url
+from pairloom.pipelines.signals.clip import ClipJob, ClipScorer
 from pairloom.pipelines.signals.measure import measure_signal
 from pairloom.pipelines.signals.models.batching import BatchFiller, Values
-from pairloom.schemas.data_set.manifest import ShardEntry, load_manifest, table_url
+from pairloom.schemas.data_set.manifest import ShardEntry, load_manifest
 from pairloom.schemas.data_set.shard import shard_name
-from pairloom.schemas.data_set.tables import read_table
 from pairloom.schemas.errors import InputError, ShardError
-from tests.pipelines.signals.test_scorers import recipe_for, write_classifier
+from tests.support.clip_digest import CAPTIONS, clip_rows, rows_of
 from tests.support.raw_builder import Pair, build_raw, photographs
+from tests.support.signal_builder import recipe_for, write_classifier
 from tests.support.tiny_models import write_clip
-
-CAPTIONS = ("a red circle", "two golf balls and a parachute on the left of a blue square above it", "x")
 
 
 def test_batches_are_filled_across_shards_and_every_row_gets_its_own_values() -> None:
@@ -82,21 +79,6 @@ def measured(folder: Path, model: Path, pairs: list[Pair], samples_per_shard: in
     return {uid: (scores[uid], *row) for uid, row in clip_rows(str(folder / "clip"), names).items()}
 
 
-def rows_of(folder: str, name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_table(table_url(folder, name)).to_pylist()
-    return rows
-
-
-def clip_rows(folder: str, names: Sequence[str] | None = None) -> dict[str, tuple[Any, ...]]:
-    """Score and bytes of the features by uid."""
-    found = {}
-    for name in names or [shard.name for shard in load_manifest(folder).shards]:
-        images, texts = (np.load(features_url(folder, name, kind)) for kind in ("image_features", "text_features"))
-        for row, image, text in zip(rows_of(folder, name), images, texts, strict=True):
-            found[row["uid"]] = (row["clip_score"], image.tobytes(), text.tobytes())
-    return found
-
-
 def test_numbers_are_the_same_to_the_bit_for_any_shards_order_and_threads(tmp_path: Path) -> None:
     model = write_clip(tmp_path / "model", image_size=64)
     write_classifier(tmp_path / "classifier")
@@ -112,21 +94,10 @@ RUN = """
 import sys
 from pathlib import Path
 import ray
-from tests.pipelines.signals.test_batches import digest_of
+from tests.support.clip_digest import digest_of
 ray.init("local", num_cpus=int(sys.argv[1]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 print(digest_of(Path(sys.argv[2]), int(sys.argv[3])))
 """
-
-
-def digest_of(root: Path, samples_per_shard: int) -> str:
-    """Of the scores and features that one Ray measures, by uid."""
-    order = np.random.default_rng(samples_per_shard).permutation(41)
-    pairs = photographs(41, CAPTIONS)
-    raw = build_raw(root, [pairs[row] for row in order], samples_per_shard)
-    signal_of = {"kind": "clip", "name": "clip", "model": str(root.parent / "model"), "batch_size": 8}
-    recipe = recipe_for(root, signal_of)
-    folder = measure_signal(recipe, recipe.signals[0], raw, None)
-    return hashlib.sha256(repr(sorted(clip_rows(folder).items())).encode()).hexdigest()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pairloom.pipelines.algorithms.captions import normalise_caption
-from pairloom.pipelines.algorithms.minhash import num_equal_places, signatures
+from pairloom.pipelines.algorithms.minhash import num_equal_slots, signatures
 from pairloom.pipelines.dedupe.dedupe import dedupe
 from pairloom.pipelines.engine.batches import BatchLimits
 from pairloom.pipelines.inspect.inspect import explain
@@ -63,7 +63,7 @@ def test_signatures_estimate_the_similarity_of_4_grams() -> None:
     pairs = list(combinations(range(len(texts)), 2))
     signed = signatures(texts)
     left, right = np.array(pairs).T
-    estimate = num_equal_places(signed[left], signed[right]) / 128
+    estimate = num_equal_slots(signed[left], signed[right]) / 128
     error = estimate - np.array([similarity(texts[one], texts[other]) for one, other in pairs])
     assert abs(error.mean()) < 0.01
     assert error.std() < 0.04

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import ViTForImageClassification, ViTImageProcessorPil
 
 from pairloom.pipelines.curate import curate
 from pairloom.pipelines.signals.classifier import Classifier, classifier_fingerprint
@@ -27,18 +27,8 @@ from pairloom.schemas.errors import InputError
 from pairloom.schemas.images.decode import decode_rgb
 from pairloom.schemas.recipes.curate import CurateRecipe
 from tests.support.raw_builder import Pair, build_raw, photographs
+from tests.support.signal_builder import recipe_for, write_classifier
 from tests.support.tiny_models import write_clip
-
-
-def recipe_for(root: Path, *signals: dict[str, Any], **select: Any) -> CurateRecipe:
-    return CurateRecipe.model_validate(
-        {
-            "root": str(root),
-            "source": {"kind": "folder", "path": "unused"},
-            "signals": list(signals),
-            "select": select,
-        }
-    )
 
 
 def rows_of(folder: str) -> list[dict[str, Any]]:
@@ -79,18 +69,6 @@ def test_quality_decides(tmp_path: Path, ray_session: None) -> None:
 
 
 # ---- classifiers
-
-
-def write_classifier(folder: Path, num_labels: int = 2) -> Path:
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16,
-        id2label={place: f"kind {place}" for place in range(num_labels)},
-        label2id={f"kind {place}": place for place in range(num_labels)},
-    )  # fmt: skip
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("num_labels", [1, 3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.images.decode import Pixels
 from pairloom.schemas.recipes.curate import CurateRecipe
+from tests.support.provenance_builder import write_provenance
 from tests.support.raw_builder import Pair, build_raw, encoded, photograph, photographs
 from tests.support.tiny_models import write_clip, write_siglip, write_tokenizer
 
@@ -261,14 +261,6 @@ def test_each_model_scores_the_fold_it_was_not_trained_on(tmp_path: Path, ray_se
     for place, fold in enumerate(folds):
         assert rows[place]["clip_score"] == pytest.approx(by_model[fold][place]["clip_score"], abs=1e-5)
     assert [row["fold"] for row in rows[12:]] == [row["fold"] for row in rows[:6]]  # a copy falls where its twin does
-
-
-def write_provenance(folder: Path, hold_out_fold: list[int] | None, parent: list[int] | None = None) -> None:
-    folder.mkdir(exist_ok=True)
-    provenance = {"recipe": {"data": {"train": [{"path": "x", "hold_out_fold": hold_out_fold}]}}}
-    if parent is not None:
-        provenance["parent"] = {"recipe": {"data": {"train": [{"path": "y", "hold_out_fold": parent}]}}}
-    (folder / "provenance.json").write_text(json.dumps(provenance))
 
 
 def test_models_that_saw_their_fold_are_refused(tmp_path: Path) -> None:

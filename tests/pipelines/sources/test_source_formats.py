@@ -20,7 +20,7 @@ from pairloom.pipelines.sources.source import Piece, SourceRow
 from pairloom.pipelines.sources.text_tables import read_text_rows
 from pairloom.schemas.images.decode import decode_rgb
 from pairloom.schemas.recipes.curate import CurateRecipe
-from tests.pipelines.images.test_store_image import encoded, photo
+from tests.support.image_files import encoded, photo
 from tests.support.ingest_builder import make_recipe, read_rows, write_csv, write_tar
 
 RED = encoded(np.full((4, 4, 3), (250, 0, 0), np.uint8), "PNG")

@@ -49,7 +49,7 @@ def test_the_index_finds_every_member(tmp_path: Path) -> None:
         (make_key(3, 0), "jpg"), (make_key(3, 0), "txt"), (make_key(3, 0), "json"),
         (make_key(3, 1), "jpg")]  # fmt: skip
     reader = ShardReader(str(tmp_path / "a.tar"))
-    assert [reader.read(m.place.offset, m.place.num_bytes) for m in members if m.extension == "jpg"] == [
+    assert [reader.read(m.byte_range.offset, m.byte_range.num_bytes) for m in members if m.extension == "jpg"] == [
         bytes([row]) * (row * 700) for row in range(5)
     ]
     with pytest.raises(InputError, match="truncated"):
@@ -70,7 +70,7 @@ def test_foreign_tars(tmp_path: Path, style: int) -> None:
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    found = {(member.key, member.extension): member.place for member in index_tar(str(path)) if member.extension}
+    found = {(member.key, member.extension): member.byte_range for member in index_tar(str(path)) if member.extension}
     assert set(found) == {("./Photos/IMG 1", "jpg"), ("./Photos/v1", "0.jpg"), ("deep/" * 30 + "x", "jpeg"),
                           ("ünïcode", "png")}  # fmt: skip
     reader = ShardReader(str(path))
