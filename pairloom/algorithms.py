@@ -64,7 +64,7 @@ def minhash(captions: Sequence[str]) -> npt.NDArray[np.uint64]:
 def minhash_similarity(left: npt.ArrayLike, right: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Estimated Jaccard similarity, 0..1, of each pair of signatures [P, 16]: [P]; by chance 1 of 256 minima agree."""
     first, second = (np.asarray(side, np.uint64) for side in (left, right))
-    agreeing = _minhash.num_equal_places(first, second) / _minhash.NUM_PLACES
+    agreeing = _minhash.num_equal_slots(first, second) / _minhash.NUM_SLOTS
     return np.clip((agreeing - 1 / 256) / (1 - 1 / 256), 0, 1)
 
 
