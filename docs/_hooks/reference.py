@@ -117,7 +117,7 @@ def _limits(schema: dict[str, Any]) -> str:
 
 
 def _hashed(model: Any, name: str) -> str:
-    return model.field_note(name) if hasattr(model, "field_note") else ""
+    return model.hash_note(name)
 
 
 # ---- other pages

@@ -178,12 +178,13 @@ class ClassifierSignals(Signal):
     label: str
     batch_size: Annotated[int, Field(gt=0)] = 64
 
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "model": "counts by content",
+        "batch_size": "changes speed only",
+    }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("score",)
-
-    def settings(self) -> dict[str, Any]:
-        """The model counts by its content."""
-        return {"kind": self.kind, "label": self.label}
 
     def inputs(self) -> dict[str, str]:
         """Content of the model."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,12 @@ class ClipSignals(Signal):
     """One folder per fold; each scores the fold that it was not trained on."""
     batch_size: Annotated[int, Field(gt=0)] = 64
 
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "model": "counts by content",
+        "models": "counts by content",
+        "batch_size": "changes speed only",
+    }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("clip_score",)
 
@@ -101,10 +107,6 @@ class ClipSignals(Signal):
     def reads_dedupe(self) -> bool:
         """Folds are cut by duplicate group."""
         return self.models is not None
-
-    def settings(self) -> dict[str, Any]:
-        """The models count by their content."""
-        return {"kind": self.kind}
 
     def inputs(self) -> dict[str, str]:
         """Content of the models."""

@@ -122,6 +122,12 @@ class ClusterSignals(Signal):
     target: str | None = None
     """A .npy or .npz of features, or a folder or tars of images, which the model of the features then scores."""
 
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "features": "counts by its result",
+        "centroids": "counts by content",
+        "target": "counts by content",
+    }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("near_target",)
 

@@ -177,6 +177,11 @@ class HeadSignals(Signal):
     head: str
     """A safetensors or ONNX file."""
 
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "features": "counts by its result",
+        "head": "counts by content",
+    }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("score",)
 
@@ -188,10 +193,6 @@ class HeadSignals(Signal):
         """The features are there."""
         if self.features not in signals or not signals[self.features].writes_features():
             raise ValueError(f"signals.{self.name}.features: {self.features} is not a clip signal")
-
-    def settings(self) -> dict[str, Any]:
-        """The head counts by its content."""
-        return {"kind": self.kind}
 
     def inputs(self) -> dict[str, str]:
         """Content of the head."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +23,13 @@ class EntryBalance(StrictModel):
     min_information: float = 3.0  # bits of pointwise mutual information, for a pair to become an entry; without a file
     t: Annotated[int, Field(gt=0)] = 20_000  # matches up to which an entry is kept whole; 20k for 400M pairs
     seed: Seed = 0
+
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "entries": "counts by content",
+        "t": "part of the selection's hash",
+        "seed": "part of the selection's hash",
+    }
 
 
 class ClusterBalance(StrictModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -61,6 +61,8 @@ class IngestRecipe(StrictModel):
     image: ImageRecipe = ImageRecipe()
     fetch: FetchRecipe = FetchRecipe()
 
+    not_hashed: ClassVar[Mapping[str, str]] = {"fetch": "changes speed and politeness, not the images that come"}
+
 
 class ScoreRule(StrictModel):
     """Keep by one column of a signal: from `min` to `max`, or the best `top_fraction` of what is left."""
@@ -93,6 +95,8 @@ class SelectRecipe(StrictModel):
     max_aspect_ratio: Annotated[float, Field(ge=1)] | None = None
     scores: tuple[ScoreRule, ...] = ()
 
+    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder", "subset": "counts by content"}
+
 
 class ReshardRecipe(StrictModel):
     """Kept samples -> curated shards."""
@@ -102,6 +106,8 @@ class ReshardRecipe(StrictModel):
     shuffle: Literal["block", "global"] = "block"  # global: all samples mixed, every image written twice
     shuffle_seed: int = 0
     raw_shards_per_group: Annotated[int, Field(gt=0)] = 16  # read whole and permuted together
+
+    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder"}
 
 
 class CurateRecipe(StrictModel):
@@ -117,6 +123,8 @@ class CurateRecipe(StrictModel):
     select: SelectRecipe = SelectRecipe()
     balance: BalanceRecipe | None = None
     reshard: ReshardRecipe = ReshardRecipe()
+
+    not_hashed: ClassVar[Mapping[str, str]] = {"root": "where the results lie"}
 
     @field_validator("signals")
     @classmethod

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -24,6 +24,14 @@ class StrictModel(BaseModel):
     """Base of every recipe part: frozen, and no key that is not known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    not_hashed: ClassVar[Mapping[str, str]] = {}
+    """Fields that the hash of a step's folder leaves out, each with the reason."""
+
+    @classmethod
+    def hash_note(cls, name: str) -> str:
+        """For the documentation: whether a field is part of the hash of its step's folder."""
+        return f"no: {cls.not_hashed[name]}" if name in cls.not_hashed else "yes"
 
     @model_validator(mode="before")
     @classmethod
@@ -156,10 +164,14 @@ def canonical_json(value: Any) -> str:
 
 
 def settings_of(part: BaseModel | None, exclude: set[str] | None = None) -> dict[str, Any]:
-    """The fields of a recipe part that differ from their defaults: what a step hash covers."""
+    """The fields of a recipe part that a step hash covers: those that differ from their defaults.
+
+    Fields that the part names in `not_hashed`, and `exclude`, are left out.
+    """
     if part is None:
         return {}
-    return part.model_dump(mode="json", exclude_defaults=True, exclude=exclude)
+    not_hashed = set(getattr(part, "not_hashed", {}))
+    return part.model_dump(mode="json", exclude_defaults=True, exclude=not_hashed | (exclude or set()))
 
 
 def step_hash(

@@ -31,6 +31,7 @@ class Signal(StrictModel):
     score_columns: ClassVar[tuple[str, ...]] = ()  # numbers that score rules may use
     has_hashes: ClassVar[bool] = False  # writes `phash256`, which dedupe.hashes may name
     counts_captions: ClassVar[bool] = False  # writes num_words, num_chars and language, which select rules use
+    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder"}
     is_per_shard: ClassVar[bool] = True  # a shard's columns depend on that shard alone
 
     def rule_columns(self) -> tuple[str, ...]:
@@ -68,8 +69,8 @@ class Signal(StrictModel):
                 raise ValueError(f"signals.{self.name}: {name} is not a signal; there are {sorted(signals)}")
 
     def settings(self) -> dict[str, Any]:
-        """The fields that change the columns: part of the folder's hash."""
-        return {"kind": self.kind, **settings_of(self, exclude={"kind", "name"})}
+        """The fields that are part of the folder's hash: all but those in `not_hashed`."""
+        return {**settings_of(self), "kind": self.kind}
 
     def inputs(self) -> dict[str, str]:
         """Content fingerprints of the models and files that the signal reads. Raises InputError."""
