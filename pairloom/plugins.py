@@ -8,7 +8,7 @@ A package adds a plug-in by an entry point of the group "pairloom.signals", "pai
 from __future__ import annotations
 
 from pairloom.pipelines.signals.row_signals import CaptionSignal, ImageSignal
-from pairloom.pipelines.sources.source import Piece, Prepared, SourceFile, SourceRow
+from pairloom.pipelines.sources.source import Piece, Prepared, SourceFile, SourceRow, list_source_files
 from pairloom.registry import EVALUATIONS, EXPORTERS, SIGNALS, SOURCES, TASKS, Registry
 from pairloom.schemas.recipes.load import StrictModel
 from pairloom.schemas.recipes.signals import MeasuredSignal, Name, Signal, SignalWork
@@ -33,4 +33,5 @@ __all__ = [
     "SourceRecipe",
     "SourceRow",
     "StrictModel",
+    "list_source_files",
 ]
