@@ -1,7 +1,7 @@
-"""The balance step: which entries every caption matches. `select` draws by them, last of all its rules.
+"""The balance step: the entries that every caption matches. `select` draws by them, as its last rule.
 
-Matching takes minutes and hangs on the entries alone, so it is a step of its own, resumable by shard; the draw takes
-seconds and can be tried with another t.
+Matching takes minutes and depends on the entries alone, so it is a separate step, resumable by shard. The draw takes
+seconds and can be repeated with another t.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Key = TypeVar("Key")
 
 STEP = "balance"
 VERSION = 1
-MAX_COUNTED_SHARDS = 1000  # that entries are made from; more captions change hardly any entry
-RARE = 2  # a shard's words and pairs that occur less often are not sent to the driver, once there are many shards
+MAX_COUNTED_SHARDS = 1000  # for making entries; more captions change few entries
+RARE = 2  # with many shards, words and pairs that are rarer within a shard are not sent to the driver
 
 MATCHES = pa.schema(
     [
@@ -41,7 +41,7 @@ MATCHES = pa.schema(
 
 
 def balance_folder(recipe: CurateRecipe, raw_folder: str) -> StepFolder:
-    """Where the matches lie. Raises InputError where the list of entries cannot be read."""
+    """The folder of the matches. Raises InputError if the list of entries cannot be read."""
     rules = _rules(recipe)
     parents = (load_manifest(raw_folder).hash(),)
     unused = {"min_count", "min_information"} if rules.entries else set()
@@ -61,12 +61,12 @@ def _fingerprint(entries: list[str]) -> str:
 
 
 def entries_url(folder: str) -> str:
-    """The list of entries that the numbers of a balance folder point into."""
+    """URL of the list of entries; tables of the folder hold line numbers of it."""
     return storage.join(folder, "entries.txt")
 
 
 def balance(recipe: CurateRecipe, raw_folder: str, before_work: BeforeWork = nothing) -> str:
-    """Match all captions; returns the folder. Shards that are there already are not matched again."""
+    """Match all captions. Returns the folder. Existing shards are not matched again."""
     target = balance_folder(recipe, raw_folder)
     return target.run_once(before_work, partial(_match, _rules(recipe), raw_folder, target.url))
 
@@ -84,7 +84,7 @@ def _match(rules: EntryBalance, raw_folder: str, folder: str) -> StepResult:
 
 
 def _entries(rules: EntryBalance, raw_folder: str, raw: Manifest) -> list[str]:
-    """The user's entries, or some made from the captions of at most MAX_COUNTED_SHARDS shards."""
+    """The user's entries, or entries made from the captions of at most MAX_COUNTED_SHARDS shards."""
     if rules.entries is not None:
         return load_entries(rules.entries)
     names = sorted((shard.name for shard in raw.shards), key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -97,17 +97,17 @@ def _entries(rules: EntryBalance, raw_folder: str, raw: Manifest) -> list[str]:
         pairs.update(of_shard[1])
     entries = choose_entries(words, pairs, rules.min_count, rules.min_information)
     if not entries:
-        raise InputError(f"balance.min_count: no word occurs {rules.min_count} times; lower it or give balance.entries")
+        raise InputError(f"balance.min_count: no word occurs {rules.min_count} times; lower it or set balance.entries")
     return entries
 
 
 def count_shard(raw_folder: str, least: int, shard_name: str) -> tuple[Counter[str], Counter[tuple[str, str]]]:
-    """Words and pairs of neighbours of one shard's captions that occur at least `least` times in it."""
+    """Words and pairs of neighbours that occur at least `least` times in the captions of one shard."""
     words, pairs = count_words(caption for caption in _captions(raw_folder, shard_name)[1] if caption is not None)
-    return _often(words, least), _often(pairs, least)
+    return _frequent(words, least), _frequent(pairs, least)
 
 
-def _often(counts: Counter[Key], least: int) -> Counter[Key]:
+def _frequent(counts: Counter[Key], least: int) -> Counter[Key]:
     return Counter({key: count for key, count in counts.items() if count >= least})
 
 

@@ -1,7 +1,7 @@
-"""Entries that captions are balanced by: how a caption matches them, and how to make them from captions.
+"""Entries for balancing: matching captions with them, and making them from captions.
 
 Matching is MetaCLIP's (arXiv 2309.16671; `substr_matching.py` of its repository): punctuation is padded with spaces,
-and an entry matches where " entry " is part of " caption ", with the case as it is. An entry counts once a caption.
+and an entry matches if " entry " is part of " caption ", case-sensitive. An entry counts once per caption.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pairloom.schemas.storage import storage
 
 PADDED = (",", ".", ";", ":", "?", "!", "`")
 SPACES = str.maketrans("\t\n\r", "   ")
-BATCH = 1000  # captions matched in one call; the joined text stays in the caches
+BATCH = 1000  # captions per call; their text fits into the caches
 
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 
 def spaced(caption: str) -> str:
-    """The caption as entries are looked for in it."""
+    """The caption in the form for matching: padded punctuation, spaces at both ends."""
     for mark in PADDED:
         if mark in caption:
             caption = caption.replace(mark, f" {mark} ")
@@ -36,34 +36,34 @@ def spaced(caption: str) -> str:
 
 
 def load_entries(url: str) -> list[str]:
-    """Entries of a text file, one a line, in order; empty lines and repeats are left out. Raises InputError."""
+    """Entries of a text file, one per line, in order, without empty lines and repeats. Raises InputError."""
     try:
         lines = storage.read_text(url).splitlines()
     except FileNotFoundError as error:
         raise InputError(f"balance.entries: {url}: no such file") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"balance.entries: {url}: not UTF-8 text") from error
+        raise InputError(f"balance.entries: {url}: not UTF-8 text; convert it") from error
     entries = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not entries:
-        raise InputError(f"balance.entries: {url}: no entry in it; write one a line")
+        raise InputError(f"balance.entries: {url}: is empty; write one entry per line")
     return entries
 
 
 class Matcher:
-    """Finds the entries of captions, all at once (Aho-Corasick)."""
+    """Finds all entries of captions in one pass (Aho-Corasick)."""
 
     def __init__(self, entries: Sequence[str]) -> None:
         self._automaton: Any = ahocorasick_rs.BytesAhoCorasick([f" {entry} ".encode() for entry in entries])
         self._num_entries = len(entries)
 
-    def match(self, captions: Sequence[str]) -> tuple[Places, Places]:
-        """Row and entry of every match, each pair once, ordered by row and entry."""
-        parts = [self._match_batch(captions, first) for first in range(0, len(captions), BATCH)]
-        pairs = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    def match(self, captions: Sequence[str]) -> tuple[Indices, Indices]:
+        """Unique (row, entry) of every match, sorted, as two arrays."""
+        matches = [self._match_batch(captions, first) for first in range(0, len(captions), BATCH)]
+        pairs = np.concatenate(matches) if matches else np.zeros(0, np.int64)
         return pairs // self._num_entries, pairs % self._num_entries
 
-    def _match_batch(self, captions: Sequence[str], first: int) -> Places:
-        """Matches as row * num_entries + entry. Line ends part the captions: no caption has one any more."""
+    def _match_batch(self, captions: Sequence[str], first: int) -> Indices:
+        """Matches as row * num_entries + entry. Line ends separate the captions, which contain none."""
         texts = [spaced(caption).encode("utf-8", "replace") for caption in captions[first : first + BATCH]]
         ends = np.cumsum([len(text) + 1 for text in texts])
         found = self._automaton.find_matches_as_indexes(b"\n".join(texts), overlapping=True)
@@ -76,12 +76,12 @@ class Matcher:
 
 @lru_cache(maxsize=1)
 def matcher_of(url: str) -> Matcher:
-    """The matcher of an entry list that never changes; built once a process (2 s for half a million entries)."""
+    """The matcher of an entry list, built once per process (2 s for half a million entries)."""
     return Matcher(load_entries(url))
 
 
 def count_words(captions: Iterable[str]) -> tuple[Counter[str], Counter[tuple[str, str]]]:
-    """How often each word and each pair of neighbouring words occurs; punctuation parts neighbours."""
+    """Counts of words and of pairs of neighbouring words; punctuation separates neighbours."""
     words: Counter[str] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
     for caption in captions:
@@ -92,17 +92,17 @@ def count_words(captions: Iterable[str]) -> tuple[Counter[str], Counter[tuple[st
 
 
 def is_word(token: str) -> bool:
-    """Whether a token says something: at least one letter or digit."""
+    """Whether a token has a letter or digit."""
     return any(character.isalnum() for character in token)
 
 
 def choose_entries(
     words: Counter[str], pairs: Counter[tuple[str, str]], min_count: int, min_information: float
 ) -> list[str]:
-    """Words that occur `min_count` times, and pairs that do and occur together more than chance has it.
+    """Words and pairs that occur `min_count` times; pairs also need a high pointwise mutual information.
 
-    MetaCLIP's list is made of words of WordNet and Wikipedia, bigrams of high pointwise mutual information and titles;
-    here both come from the captions that are to be balanced. `min_information` is in bits. Sorted.
+    MetaCLIP's list has words of WordNet and Wikipedia, bigrams of high mutual information and titles; here words and
+    pairs come from the captions to balance. `min_information` is in bits. Sorted.
     """
     total = sum(words.values())
     chosen = [word for word, count in words.items() if count >= min_count]

@@ -1,6 +1,6 @@
-"""The last rule of a selection: what balancing draws, of the samples that all other rules keep.
+"""The last rule of a selection: balancing draws from the samples that all other rules keep.
 
-A plan first looks at the passing rows of every shard, then gives the draw. Both kinds draw by a hash of (seed, uid).
+A plan first scans the passing rows of every shard, then makes the draw. Both kinds draw by a hash of (seed, uid).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Thinning(Protocol):
-    """Decides about rows when all shards have been looked at."""
+    """The draw, after all shards were scanned."""
 
     def keeps(self, table: pa.Table) -> tuple[Mask, Probabilities]:
-        """Which rows the draw keeps, and the probability that it had to keep each."""
+        """Whether the draw keeps each row, and its probability to be kept."""
         ...
 
 
 class Plan(Protocol):
-    """What balancing needs to know of all passing rows together."""
+    """Collects statistics of all passing rows."""
 
-    def look(self, table: pa.Table, passing: Mask) -> Any:
-        """What it notes of one shard."""
+    def scan(self, table: pa.Table, passing: Mask) -> Any:
+        """The statistics of one shard."""
         ...
 
-    def finish(self, parts: Iterable[Any]) -> Thinning:
-        """The draw, from the notes of all shards."""
+    def finish(self, statistics: Iterable[Any]) -> Thinning:
+        """The draw, from the statistics of all shards."""
         ...
 
 
@@ -59,46 +59,46 @@ class EntryPlan:
     rules: EntryBalance
     num_entries: int
 
-    def look(self, table: pa.Table, passing: Mask) -> Counts:
-        """Matches of each entry."""
+    def scan(self, table: pa.Table, passing: Mask) -> Counts:
+        """Number of matches per entry."""
         return count_entries(table["entries"], passing, self.num_entries)
 
-    def finish(self, parts: Iterable[Counts]) -> EntryThinning:
-        """Sum the matches up."""
-        return EntryThinning(sum(parts, np.zeros(self.num_entries, np.int64)), self.rules.t, self.rules.seed)
+    def finish(self, statistics: Iterable[Counts]) -> EntryThinning:
+        """Sum the matches over all shards."""
+        return EntryThinning(sum(statistics, np.zeros(self.num_entries, np.int64)), self.rules.t, self.rules.seed)
 
 
 @dataclass(frozen=True)
 class EntryThinning:
-    """Each entry lets t of its samples through."""
+    """Each entry keeps about t of its samples."""
 
     counts: Counts
     t: int
     seed: int
 
     def keeps(self, table: pa.Table) -> tuple[Mask, Probabilities]:
-        """Rows drawn below their probability."""
+        """Rows whose draw is below their probability."""
         probabilities = keep_probabilities(table["entries"], self.counts, self.t)
         return draws(_uids(table), self.seed) < probabilities, probabilities
 
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """Clusters: notes cluster and draw of every sample, 12 bytes each."""
+    """Clusters: collects cluster and draw of every sample, 12 bytes per sample."""
 
     rules: ClusterBalance
     tree: Tree
 
-    def look(self, table: pa.Table, passing: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
-        """Cluster and draw of the passing rows that have one."""
+    def scan(self, table: pa.Table, passing: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
+        """Cluster and draw of the passing rows with a cluster."""
         clusters = _clusters(table)
         rows = np.flatnonzero(passing & (clusters >= 0))
         return clusters[rows], mixed(_uids(table.take(pa.array(rows))), self.rules.seed)
 
-    def finish(self, parts: Iterable[Any]) -> ClusterThinning:
-        """Quotas over the tree of clusters, and the last draw that each cluster takes."""
-        noted = [(np.zeros(0, np.int32), np.zeros(0, np.uint64)), *parts]
-        clusters, drawn = (np.concatenate(column) for column in zip(*noted, strict=True))
+    def finish(self, statistics: Iterable[Any]) -> ClusterThinning:
+        """Quotas over the tree of clusters, and the largest kept draw per cluster."""
+        collected = [(np.zeros(0, np.int32), np.zeros(0, np.uint64)), *statistics]
+        clusters, drawn = (np.concatenate(column) for column in zip(*collected, strict=True))
         counts = np.bincount(clusters, minlength=self.tree.num_clusters)
         quotas = cluster_quotas(counts, self.tree.parents, self.rules.num_samples)
         order = np.lexsort((drawn, clusters))
@@ -110,25 +110,25 @@ class ClusterPlan:
 
 @dataclass(frozen=True)
 class ClusterThinning:
-    """Each cluster gives its quota: the samples with the smallest draws."""
+    """Each cluster keeps its quota: the samples with the smallest draws."""
 
     counts: Counts
     quotas: Counts
-    last: npt.NDArray[np.uint64]  # draw of the last sample that a cluster gives
+    last: npt.NDArray[np.uint64]  # largest kept draw per cluster
     seed: int
 
     def keeps(self, table: pa.Table) -> tuple[Mask, Probabilities]:
-        """Rows whose draw is among the smallest of their cluster."""
+        """Rows whose draw is within the quota of their cluster."""
         clusters = _clusters(table)
-        place = np.maximum(clusters, 0)
-        gives = (clusters >= 0) & (self.quotas[place] > 0)
-        is_drawn = mixed(_uids(table), self.seed) <= self.last[place]
+        index = np.maximum(clusters, 0)
+        has_quota = (clusters >= 0) & (self.quotas[index] > 0)
+        is_drawn = mixed(_uids(table), self.seed) <= self.last[index]
         shares = self.quotas / np.maximum(self.counts, 1)
-        return gives & is_drawn, np.where(gives, shares[place], 0.0)
+        return has_quota & is_drawn, np.where(has_quota, shares[index], 0.0)
 
 
 def _clusters(table: pa.Table) -> npt.NDArray[np.int32]:
-    """Cluster of each row; -1 where it has none."""
+    """Cluster per row; -1: none."""
     clusters: npt.NDArray[np.int32] = table["cluster"].fill_null(-1).to_numpy()
     return clusters
 

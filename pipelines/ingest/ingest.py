@@ -1,9 +1,9 @@
-"""Ingest: a source of pairs -> raw shards, a tar with the images and a table with one row per input row.
+"""Ingest: a source of pairs -> raw shards. A raw shard is a tar of images and a table with one row per input row.
 
-    source files -> segment (frozen list) -> uids of every shard -> rows that repeat -> shards -> manifest
+    source files -> segment (frozen list) -> uids of all shards -> duplicate rows -> shards -> manifest
 
-Everything is resumable: a segment, a shard's uids and a shard are each done when their file exists. A second run of
-a finished ingest writes nothing; files that were added to the source become a new segment of the same folder.
+All parts are resumable: a segment, a shard's uids and a shard are done when their file exists. A second run of a
+finished ingest writes nothing; files added to the source become a new segment of the same folder.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from pairloom.schemas.recipes.load import settings_of, step_hash
 from pairloom.schemas.recipes.source import SourceRecipe
 from pairloom.schemas.storage import storage
 
-VERSION = 2  # raised when the same source and settings give other shards
-CPUS_A_FETCHED_SHARD = 0.5  # two a core: while one waits for its last URLs, the other one decodes
+VERSION = 2  # raise it when the same source and settings give other shards
+CPUS_PER_FETCHED_SHARD = 0.5  # two shards per core: one decodes while the other waits for its last URLs
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PrepareJob:
 
 
 def ingest(recipe: CurateRecipe, before_work: BeforeWork = nothing) -> str:
-    """Run the step; returns the raw folder. `before_work` is called once before Ray is needed.
+    """Run the step. Returns the raw folder. `before_work` is called once before Ray is needed.
 
     Raises InputError (a file missing, changed or unreadable), RecipeError, ShardError, StorageError.
     """
@@ -71,7 +71,7 @@ def ingest(recipe: CurateRecipe, before_work: BeforeWork = nothing) -> str:
 
 
 def raw_folder(recipe: CurateRecipe) -> StepFolder:
-    """Where a recipe's raw shards lie: its hash covers how rows become samples, not which files there are."""
+    """The raw folder of a recipe. Its hash covers how rows become samples, not the list of files."""
     settings = {
         "source": settings_of(recipe.source),
         "ingest": settings_of(recipe.ingest),
@@ -82,19 +82,19 @@ def raw_folder(recipe: CurateRecipe) -> StepFolder:
 def _check_kept_columns(recipe: SourceRecipe) -> None:
     for name in recipe.keep_columns:
         if name in SAMPLE.names:
-            raise RecipeError(f"source.keep_columns: {name} is a column of every raw table; leave it out or rename it")
+            raise RecipeError(f"source.keep_columns: {name} is a column of every raw table; remove it or rename it")
         if recipe.keep_columns.count(name) > 1:
-            raise RecipeError(f"source.keep_columns: {name} is there twice")
+            raise RecipeError(f"source.keep_columns: {name} is listed twice; remove one")
 
 
 def _covers(folder: str, segments: Sequence[Segment]) -> bool:
-    """True when the manifest is there and holds every segment."""
-    head = read_head(folder)  # not the whole manifest: killed between its files, it is written again
+    """Whether the manifest exists and contains every segment."""
+    head = read_head(folder)  # without shards.parquet: an incomplete manifest is written again
     return head is not None and head["details"]["num_segments"] == len(segments)
 
 
 def _staging(folder: str) -> str:
-    """Copies of source files that cannot be read by rows as they are; removed when all shards are done."""
+    """The folder of staged tables; removed when all shards are done."""
     return storage.join(folder, "staged")
 
 
@@ -111,7 +111,7 @@ def _freeze(
         counted, kept_types = _count_rows(recipe.source, folder, files, kept_types)
         num_rows = sum(file.num_rows or 0 for file in counted)
         if num_rows == 0 and not segments:
-            raise InputError(f"source.path: {recipe.source.path}: no rows in {len(files)} files")
+            raise InputError(f"source.path: {recipe.source.path}: no rows in {len(files)} files; check the files")
         num_shards = -(-num_rows // recipe.ingest.samples_per_shard)
     segment = Segment(len(segments), first_shard, num_shards, tuple(counted), kept_types or {})
     save_segment(folder, segment)
@@ -121,7 +121,7 @@ def _freeze(
 def _count_rows(
     recipe: SourceRecipe, folder: str, files: Sequence[SourceFile], kept_types: Mapping[str, str] | None
 ) -> tuple[list[SourceFile], Mapping[str, str] | None]:
-    """Files with their rows, and the types of the columns that travel along, which all files must share."""
+    """Files with their row counts, and the types of keep_columns, which must be the same in all files."""
     jobs = [PrepareJob(recipe, file, _staging(folder)) for file in files if file.num_rows is None]
     prepared = dict(zip((job.file.path for job in jobs), run_shards("tables", _prepare, jobs), strict=True))
     counted = []
@@ -133,7 +133,9 @@ def _count_rows(
         kept_types = dict(found.kept_types) if kept_types is None else kept_types
         for name, kind in found.kept_types.items():
             if kind != kept_types.get(name):
-                raise InputError(f"{file.path}: column {name} is {kind}, in other files {kept_types.get(name)}")
+                raise InputError(
+                    f"{file.path}: column {name} is {kind}, in other files {kept_types.get(name)}; convert it"
+                )
         counted.append(replace(file, num_rows=found.num_rows))
     return counted, kept_types
 
@@ -157,7 +159,7 @@ def _jobs(recipe: CurateRecipe, source: Source, folder: str, segment: Segment) -
 
 
 def _make_shards(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
-    """Uids of all rows, then the shards that are not done yet."""
+    """Write the uids of all rows, then make the missing shards."""
     names = [job.name for job in jobs]
     pending = set(missing_tables(folder, names))
     missing_uids = _missing_uids(folder, names)
@@ -170,24 +172,24 @@ def _make_shards(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
 
 
 def _run_counted(folder: str, jobs: Sequence[ShardJob], todo: Sequence[ShardJob]) -> list[ShardResult]:
-    """Make shards, with counts of their rows while they are made."""
+    """Make shards and show the counts of their rows."""
     lengths = [piece.num_rows for job in todo for piece in job.pieces]
     num_rows = None if None in lengths else sum(length or 0 for length in lengths)
     metrics_url = storage.join(folder, "metrics.jsonl")
     with _host_limits(todo):
-        num_cpus = 1.0 if open_source(jobs[0].source).has_images else CPUS_A_FETCHED_SHARD
+        num_cpus = 1.0 if open_source(jobs[0].source).has_images else CPUS_PER_FETCHED_SHARD
         counted = Counted(len(jobs) - len(todo), num_rows, metrics_url, num_cpus)
         return run_counted_shards("ingest", make_shard, todo, counted)
 
 
 def _host_limits(jobs: Sequence[ShardJob]) -> AbstractContextManager[None]:
-    """Limits a host over all workers, where anything is fetched."""
+    """Limits per host over all workers, if the source needs fetching."""
     is_fetching = bool(jobs) and not open_source(jobs[0].source).has_images
     return shared_host_limits(jobs[0].ingest.fetch.per_host) if is_fetching else nullcontext()
 
 
 def _stage_again(folder: str, jobs: Sequence[ShardJob]) -> None:
-    """Stage source files once more that shards of a finished segment need, because their tables were removed."""
+    """Stage source files again that missing shards of a finished segment need."""
     staged = {piece.path: (piece.origin, job.source) for job in jobs for piece in job.pieces}
     lost = [
         PrepareJob(source, _frozen_file(folder, origin), _staging(folder))
@@ -202,7 +204,7 @@ def _frozen_file(folder: str, path: str) -> SourceFile:
 
 
 def _make_adopted(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
-    """Tables of tars; then rows that repeat earlier ones are dropped in the tables, for the tars stay as they are."""
+    """Write tables of adopted tars, then drop duplicate rows in the tables; the tars do not change."""
     names = [job.name for job in jobs]
     pending = set(missing_tables(folder, names))
     todo = [job for job in jobs if job.name in pending]
@@ -218,7 +220,7 @@ def _make_adopted(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
 
 
 def _missing_uids(folder: str, names: Sequence[str]) -> set[str]:
-    """Shards whose uids are not written yet; lists folders of 1,000 shards."""
+    """Shards without a file of uids; lists folders of 1,000 shards."""
     there: set[str] = set()
     for part in sorted({name.partition("/")[0] for name in names}):
         there.update(storage.list_files(storage.join(folder, "uids", part)))
@@ -226,7 +228,7 @@ def _missing_uids(folder: str, names: Sequence[str]) -> set[str]:
 
 
 def _all_results(folder: str, names: Sequence[str], made: Sequence[ShardResult]) -> list[ShardResult]:
-    """Results of this run, and those of shards that were done before from their tables."""
+    """Results of all shards: of this run, and from the tables of earlier runs."""
     results = {result.entry.name: result for result in made}
     before = [name for name in names if name not in results]
     results.update(zip(before, collect_results(folder, before), strict=True))
@@ -234,7 +236,7 @@ def _all_results(folder: str, names: Sequence[str], made: Sequence[ShardResult])
 
 
 def _finish(step: StepFolder, segments: Sequence[Segment], results: Sequence[ShardResult]) -> None:
-    """Write the manifest of all segments and remove what was only needed on the way."""
+    """Write the manifest of all segments and remove staged tables."""
     head = {"name": step.name, "step": step.step, "recipe_hash": step.recipe_hash, "parents": step.parents,
             "details": {"num_segments": len(segments)}}  # fmt: skip
     before = shard_names_of(step.url) if step.is_complete() else []

@@ -1,7 +1,7 @@
-"""`--retry transient`: fetch again just the rows whose fetch failed for a reason that may heal.
+"""`--retry transient`: fetch the rows again whose fetch failed for a transient reason.
 
-Everything that a row needs is in its table, so the source is not read again. A shard in which an image came is
-written again as if it had come at the first attempt; a shard where none came stays as it is.
+The raw table has all that a row needs, so that the source is not read again. A shard with a new image is written as if
+the first attempt had succeeded; other shards do not change.
 """
 
 from __future__ import annotations
@@ -50,17 +50,20 @@ class RetryJob:
 
     rewrite: Rewrite
     ingest: IngestRecipe
-    source: SourceRecipe  # says what is blurred
+    source: SourceRecipe  # for the boxes to blur
     name: str
     tombstones: tuple[str, ...] = ()
 
 
 def retry_transient(recipe: CurateRecipe, folder: str, before_work: BeforeWork = nothing) -> dict[str, int]:
-    """Retry a complete raw folder; a new generation where something came. Returns what was asked and what came."""
+    """Retry a complete raw folder; new images make a new generation.
+
+    Returns the counts of requested rows, new images and shards, and the generation.
+    """
     finish_rewrite(folder)
     head, manifest = read_head(folder), load_manifest(folder)
     jobs = retry_jobs(recipe, folder)
-    num_asked = sum(manifest.drop_counts.get(reason, 0) for reason in TRANSIENT)
+    num_requested = sum(manifest.drop_counts.get(reason, 0) for reason in TRANSIENT)
     if jobs:
         before_work()
         rewrite = jobs[0].rewrite
@@ -71,11 +74,11 @@ def retry_transient(recipe: CurateRecipe, folder: str, before_work: BeforeWork =
         commit_retry(jobs)
     num_came = load_manifest(folder).num_samples - manifest.num_samples
     generation = (read_head(folder) or head or {})["generation"]
-    return {"num_rows": num_asked, "num_came": num_came, "num_shards": len(jobs), "generation": generation}
+    return {"num_rows": num_requested, "num_came": num_came, "num_shards": len(jobs), "generation": generation}
 
 
 def retry_jobs(recipe: CurateRecipe, folder: str) -> list[RetryJob]:
-    """The shards that hold rows to fetch again."""
+    """The shards with rows to fetch again."""
     manifest = load_manifest(folder)
     rewrite = Rewrite(folder, "retry", manifest.hash())
     root = root_of(folder)
@@ -88,16 +91,16 @@ def retry_jobs(recipe: CurateRecipe, folder: str) -> list[RetryJob]:
 
 
 def commit_retry(jobs: Sequence[RetryJob]) -> None:
-    """Make what came the next generation, where anything came."""
+    """Commit the staged shards as the next generation, if there are any."""
     rewrite, names = jobs[0].rewrite, [job.name for job in jobs]
     missing = set(missing_tables(rewrite.staging, names))
-    healed = [name for name in names if name not in missing]
-    if healed:
-        rewrite.commit(healed)
+    staged = [name for name in names if name not in missing]
+    if staged:
+        rewrite.commit(staged)
 
 
 def retry_shard(job: RetryJob) -> None:
-    """Fetch the rows of one shard again and stage the shard where an image came. Raises StorageError, ShardError."""
+    """Fetch the rows of one shard again and stage it if an image arrived. Raises StorageError, ShardError."""
     folder, name = job.rewrite.folder, job.name
     table = read_table(table_url(folder, name))
     try:
@@ -134,7 +137,7 @@ def _fetch(job: RetryJob, table: pa.Table, spool: IO[bytes]) -> Outcomes:
 
 
 def _boxes(table: pa.Table, source: SourceRecipe) -> list[Boxes]:
-    """What is to be blurred in each row's image; boxes that cannot be read gave invalid_boxes, which does not heal."""
+    """The boxes to blur per row. Rows with unreadable boxes were dropped as invalid_boxes, which is not transient."""
     if source.blur_boxes_column is None:
         return [()] * table.num_rows
     rows = table.select([source.blur_boxes_column]).to_pylist()
@@ -142,7 +145,7 @@ def _boxes(table: pa.Table, source: SourceRecipe) -> list[Boxes]:
 
 
 def _stage(job: RetryJob, table: pa.Table, outcomes: Outcomes, spool: IO[bytes]) -> None:
-    """Write the tar with the new images at their places, then the new table into the staging folder."""
+    """Write the tar with the new images in row order, then the new table into the staging folder."""
     old = read_result(job.rewrite.folder, job.name).entry
     shard_index = int(storage.name_of(job.name))
     new: dict[int, AddSample] = {}
@@ -167,7 +170,7 @@ def _add(
 
 
 def _with_values(table: pa.Table, values: Mapping[int, Mapping[str, Any]]) -> pa.Table:
-    """The table with the new outcomes of some rows; what identifies them stays."""
+    """The table with new outcomes of some rows; uid, url and caption stay."""
     for name in (name for name in SAMPLE.names if name in table.column_names and name not in ("uid", "url", "caption")):
         column = table[name].to_pylist()
         for row, of_row in values.items():

@@ -1,4 +1,4 @@
-"""Make one raw shard: rows of the source -> images -> tar and table. The unit of work, of retry and of resume."""
+"""Make one raw shard: rows of the source -> images -> tar and table. The unit of work, retry and resume."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ Outcomes = dict[int, SpooledImage | SampleError]
 
 @dataclass(frozen=True)
 class ShardJob:
-    """All that a worker needs to know about one shard."""
+    """The arguments of a worker for one shard."""
 
     source: SourceRecipe
     ingest: IngestRecipe
     folder: str
     shard_index: int
     pieces: tuple[Piece, ...]
-    duplicate_rows: npt.NDArray[np.int64] | None = None  # None for adopted tars: they are compared afterwards
-    tombstones: tuple[str, ...] = ()  # lists of opt-out requests that this ingest honours
+    duplicate_rows: npt.NDArray[np.int64] | None = None  # None for adopted tars, which are compared afterwards
+    tombstones: tuple[str, ...] = ()  # lists of opt-outs to apply
 
     @property
     def name(self) -> str:
@@ -63,7 +63,7 @@ class ShardJob:
 
 
 def uid_of(row: SourceRow) -> str:
-    """The source's own uid, or one of url (without: image) and caption."""
+    """The source's own uid, or the hash of url (without url: of the image) and caption."""
     if row.uid is not None:
         return row.uid
     image_sha256 = sha256_hex(row.image) if row.url is None and row.image is not None else None
@@ -71,12 +71,12 @@ def uid_of(row: SourceRow) -> str:
 
 
 def write_uids(job: ShardJob) -> None:
-    """Write the uids of a shard's rows, before any shard is made: duplicates are found over the whole source."""
+    """Write the uids of a shard's rows. All uids exist before the first shard is made, to find duplicates."""
     save_uids(job.folder, job.name, [uid_of(row) for row in job.read_rows(open_source(job.source))])
 
 
 class CountedOutcomes(Outcomes):
-    """Outcomes that tell a report of every row that has its end."""
+    """Outcomes that also count each finished row in a report."""
 
     def __init__(self, report: Report) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class CountedOutcomes(Outcomes):
 
 
 def make_shard(job: ShardJob, report: Report | None = None) -> ShardResult:
-    """Make one raw shard; its table comes last. Raises ShardError (dead network), StorageError, InputError."""
+    """Make one raw shard; its table is written last. Raises ShardError (network down), StorageError, InputError."""
     if storage.exists(table_url(job.folder, job.name)):
         return read_result(job.folder, job.name)
     started_at = time.monotonic()
@@ -115,7 +115,7 @@ def make_shard(job: ShardJob, report: Report | None = None) -> ShardResult:
 
 
 def _refusal(row: SourceRow, job: ShardJob, has_images: bool, is_duplicate: bool) -> SampleError | None:
-    """Why a row is dropped before its image is looked at."""
+    """The reason to drop a row before its image is fetched or decoded, or None."""
     if job.tombstones and rules_of(job.folder, job.tombstones).names(uid_of(row), row.url):
         return refusal()
     if row.error is not None:
@@ -134,7 +134,7 @@ def _refusal(row: SourceRow, job: ShardJob, has_images: bool, is_duplicate: bool
 
 
 def _blank_recalled(job: ShardJob, rows: Sequence[SourceRow], outcomes: Outcomes) -> list[SourceRow]:
-    """Rows without what opt-out requests name, by their images too."""
+    """The rows with recalled ones blanked, also those recalled by their images."""
     recalled_images = rules_of(job.folder, job.tombstones).images
     for index, outcome in outcomes.items():
         if not isinstance(outcome, SampleError) and outcome.image.sha256 in recalled_images:
@@ -143,13 +143,13 @@ def _blank_recalled(job: ShardJob, rows: Sequence[SourceRow], outcomes: Outcomes
 
 
 def _shorten(row: SourceRow, max_chars: int) -> SourceRow:
-    """The row as it stays in memory: without its image, and without an endless caption."""
+    """The row to keep in memory: without its image, with a shortened caption."""
     caption = row.caption[:max_chars] if row.caption is not None else None
     return replace(row, image=None, caption=caption)
 
 
 def _collect_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple[list[SourceRow], list[str]]:
-    """Rows whose images come with them."""
+    """Rows and uids of a source with images; submits the images."""
     repeated = _repeated(job)
     rows, uids = [], []
     for index, row in enumerate(job.read_rows(source)):
@@ -166,7 +166,7 @@ def _collect_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tup
 
 
 def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple[list[SourceRow], list[str]]:
-    """Rows whose images are fetched. Raises ShardError where the network is dead."""
+    """Rows and uids of a source with URLs; fetches the images. Raises ShardError if the network is down."""
     repeated = _repeated(job)
     rows, uids, images = [], [], SameImages()
     for index, row in enumerate(job.read_rows(source)):
@@ -195,7 +195,7 @@ def _repeated(job: ShardJob) -> set[int]:
 def _commit_adopted(
     job: ShardJob, source: Source, rows: Sequence[SourceRow], uids: Sequence[str], outcomes: Outcomes
 ) -> ShardResult:
-    """Table of a tar that stays where it is."""
+    """Write the table of an adopted tar."""
     placed: list[PlacedImage | SampleError] = []
     for index, row in enumerate(rows):
         outcome = outcomes[index]
@@ -219,7 +219,7 @@ def _commit(
     outcomes: Outcomes,
     spool: IO[bytes],
 ) -> ShardResult:
-    """Write the tar in the order of the rows, put it, then the table."""
+    """Write the tar in row order, then the table."""
     with scratch_file(job.folder, job.name) as scratch:
         placed: list[PlacedImage | SampleError] = []
         with ShardWriter(scratch) as writer:
@@ -239,7 +239,7 @@ def _commit(
 
 
 def _put_stats(job: ShardJob, result: ShardResult, seconds: float) -> None:
-    """Times, for people; they differ from run to run and are no part of the data set."""
+    """Write counts and times of the shard; they are not part of the data set."""
     stats = {
         "num_rows": result.entry.num_rows,
         "num_samples": result.entry.num_samples,

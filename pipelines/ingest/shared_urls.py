@@ -1,4 +1,4 @@
-"""Rows of a shard that name the same URL, such as several captions of one image: it is fetched and decoded once."""
+"""Rows of a shard with the same URL, such as several captions of one image: it is fetched and decoded once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Outcome = TypeVar("Outcome")
 
 
 class SameImages:
-    """Collects requests; `share` gives what came of one to all rows that asked for the same."""
+    """Collects requests; `share` copies the outcome of a request to all rows with the same URL and boxes."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[int, str | None]] = []  # row, url
@@ -19,7 +19,7 @@ class SameImages:
         self._others: dict[int, int] = {}
 
     def add(self, row: int, url: str | None, boxes: Boxes) -> None:
-        """A row that wants the image of a URL, with these boxes blurred."""
+        """Add a row with its URL and the boxes to blur."""
         first = self._first.setdefault((url, tuple(boxes)), row)
         if first == row:
             self.requests.append((row, url))
@@ -27,6 +27,6 @@ class SameImages:
             self._others[row] = first
 
     def share(self, outcomes: MutableMapping[int, Outcome]) -> None:
-        """Give the others what came of the first."""
+        """Copy the outcome of the first row of each request to its other rows."""
         for row, first in self._others.items():
             outcomes[row] = outcomes[first]

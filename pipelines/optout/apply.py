@@ -1,7 +1,7 @@
-"""Honour the tombstones of a root in one raw folder: recalled rows lose their image and all that names them.
+"""Apply the tombstones of a root to one raw folder: recalled rows lose their image, URL and caption.
 
-Owned shards are written again without them; adopted tars stay as they are and only the table masks the row. The file
-`tombstones.json` of the folder remembers which lists it has honoured, so that nothing is scanned twice.
+Owned shards are written again without them; for adopted tars only the table masks the row. The folder's
+`tombstones.json` lists the applied tombstones, so that no shard is scanned twice.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table
 from pairloom.schemas.data_set.tombstones import tombstone_names
 from pairloom.schemas.storage import storage
 
-NUM_THREADS = 4  # each holds one shard's table; bytes are copied outside of the interpreter lock
+NUM_THREADS = 4  # each holds the table of one shard; copying bytes releases the GIL
 
 
 def apply_tombstones(folder: str) -> dict[str, int]:
-    """Recall the rows of a complete raw folder that its root's tombstones name: shard -> how many rows.
+    """Recall the rows of a complete raw folder that its root's tombstones name.
 
-    Writes a new generation where there are any. Interrupted, the next call finishes.
+    Returns the number of recalled rows by shard. Recalled rows make a new generation. After an interruption, the next
+    call finishes.
     """
     finish_rewrite(folder)
     root = root_of(folder)
     names = tombstone_names(root) if root is not None else ()
     head = read_head(folder)
-    if not names or head is None or _honoured(folder) == (names, head["num_shards"]):
+    if not names or head is None or _applied(folder) == (names, head["num_shards"]):
         return {}
     operation = f"recall-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}"
     rewrite = Rewrite(folder, operation, head["hash"])
@@ -49,17 +50,17 @@ def apply_tombstones(folder: str) -> dict[str, int]:
     if recalled:
         rewrite.commit(list(recalled))
     text = json.dumps({"honoured": names, "num_shards": len(shards)}, indent=1)
-    storage.put_bytes(_honoured_url(folder), text.encode())
+    storage.put_bytes(_applied_url(folder), text.encode())
     return recalled
 
 
-def _honoured_url(folder: str) -> str:
+def _applied_url(folder: str) -> str:
     return storage.join(folder, "tombstones.json")
 
 
-def _honoured(folder: str) -> tuple[tuple[str, ...], int]:
-    """The lists that were honoured, in how many shards."""
-    url = _honoured_url(folder)
+def _applied(folder: str) -> tuple[tuple[str, ...], int]:
+    """The applied tombstone lists, and the number of shards then."""
+    url = _applied_url(folder)
     if not storage.exists(url):
         return (), 0
     fields = json.loads(storage.read_text(url))
@@ -67,7 +68,7 @@ def _honoured(folder: str) -> tuple[tuple[str, ...], int]:
 
 
 def _recall_shard(rewrite: Rewrite, rules: Rules, name: str) -> int:
-    """Stage one shard without the rows that the rules name; returns how many there are."""
+    """Stage one shard without the rows that the rules name. Returns their number."""
     url = table_url(rewrite.folder, name)
     rows = rules.mask(read_table(url, rules.columns))
     if rows.any() and not storage.exists(table_url(rewrite.staging, name)):
@@ -81,19 +82,19 @@ def _recall_shard(rewrite: Rewrite, rules: Rules, name: str) -> int:
 def without_images(
     folder: str, old: ShardEntry, table: pa.Table, keys: Sequence[str | None]
 ) -> tuple[pa.Table, ShardEntry]:
-    """The shard with only the samples that have a key; the table has their new offsets."""
+    """The shard with only the samples that have a key: table with new offsets, and manifest entry."""
     num_left = len(keys) - keys.count(None)
     num_before = int(np.sum(np.array(table["status"].to_pylist()) == STATUS_SUCCESS))
     if num_left == num_before:
-        return table, old  # only rows without images are recalled
+        return table, old  # all recalled rows have no image
     if old.sha256 is None:
-        return table, replace(old, num_samples=num_left)  # adopted: not ours to write
+        return table, replace(old, num_samples=num_left)  # an adopted tar is never written
     entry, offsets, _ = rewrite_tar(folder, old, keys, {})
     return with_offsets(table, offsets), entry
 
 
 def with_offsets(table: pa.Table, offsets: dict[int, int]) -> pa.Table:
-    """The table with the places of images in a tar that was written again."""
+    """The table with the offsets of images in a rewritten tar."""
     index = table.schema.get_field_index("offset")
     values = pa.array([offsets.get(row) for row in range(table.num_rows)], pa.int64())
     return table.set_column(index, table.schema.field(index), values)

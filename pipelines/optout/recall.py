@@ -1,4 +1,4 @@
-"""`pairloom recall`: opt-out requests become tombstones, and every raw folder of the root honours them at once."""
+"""`pairloom recall`: write opt-out requests as tombstones and apply them to every raw folder of the root."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pairloom.schemas.storage import storage
 
 @dataclass
 class Found:
-    """What a request names in one data set."""
+    """The rows of one data set that a request names."""
 
     uids: set[str] = field(default_factory=set)
     images: set[str] = field(default_factory=set)  # sha256 of the received bytes
@@ -35,10 +35,10 @@ class Found:
 
 
 def recall(root: str, request: Rules, same_images: bool = False, dry_run: bool = False) -> dict[str, Any]:
-    """Write the tombstones of a request and recall what it names; returns counts, and what is stale now.
+    """Write the tombstones of a request and recall its rows. Returns counts, and the results that are stale now.
 
-    `same_images` recalls every row whose received image has the same bytes too. `dry_run` only counts. Run again, an
-    interrupted recall finishes. Raises InputError for a root that holds nothing.
+    `same_images` also recalls every row whose received image has the same bytes. `dry_run` only counts. An interrupted
+    recall finishes when it is run again. Raises InputError for a root without raw data.
     """
     if not list(folders_below(root, "raw")) and not storage.exists(storage.join(root, "raw")):
         raise InputError(f"{root}: holds no raw data set; name the `root` of a curate recipe")
@@ -86,7 +86,7 @@ def _with_uids(request: Rules, found: Iterable[Found]) -> Rules:
 
 
 def _find(folder: str, rules: Rules, with_images: bool = False) -> Found:
-    """The rows of one data set that rules name and that are not recalled yet; reads a few columns of each table."""
+    """The rows of one data set that the rules name and that are not recalled yet; reads a few columns."""
     shards = [shard.name for shard in load_manifest(folder).shards]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         return _sum(pool.map(partial(_find_in_shard, folder, rules, with_images), shards))
@@ -102,18 +102,18 @@ def _find_in_shard(folder: str, rules: Rules, with_images: bool, name: str) -> F
     return Found(set(chosen["uid"].to_pylist()), images, chosen.num_rows, int(chosen.num_rows > 0))
 
 
-def _sum(parts: Iterable[Found]) -> Found:
+def _sum(found: Iterable[Found]) -> Found:
     total = Found()
-    for part in parts:
-        total.uids |= part.uids
-        total.images |= part.images
-        total.num_rows += part.num_rows
-        total.num_shards += part.num_shards
+    for one in found:
+        total.uids |= one.uids
+        total.images |= one.images
+        total.num_rows += one.num_rows
+        total.num_shards += one.num_shards
     return total
 
 
 def _write_tombstones(root: str, request: Rules, found: frozenset[str]) -> None:
-    """Write the tombstones. What was derived comes first: the request itself is what an interrupted recall repeats."""
+    """Write the tombstones, derived ones first: an interrupted recall is repeated with the request itself."""
     known = load_tombstones(root, tombstone_names(root))
     lists = dict(as_lists(request))
     put_tombstone(root, "images", lists.pop("images") - known["images"])
@@ -123,7 +123,7 @@ def _write_tombstones(root: str, request: Rules, found: frozenset[str]) -> None:
 
 
 def _unfinished(root: str, complete: Iterable[str]) -> list[str]:
-    """Raw folders whose first ingest was interrupted: they honour the request when it goes on."""
+    """Raw folders whose first ingest is unfinished: it applies the request when it is resumed."""
     there = [folder for name in storage.list_files(storage.join(root, "raw")) for folder in storage.list_files(name)]
     return [url for url in there if url not in set(complete) and storage.exists(storage.join(url, "segments"))]
 

@@ -1,7 +1,7 @@
-"""Which rows an opt-out request names, and what is left of such a row.
+"""Rules of opt-out requests: which rows they name, and how such a row is blanked.
 
-What is left: the uid (a hash, so that tables still join by row and `explain` can answer), the status `dropped` and
-the reason `recalled`. URL, caption, everything measured of the image and the source's own columns become null.
+A blanked row keeps its uid (a hash, so that tables still join by row and `explain` works), the status `dropped` and the
+reason `recalled`. URL, caption, all columns of the image and the source's own columns become null.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pairloom.schemas.errors import InputError, SampleError
 from pairloom.schemas.images.columns import sha256_hex
 
 MESSAGE = "an opt-out request names it"
-_LEFT = {"status": STATUS_DROPPED, "drop_reason": DropReason.RECALLED.value, "error_message": MESSAGE}
+_BLANKED = {"status": STATUS_DROPPED, "drop_reason": DropReason.RECALLED.value, "error_message": MESSAGE}
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What tombstones name; of `urls` and `images` the sha256."""
+    """The values of tombstones; `urls` and `images` are sha256."""
 
     uids: frozenset[str] = frozenset()
     urls: frozenset[str] = frozenset()
@@ -41,7 +41,7 @@ class Rules:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of a raw table that `mask` looks at."""
+        """The columns of a raw table that `mask` reads."""
         of_url = ["url"] if self.urls or self.domains else []
         return ["uid", *of_url, *(["sha256"] if self.images else []), "drop_reason"]
 
@@ -74,27 +74,27 @@ class Rules:
 
 
 def _are_in(column: pa.ChunkedArray, values: frozenset[str]) -> Mask:
-    """Which cells are among the values. Arrow's `is_in` would hash all values anew for every table."""
+    """Whether each cell is among the values. Arrow's `is_in` would hash all values again for every table."""
     if not values:
         return np.zeros(len(column), bool)
     return np.fromiter((value in values for value in column.to_pylist()), bool, len(column))
 
 
 def rules_of(folder: str, names: Sequence[str]) -> Rules:
-    """The rules of some tombstone lists of a raw folder's root; read once a process."""
+    """The rules of tombstone lists of a raw folder's root; read once per process."""
     root = root_of(folder)
     return Rules(**load_tombstones(root, tuple(names))) if names and root is not None else Rules()
 
 
 def url_hash(cleaned: str) -> str:
-    """How a tombstone holds a URL."""
+    """The form of a URL in a tombstone: sha256 of the clean URL."""
     return sha256_hex(cleaned.encode())
 
 
 def parse_request(kind: str, lines: Iterable[str], where: str) -> Rules:
-    """Rules of a file with one value a line; blank lines and those that begin with # count nothing.
+    """Rules of a file with one value per line; blank lines and lines that begin with # are ignored.
 
-    Raises InputError naming a line that is none of its kind, and for a file without any.
+    Raises InputError for an invalid line, and for a file without values.
     """
     values = set()
     for number, line in enumerate(lines, 1):
@@ -102,10 +102,10 @@ def parse_request(kind: str, lines: Iterable[str], where: str) -> Rules:
         if text and not text.startswith("#"):
             value = _PARSERS[kind](text)
             if value is None:
-                raise InputError(f"{where}, line {number}: {text[:80]!r} is not one of {kind}")
+                raise InputError(f"{where}, line {number}: {text[:80]!r} is not one of {kind}; correct or remove it")
             values.add(value)
     if not values:
-        raise InputError(f"{where}: names no {kind}")
+        raise InputError(f"{where}: names no {kind}; write one per line")
     return Rules(**{kind: frozenset(values)})
 
 
@@ -120,7 +120,7 @@ def _parse_url(text: str) -> str | None:
 
 
 def _parse_domain(text: str) -> str | None:
-    """The host in the form that cleaned URLs have it."""
+    """The host in the form of clean URLs."""
     cleaned = clean_url(f"http://{text.removeprefix('*').strip('.')}/")
     host = urlsplit(cleaned).hostname if cleaned else None
     return host if host is not None and cleaned == f"http://{host}/" else None
@@ -130,29 +130,29 @@ _PARSERS = {"uids": _parse_uid, "urls": _parse_url, "domains": _parse_domain}
 
 
 def refusal() -> SampleError:
-    """Why a recalled row is dropped."""
+    """The drop reason of a recalled row, as a SampleError."""
     return SampleError(DropReason.RECALLED, MESSAGE)
 
 
 def is_recalled(outcome: object) -> bool:
-    """Whether this is such a refusal."""
+    """Whether an outcome is `refusal()`."""
     return isinstance(outcome, SampleError) and outcome.drop_reason == DropReason.RECALLED
 
 
 def blank(row: SourceRow) -> SourceRow:
-    """What a table keeps of a recalled row."""
+    """The source row without the values that a recalled row loses."""
     return replace(row, url=None, caption=None, image=None, kept={})
 
 
 def blank_rows(table: pa.Table, rows: Mask) -> pa.Table:
-    """The table with only what is left of these rows."""
+    """The table with these rows blanked."""
     left = pa.array([None if gone else row for row, gone in enumerate(rows)], pa.int64())
     mask = pa.array(rows)
     for index, field in enumerate(table.schema):
         if field.name == "uid":
             continue
-        if field.name in _LEFT:
-            column = pc.if_else(mask, pa.scalar(_LEFT[field.name], field.type), table[field.name])
+        if field.name in _BLANKED:
+            column = pc.if_else(mask, pa.scalar(_BLANKED[field.name], field.type), table[field.name])
         else:
             column = table[field.name].combine_chunks().take(left)  # unlike if_else, take knows every type
             field = field.with_nullable(True)
@@ -161,5 +161,5 @@ def blank_rows(table: pa.Table, rows: Mask) -> pa.Table:
 
 
 def as_lists(rules: Rules) -> Mapping[str, frozenset[str]]:
-    """The rules as tombstones hold them."""
+    """The values by kind of tombstone."""
     return {kind: getattr(rules, kind) for kind in KINDS}

@@ -1,12 +1,11 @@
-"""The manifest of a raw folder and its generations: written at first, with a new segment, and after a rewrite.
+"""Generations of a raw folder: its manifest is written by the first ingest, with a new segment, and after a rewrite.
 
 A rewrite (a retry, a recall) replaces some shards of a complete folder:
 
-    new tars beside the old -> new tables in `rewrite/<name>/` -> journal -> tables in place -> manifest -> clean up
+    new tars beside the old -> new tables in `rewrite/<name>/` -> journal -> replace tables -> manifest -> clean up
 
 A tar and a table cannot be replaced in one step, so rewritten tars are named by their content and every table names
-its own tar. Until the journal is there nothing that readers look at has changed; once it is there, whoever comes next
-carries the rewrite to its end.
+its own tar. Before the journal exists, nothing changes for readers; after that, the next command finishes the rewrite.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ AddSample = Callable[[ShardWriter], PlacedImage]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """One replacement of shards; the hash of the manifest that it began with keeps two of them apart."""
+    """One replacement of shards, identified by its operation and the hash of the manifest before it."""
 
     folder: str
     operation: str  # retry | recall-<tombstones>
@@ -48,11 +47,11 @@ class Rewrite:
 
     @property
     def staging(self) -> str:
-        """Where the new tables wait."""
+        """The folder of the new tables."""
         return storage.join(self.folder, FOLDER, f"{self.operation}-{self.base[:8]}")
 
     def commit(self, names: Sequence[str]) -> None:
-        """Make the staged tables of these shards the folder's next generation."""
+        """Turn the staged tables of these shards into the next generation of the folder."""
         journal = {"staging": self.staging.removeprefix(self.folder), "base": self.base, "shards": list(names)}
         storage.put_bytes(_journal_url(self.folder), json.dumps(journal, sort_keys=True).encode())
         finish_rewrite(self.folder)
@@ -63,38 +62,40 @@ def _journal_url(folder: str) -> str:
 
 
 def finish_rewrite(folder: str) -> None:
-    """Carry a rewrite that was interrupted after its journal to its end; nothing happens where there is none."""
+    """Finish a rewrite that was interrupted after its journal was written; does nothing if there is none."""
     if not storage.exists(_journal_url(folder)):
         return
     journal = json.loads(storage.read_text(_journal_url(folder)))
     head = read_head(folder)
     if head is None:
-        raise InputError(f"{folder}: its manifest.json was removed during a rewrite; restore it and run again")
+        raise InputError(
+            f"{folder}: manifest.json was removed during a rewrite; restore it and run the same command again"
+        )
     if head["hash"] == journal["base"]:
         staging = storage.join(folder, journal["staging"])
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            list(pool.map(partial(_put_in_place, folder, staging), journal["shards"]))
+            list(pool.map(partial(_replace_table, folder, staging), journal["shards"]))
         save_generation(folder, head, collect_results(folder, shard_names_of(folder)), journal["shards"])
     _remove_garbage(folder, load_manifest(folder))
     storage.remove(storage.join(folder, FOLDER))
 
 
 def shard_names_of(folder: str) -> list[str]:
-    """Names of a complete folder's shards, also where its manifest was not written to its end."""
+    """Names of a complete folder's shards; works also if only shards.parquet of the manifest was written."""
     names: list[str] = read_table(storage.join(folder, "shards.parquet"), ["name"])["name"].to_pylist()
     return names
 
 
-def _put_in_place(folder: str, staging: str, name: str) -> None:
+def _replace_table(folder: str, staging: str, name: str) -> None:
     storage.put_bytes(table_url(folder, name), storage.read_bytes(table_url(staging, name)))
 
 
 def save_generation(
     folder: str, head: Mapping[str, Any], results: Sequence[ShardResult], changed: Sequence[str]
 ) -> None:
-    """Write the manifest of these shards: generation 0, or the one after what is there.
+    """Write the manifest of these shards as generation 0, or as the generation after the existing one.
 
-    `head` gives name, step, recipe_hash, parents and details.
+    `head` has name, step, recipe_hash, parents and details.
     """
     drop_counts: Counter[str] = Counter()
     for result in results:
@@ -118,13 +119,13 @@ def save_generation(
 
 
 def collect_results(folder: str, names: Sequence[str]) -> list[ShardResult]:
-    """What the tables of finished shards say."""
+    """The results of finished shards, read from their tables."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         return list(pool.map(partial(read_result, folder), names))
 
 
 def _remove_garbage(folder: str, manifest: Manifest) -> None:
-    """Remove the tars of the manifest's shards that it no longer names."""
+    """Remove old tars of the manifest's shards that it no longer names."""
     referenced = {storage.name_of(tar_url(folder, shard)) for shard in manifest.shards}
     shards = {storage.name_of(shard.name) for shard in manifest.shards}
     for part in sorted({shard.name.partition("/")[0] for shard in manifest.shards}):
@@ -136,7 +137,7 @@ def _remove_garbage(folder: str, manifest: Manifest) -> None:
 
 
 class _OldTar:
-    """The samples of a tar by their keys; a remote one is copied first, for nearly all of it is read."""
+    """The samples of a tar by key; a remote tar is copied first, because nearly all of it is read."""
 
     def __init__(self, url: str, scratch: str) -> None:
         if not storage.is_local(url):
@@ -167,10 +168,10 @@ def _open_old(folder: str, entry: ShardEntry) -> Iterator[_OldTar]:
 def rewrite_tar(
     folder: str, old: ShardEntry, keys: Sequence[str | None], new: Mapping[int, AddSample]
 ) -> tuple[ShardEntry, dict[int, int], dict[int, PlacedImage]]:
-    """Write a shard's tar again: the samples with these keys (None: not in it) and new ones, in row order.
+    """Write a shard's tar again, in row order: the samples with these keys (None: no sample) and new ones.
 
-    `new` maps rows to functions that add a sample to a ShardWriter. Returns the entry, the offsets of the copied
-    images and the new images, by row.
+    `new` maps rows to functions that add a sample to a ShardWriter. Returns the entry, and by row the offsets of
+    copied images and the new images.
     """
     offsets: dict[int, int] = {}
     placed: dict[int, PlacedImage] = {}
@@ -180,12 +181,12 @@ def rewrite_tar(
                 if row in new:
                     placed[row] = new[row](writer)
                 elif key is not None:
-                    offsets[row] = _image_place(writer.add(key, tar.sample(key))).offset
+                    offsets[row] = _image_range(writer.add(key, tar.sample(key))).offset
         sha256 = writer.close()
         url = put_named_tar(folder, old.name, scratch, sha256)
     entry = replace(old, num_samples=writer.num_samples, num_bytes=writer.num_bytes, sha256=sha256, url=url)
     return entry, offsets, placed
 
 
-def _image_place(places: Mapping[str, ByteRange]) -> ByteRange:
-    return next(place for extension, place in places.items() if extension in IMAGE_EXTENSIONS)
+def _image_range(ranges: Mapping[str, ByteRange]) -> ByteRange:
+    return next(found for extension, found in ranges.items() if extension in IMAGE_EXTENSIONS)

@@ -1,7 +1,7 @@
-"""Segments: the frozen lists of source files that raw shards are cut from.
+"""Segments: frozen lists of source files from which raw shards are made.
 
-The first run freezes what it finds (path, size, etag, rows) as segment 0; files that appear later become a new
-segment, so that the shards of the old ones stay as they are. A frozen file that changed or went is an error.
+The first run freezes the files it finds (path, size, etag, rows) as segment 0. Files added later become a new segment,
+so that existing shards do not change. A frozen file that changed or disappeared is an error.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pairloom.schemas.storage import storage
 
 @dataclass(frozen=True)
 class Segment:
-    """Files that were frozen together, and the raw shards they became."""
+    """Files that were frozen together, and their raw shards."""
 
     index: int
     first_shard: int
     num_shards: int
     files: tuple[SourceFile, ...]
-    kept_types: Mapping[str, str]  # of the columns that travel along
+    kept_types: Mapping[str, str]  # of keep_columns
 
     @property
     def num_rows(self) -> int:
-        """Rows of all files; 0 for tars, whose rows are known when they have been read."""
+        """Rows of all files; 0 for tars, which are not counted."""
         return sum(file.num_rows or 0 for file in self.files)
 
 
@@ -45,7 +45,7 @@ def load_segments(folder: str) -> list[Segment]:
 
 
 def save_segment(folder: str, segment: Segment) -> None:
-    """Freeze a segment. Raises InputError where another run has frozen one meanwhile."""
+    """Freeze a segment. Raises InputError if another run froze it meanwhile."""
     url = storage.join(folder, "segments", f"{segment.index:04d}.json")
     text = json.dumps({**asdict(segment), "kept_types": dict(segment.kept_types)}, sort_keys=True, indent=1)
     if not storage.put_if_absent(url, text.encode()):
@@ -53,7 +53,7 @@ def save_segment(folder: str, segment: Segment) -> None:
 
 
 def find_new_files(segments: Sequence[Segment], listed: Sequence[SourceFile]) -> list[SourceFile]:
-    """Files that no segment holds. Raises InputError naming a frozen file that changed or is gone."""
+    """Files that are in no segment. Raises InputError for a frozen file that changed or is gone."""
     there = {file.path: file for file in listed}
     frozen: set[str] = set()
     for segment in segments:
@@ -62,13 +62,13 @@ def find_new_files(segments: Sequence[Segment], listed: Sequence[SourceFile]) ->
             now = there.get(file.path)
             if now is None:
                 raise InputError(
-                    f"{file.path}: was ingested and is no longer part of source.path; put it back, "
-                    "or give the new list its own source.name"
+                    f"{file.path}: was ingested and is no longer part of source.path; restore it, "
+                    "or choose another source.name for the new list"
                 )
             if (now.size, now.etag) != (file.size, file.etag):
                 raise InputError(
                     f"{file.path}: has changed since it was ingested ({file.size} bytes then, {now.size} now); "
-                    "put the old content back, add new rows as a new file, or choose another source.name"
+                    "restore the old content, add new rows as a new file, or choose another source.name"
                 )
     return [file for file in listed if file.path not in frozen]
 
@@ -76,7 +76,7 @@ def find_new_files(segments: Sequence[Segment], listed: Sequence[SourceFile]) ->
 def cut_pieces(
     files: Sequence[SourceFile], readable: Sequence[str], rows_per_shard: int
 ) -> Iterator[tuple[Piece, ...]]:
-    """The pieces of each shard: `rows_per_shard` consecutive rows over all files, the last shard what is left."""
+    """The pieces of each shard: `rows_per_shard` consecutive rows over all files; the last shard has the rest."""
     ends = np.cumsum([file.num_rows or 0 for file in files])
     total = int(ends[-1]) if len(ends) else 0
     for first in range(0, total, rows_per_shard):

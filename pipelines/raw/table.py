@@ -1,4 +1,4 @@
-"""The table of one raw shard: one row per input row, kept or dropped, with what its shard's manifest entry needs."""
+"""The table of one raw shard: one row per input row; its metadata holds the shard's manifest entry."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MAX_MESSAGE_CHARS = 500
 
 @dataclass(frozen=True)
 class PlacedImage:
-    """A sample that is in its tar."""
+    """An image in its tar."""
 
     key: str
     image: StoredImage
@@ -49,7 +49,7 @@ class ShardResult:
 
     entry: ShardEntry
     drop_counts: Mapping[str, int]
-    checksum: str  # of the uids, images and drop reasons, in order; an adopted tar has no other
+    checksum: str  # of uids, image hashes and drop reasons in order; the only checksum of an adopted tar
 
 
 def make_table(
@@ -58,7 +58,7 @@ def make_table(
     outcomes: Sequence[PlacedImage | SampleError],
     kept: pa.Schema,
 ) -> pa.Table:
-    """SAMPLE columns and the source's own, in the order of the input."""
+    """The table with the columns of SAMPLE and `kept`, in input order."""
     columns: dict[str, list[Any]] = {name: [] for name in SAMPLE.names}
     for row, uid, outcome in zip(rows, uids, outcomes, strict=True):
         values = (
@@ -74,13 +74,13 @@ def make_table(
 
 
 def dropped_values(error: SampleError) -> dict[str, Any]:
-    """The columns of a row without an image."""
+    """The columns of a dropped row."""
     message = " ".join(str(error).split())[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode()
     return {"status": STATUS_DROPPED, "drop_reason": error.drop_reason.value, "error_message": message}
 
 
 def stored_values(placed: PlacedImage, original_size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The columns of a sample that is in its tar."""
+    """The columns of a stored sample."""
     image = placed.image
     original_width, original_height = original_size or (image.original_width, image.original_height)
     return {
@@ -102,7 +102,7 @@ def stored_values(placed: PlacedImage, original_size: tuple[int, int] | None = N
 
 
 def drop_duplicate_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
-    """The table with these rows dropped as duplicate_row, where nothing else dropped them before."""
+    """The table with these rows dropped as duplicate_row, unless they are dropped already."""
     is_repeated = np.zeros(table.num_rows, bool)
     is_repeated[rows] = True
     is_repeated &= np.asarray(pc.equal(table["status"], STATUS_SUCCESS))
@@ -119,7 +119,7 @@ def drop_duplicate_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Tabl
 
 
 def put_table(folder: str, table: pa.Table, entry: ShardEntry) -> ShardResult:
-    """Write a shard's table, the mark that the shard is done, unless another attempt was first: then its result."""
+    """Write a shard's table, which marks it as done. If another attempt was first, returns its result."""
     url = table_url(folder, entry.name)
     result = _result(table, entry)
     if storage.put_if_absent(url, table_bytes(_with_result(table, result))):
@@ -128,7 +128,7 @@ def put_table(folder: str, table: pa.Table, entry: ShardEntry) -> ShardResult:
 
 
 def replace_table(folder: str, table: pa.Table, entry: ShardEntry) -> ShardResult:
-    """Write a shard's table again, after its rows were compared with those of other shards."""
+    """Overwrite a shard's table."""
     result = _result(table, entry)
     storage.put_bytes(table_url(folder, entry.name), table_bytes(_with_result(table, result)))
     return result
@@ -149,7 +149,7 @@ def _with_result(table: pa.Table, result: ShardResult) -> pa.Table:
 
 
 def read_result(folder: str, name: str) -> ShardResult:
-    """What a finished shard's table says about its shard."""
+    """The result of a finished shard, from the metadata of its table. Raises InputError."""
     url = table_url(folder, name)
     try:
         schema = read_table_schema(url)

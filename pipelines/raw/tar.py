@@ -1,4 +1,4 @@
-"""The tar of one raw shard: members in the order of the rows, and how it gets to its place."""
+"""The tar of one raw shard: members in row order, built in a scratch file and then put."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pairloom.pipelines.images.decoder_process import SpooledImage
 from pairloom.pipelines.raw.table import PlacedImage
 from pairloom.pipelines.sources.source import SourceRow
 from pairloom.schemas.data_set.json_values import json_bytes
-from pairloom.schemas.data_set.shard import ByteRange, ShardWriter
+from pairloom.schemas.data_set.shard import ShardWriter
 from pairloom.schemas.storage import storage
 
 
 def work_folder(folder: str, name: str) -> str | None:
-    """Scratch files lie where the shard will lie, so that a rename moves them; None: the system's own place."""
+    """The folder for scratch files: that of the shard, so that a rename suffices; None: the system's folder."""
     if not storage.is_local(folder):
         return None
     path = os.path.dirname(storage.local_path(storage.join(folder, name)))
@@ -47,13 +47,12 @@ def add_sample(
         "txt": (row.caption or "").encode(),
         "json": json_bytes(fields),
     }
-    place = writer.add(key, members)[image.extension]
-    return PlacedImage(key, image, ByteRange(place.offset, place.num_bytes))
+    return PlacedImage(key, image, writer.add(key, members)[image.extension])
 
 
 @contextmanager
 def scratch_file(folder: str, name: str) -> Iterator[str]:
-    """A file beside the shard (remote: in the system's own place) that is gone at the end."""
+    """A temporary file beside the shard (remote: in the system's folder), removed at the end."""
     descriptor, path = tempfile.mkstemp(".tmp", f".{storage.name_of(name)}.", work_folder(folder, name))
     os.close(descriptor)
     os.chmod(path, 0o644)
@@ -65,10 +64,10 @@ def scratch_file(folder: str, name: str) -> Iterator[str]:
 
 
 def put_tar(folder: str, name: str, scratch: str, sha256: str) -> str | None:
-    """Put the tar; returns its URL where that is not the plain name.
+    """Put the tar. Returns its URL if it does not have the plain name.
 
-    A local rename is atomic. On object storage two attempts could mix: there the name carries the content, and the
-    table names the tar that it belongs to.
+    A local rename is atomic. On object storage two attempts could mix: there the name contains the hash of the
+    content, and the table names its tar.
     """
     if not storage.is_local(folder):
         return put_named_tar(folder, name, scratch, sha256)
@@ -78,7 +77,7 @@ def put_tar(folder: str, name: str, scratch: str, sha256: str) -> str | None:
 
 
 def put_named_tar(folder: str, name: str, scratch: str, sha256: str) -> str:
-    """Put a tar that replaces another one; its name carries the content. Returns its URL, local ones below `folder`."""
+    """Put a tar whose name contains its hash. Returns its URL; local ones are relative to `folder`."""
     below = f"{name}-{sha256[:8]}.tar"
     target = storage.join(folder, below)
     with storage.build_locally(target) as path:

@@ -1,4 +1,4 @@
-"""One curated shard: the kept samples of raw shards with their decisions, written as a tar and its table."""
+"""One curated shard: kept samples of raw shards with their decisions, written as a tar and its table."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pairloom.schemas.data_set.tables import CURATED, check_joined, read_table, 
 from pairloom.schemas.images.columns import EXTENSIONS
 from pairloom.schemas.storage import storage
 
-# Columns that join the raw ones; named so that no source's own column is called the same.
+# Added columns; the prefix avoids the names of the source's own columns.
 WEIGHT, GROUP, RAW_SHARD, RAW_ROW = "pairloom.weight", "pairloom.group", "pairloom.raw_shard", "pairloom.raw_row"
 _HASHES_OF_PIXELS = {"pixel_hash", "phash", "thumbnail"}
-_NOT_IN_JSON = {"status", "drop_reason", "error_message", "offset", "num_bytes"}  # nor what pairloom added on the way
-_TAR_SHA256, _TAR_BYTES = b"tar_sha256", b"tar_num_bytes"  # metadata of the table, which is the shard's marker
+_NOT_IN_JSON = {"status", "drop_reason", "error_message", "offset", "num_bytes"}  # nor columns with the prefix
+_TAR_SHA256, _TAR_BYTES = b"tar_sha256", b"tar_num_bytes"  # metadata of the table, which marks the shard as done
 
 Sample: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every task needs to know."""
+    """The arguments that all tasks share."""
 
     raw_folder: str
     selection_folder: str
@@ -37,7 +37,7 @@ class Job:
 
 
 def read_kept(job: Job, shard: ShardEntry) -> pa.Table:
-    """The kept samples of one raw shard: their raw columns, their decision, and where they lie."""
+    """The kept samples of one raw shard: raw columns, decision, and raw position."""
     selection = read_table(table_url(job.selection_folder, shard.name), ["kept", "weight", "duplicate_group"])
     raw = read_table(table_url(job.raw_folder, shard.name))
     check_joined(raw, selection, f"{job.selection_folder}: {shard.name}")
@@ -78,7 +78,7 @@ class Readers:
         return self._open[raw_shard].read(sample["offset"], sample["num_bytes"])
 
     def close(self) -> None:
-        """Release all tars."""
+        """Close all tars."""
         for reader in self._open.values():
             reader.close()
 
@@ -97,7 +97,7 @@ def write_shard(folder: str, index: int, samples: Sequence[Sample], read: Callab
 
 
 def _add(writer: ShardWriter, key: str, sample: Sample, image: bytes) -> dict[str, Any]:
-    """Append one sample to the tar; returns its row of the curated table."""
+    """Append one sample to the tar. Returns its row of the curated table."""
     extension = EXTENSIONS[sample["mime_type"]]
     caption = sample["caption"] or ""
     notes = {
@@ -109,20 +109,20 @@ def _add(writer: ShardWriter, key: str, sample: Sample, image: bytes) -> dict[st
         "txt": caption.encode("utf-8", "replace"),
         "json": json_bytes({**notes, **decision}),
     }
-    place = writer.add(key, members)[extension]
+    byte_range = writer.add(key, members)[extension]
     return {
         **{name: sample[name] for name in ("uid", "url", "width", "height", "image_sha256", "mime_type")},
         **decision,
         "caption": caption,
         "raw_shard": sample[RAW_SHARD],
         "raw_row": sample[RAW_ROW],
-        "offset": place.offset,
-        "num_bytes": place.num_bytes,
+        "offset": byte_range.offset,
+        "num_bytes": byte_range.num_bytes,
     }
 
 
 def read_entry(folder: str, name: str) -> ShardEntry:
-    """The manifest entry of a shard that an earlier attempt finished, from its table."""
+    """The manifest entry of a finished shard, from its table."""
     table = read_table(table_url(folder, name), ["uid"])
     metadata = table.schema.metadata
     digest = metadata[_TAR_SHA256].decode()

@@ -1,9 +1,9 @@
-"""Reshard with `shuffle: global`: any sample can land beside any other. Two passes, every kept image written twice.
+"""Reshard with `shuffle: global`: a full shuffle in two passes, which writes every kept image twice.
 
-Pass one: a task copies the kept samples of some raw shards into one spill file, bucket by bucket (`spilled_samples`).
-Pass two: a task gathers one bucket from all spill files, orders it and writes its output shards. A sample's bucket and
-place come from a hash of (seed, uid), so the bytes hang on nothing else. The units of resume are the spill file and the
-bucket. Every byte is read once in a pass; only requests, two for each bucket and spill file, grow with the square.
+Pass one: a task copies the kept samples of some raw shards into one spill file, sorted by bucket (spill_file.py). Pass
+two: a task reads one bucket from all spill files, sorts it and writes its output shards. The bucket and position of a
+sample are a hash of (seed, uid) alone. The units of resume are the spill file and the bucket. Each pass reads every
+byte once; the number of requests, two per bucket and spill file, grows quadratically.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from pairloom.schemas.storage import storage
 
 logger = logging.getLogger("pairloom")
 NUM_THREADS = 8
-SHARDS_PER_BUCKET = 16  # output shards; what a task of pass two holds on its disk
+SHARDS_PER_BUCKET = 16  # output shards; a task of pass two holds one bucket on its local disk
 SPILL_EXTENSION = "spill"
-PLACE = "pairloom.place"  # column of the spilled rows: where a sample comes in its bucket
+POSITION = "pairloom.place"  # column of spilled rows: sort key within the bucket
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class BucketJob:
 
 
 def shuffle_globally(recipe: ReshardRecipe, job: Job, raw: Manifest, selection: Manifest) -> list[ShardEntry]:
-    """Write all output shards; returns their manifest entries, in order."""
+    """Write all output shards. Returns their manifest entries in order."""
     kept = {shard.name: shard.num_samples for shard in selection.shards}
     members = [shard for shard in raw.shards if kept[shard.name]]
     num_buckets = max(1, round(selection.num_samples / (recipe.samples_per_shard * SHARDS_PER_BUCKET)))
     counts = _count_buckets(job, [shard.name for shard in members], num_buckets)
-    _tell_cost(raw, selection, num_buckets)
+    _log_cost(raw, selection, num_buckets)
     size = recipe.raw_shards_per_group
     spills = [
         SpillJob(shard_name(start // size), tuple(members[start : start + size]), job.seed, num_buckets)
@@ -87,7 +87,7 @@ def shuffle_globally(recipe: ReshardRecipe, job: Job, raw: Manifest, selection: 
 
 
 def _count_buckets(job: Job, names: Sequence[str], num_buckets: int) -> npt.NDArray[np.int64]:
-    """Kept samples of each bucket."""
+    """Number of kept samples per bucket."""
 
     def count(name: str) -> npt.NDArray[np.int64]:
         table = read_table(table_url(job.selection_folder, name), ["uid", "kept"])
@@ -102,12 +102,12 @@ def _count_buckets(job: Job, names: Sequence[str], num_buckets: int) -> npt.NDAr
 
 
 def _bucket_of(draws: npt.NDArray[np.uint64], num_buckets: int) -> npt.NDArray[np.int64]:
-    """Equal ranges of the draw, by integer arithmetic."""
+    """The bucket of each draw: equal ranges, by integer arithmetic."""
     return (((draws >> np.uint64(32)) * np.uint64(num_buckets)) >> np.uint64(32)).astype(np.int64)
 
 
-def _tell_cost(raw: Manifest, selection: Manifest, num_buckets: int) -> None:
-    """Say what the second pass costs before it does."""
+def _log_cost(raw: Manifest, selection: Manifest, num_buckets: int) -> None:
+    """Log the cost of the second pass before it starts."""
     share = selection.num_samples / max(1, raw.num_samples)
     gigabytes = raw.num_bytes * share / 1e9
     logger.info(
@@ -117,7 +117,7 @@ def _tell_cost(raw: Manifest, selection: Manifest, num_buckets: int) -> None:
 
 
 def _plan(counts: npt.NDArray[np.int64], samples_per_shard: int, spills: tuple[str, ...]) -> list[BucketJob]:
-    """Output numbers follow from the counts, so that buckets know them beforehand."""
+    """The buckets with their output shards, whose numbers follow from the counts alone."""
     buckets, first_output = [], 0
     for index, count in enumerate(counts.tolist()):
         num_outputs = -(-count // samples_per_shard)
@@ -140,12 +140,12 @@ def _spill_url(job: Job, name: str) -> str:
 
 
 def write_spill(job: Job, spill: SpillJob) -> None:
-    """Write the kept samples of some raw shards in the order of their buckets; within one by their draws."""
+    """Write the kept samples of some raw shards, sorted by bucket and draw."""
     kept = pa.concat_tables([read_kept(job, shard) for shard in spill.raw_shards], promote_options="permissive")
     draws = mixed(pack_uids(kept["uid"].to_pylist()), spill.seed)
     buckets = _bucket_of(draws, spill.num_buckets)
     order = np.lexsort((draws, buckets))
-    rows = kept.take(pa.array(order)).append_column(PLACE, pa.array(draws[order], pa.uint64()))
+    rows = kept.take(pa.array(order)).append_column(POSITION, pa.array(draws[order], pa.uint64()))
     edges = np.searchsorted(buckets[order], np.arange(spill.num_buckets + 1))
     with tempfile.TemporaryDirectory() as scratch:
         readers = Readers(job.raw_folder, spill.raw_shards, scratch)
@@ -154,19 +154,19 @@ def write_spill(job: Job, spill: SpillJob) -> None:
 
 
 def write_bucket(job: Job, bucket: BucketJob) -> list[ShardEntry]:
-    """Gather one bucket from all spill files and write the output shards that are not there yet."""
+    """Read one bucket from all spill files and write its missing output shards."""
     with tempfile.TemporaryDirectory() as scratch:
         copied = [_copy(job, name, bucket.index, Path(scratch)) for name in bucket.spills]
         samples = pa.concat_tables([rows for rows in copied if rows is not None], promote_options="permissive")
-        order = np.lexsort((np.asarray(samples["uid"].to_pylist()), samples[PLACE].to_numpy()))
-        edges = [len(order) * part // bucket.num_outputs for part in range(bucket.num_outputs + 1)]
+        order = np.lexsort((np.asarray(samples["uid"].to_pylist()), samples[POSITION].to_numpy()))
+        edges = [len(order) * output // bucket.num_outputs for output in range(bucket.num_outputs + 1)]
         missing = set(missing_tables(job.folder, _outputs_of(bucket)))
         entries = []
-        for part, name in enumerate(_outputs_of(bucket)):
+        for output, name in enumerate(_outputs_of(bucket)):
             if name in missing:
-                rows = samples.take(pa.array(order[edges[part] : edges[part + 1]])).to_pylist()
+                rows = samples.take(pa.array(order[edges[output] : edges[output + 1]])).to_pylist()
                 entries.append(
-                    write_shard(job.folder, bucket.first_output + part, rows, partial(read_copied, Path(scratch)))
+                    write_shard(job.folder, bucket.first_output + output, rows, partial(read_copied, Path(scratch)))
                 )
             else:
                 entries.append(read_entry(job.folder, name))
@@ -178,5 +178,5 @@ def _copy(job: Job, name: str, bucket: int, scratch: Path) -> pa.Table | None:
 
 
 def spill_folder(folder: str) -> str:
-    """The files of the first pass; removed once the manifest is written."""
+    """The folder of the first pass; removed after the manifest is written."""
     return storage.join(folder, "spill")

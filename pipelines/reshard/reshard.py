@@ -1,10 +1,10 @@
 """Reshard: kept samples -> curated shards, shuffled in blocks.
 
-The raw shards are put in a seeded order and cut into groups of `raw_shards_per_group`. One task handles one group:
-it orders the group's kept samples by a hash of (seed, uid) and copies their bytes into its own output shards, filled
-evenly with at most `samples_per_shard`. Output numbers follow from the kept counts alone, so that groups know them
-beforehand; the group is the unit of resume, and any number of workers gives the same bytes. Images are read where
-they lie in the raw tars: memory holds one group's tables, never its images.
+The raw shards are sorted by a hash of (seed, name) and split into groups of `raw_shards_per_group`. One task handles
+one group: it sorts the group's kept samples by a hash of (seed, uid) and copies their bytes into its own output shards,
+evenly filled with at most `samples_per_shard`. Output numbers follow from the kept counts alone. The group is the unit
+of resume, and any number of workers gives the same bytes. A task holds the tables of its group in memory, not its
+images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Group:
-    """Raw shards that are permuted together, and the output shards that they fill."""
+    """Raw shards that are permuted together, and their output shards."""
 
     raw_shards: tuple[ShardEntry, ...]
     first_output: int
@@ -40,14 +40,14 @@ class Group:
 
 
 def reshard_folder(recipe: CurateRecipe, raw_folder: str, selection_folder: str) -> StepFolder:
-    """Where the curated data set lies."""
+    """The folder of the curated data set."""
     parents = (load_manifest(raw_folder).hash(), load_manifest(selection_folder).hash())
     result = step_hash(STEP, VERSION, settings_of(recipe.reshard), parents)
     return StepFolder(recipe.root, STEP, recipe.reshard.name, result, parents)
 
 
 def reshard(recipe: CurateRecipe, raw_folder: str, selection_folder: str, before_work: BeforeWork = nothing) -> str:
-    """Write the curated data set; returns its folder. Raises InputError when the selection keeps nothing."""
+    """Write the curated data set. Returns its folder. Raises InputError if the selection keeps nothing."""
     target = reshard_folder(recipe, raw_folder, selection_folder)
     if not target.is_complete():
         _check_keeps_samples(selection_folder)
@@ -83,7 +83,7 @@ def _shuffle_blocks(recipe: CurateRecipe, job: Job) -> StepResult:
 
 
 def plan_groups(raw: Manifest, selection: Manifest, recipe: CurateRecipe) -> list[Group]:
-    """Groups in the order of their output shards; a group that keeps nothing is left out."""
+    """Groups in the order of their output shards, without groups that keep nothing."""
     kept = {shard.name: shard.num_samples for shard in selection.shards}
     shuffled = sorted(raw.shards, key=lambda shard: _draw(recipe.reshard.shuffle_seed, shard.name))
     size = recipe.reshard.raw_shards_per_group
@@ -100,7 +100,7 @@ def plan_groups(raw: Manifest, selection: Manifest, recipe: CurateRecipe) -> lis
 
 
 def _draw(seed: int, name: str) -> bytes:
-    """A random key that depends on the seed and the name alone."""
+    """A random sort key, a function of seed and name alone."""
     return hashlib.sha256(f"shuffle\0{seed}\0{name}".encode()).digest()
 
 
@@ -109,20 +109,20 @@ def _outputs_of(group: Group) -> list[str]:
 
 
 def write_group(job: Job, group: Group) -> list[ShardEntry]:
-    """Write the output shards of one group that are not there yet."""
+    """Write the missing output shards of one group."""
     kept = pa.concat_tables([read_kept(job, shard) for shard in group.raw_shards], promote_options="permissive")
     draws = [_draw(job.seed, uid) for uid in kept["uid"].to_pylist()]
     order = sorted(range(len(draws)), key=draws.__getitem__)
-    edges = [len(order) * part // group.num_outputs for part in range(group.num_outputs + 1)]
+    edges = [len(order) * output // group.num_outputs for output in range(group.num_outputs + 1)]
     names = _outputs_of(group)
     missing = set(missing_tables(job.folder, names))
     entries = []
     with tempfile.TemporaryDirectory() as scratch:
         readers = Readers(job.raw_folder, group.raw_shards, scratch)
-        for place, name in enumerate(names):
+        for output, name in enumerate(names):
             if name in missing:
-                samples = kept.take(pa.array(order[edges[place] : edges[place + 1]])).to_pylist()
-                entries.append(write_shard(job.folder, group.first_output + place, samples, readers.read))
+                samples = kept.take(pa.array(order[edges[output] : edges[output + 1]])).to_pylist()
+                entries.append(write_shard(job.folder, group.first_output + output, samples, readers.read))
             else:
                 entries.append(read_entry(job.folder, name))
         readers.close()

@@ -1,8 +1,8 @@
-"""Files between the two passes of a global shuffle: samples and their images, bucket by bucket.
+"""Files between the two passes of a global shuffle: samples and their images, sorted by bucket.
 
-A file begins with where each bucket begins, and where the last one ends (int64). A bucket is the size of its rows
-(int64), the rows (an Arrow stream), and their images side by side. So the task of a bucket reads of each file 16 bytes
-and one range, however many buckets there are.
+A file starts with the offset of each bucket and the end of the last one (int64). A bucket is the size of its rows
+(int64), the rows (an Arrow stream), and their images in row order. The task of a bucket reads 16 bytes and one range
+per file, for any number of buckets.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ import pyarrow as pa
 from pairloom.pipelines.reshard.curated_shard import Sample
 from pairloom.schemas.storage import storage
 
-FILE, OFFSET = "pairloom.spill", "pairloom.spill_offset"  # columns of what was copied: local file, place of the image
-ROWS_AT_ONCE = 1000  # as Python objects
+FILE, OFFSET = (
+    "pairloom.spill",
+    "pairloom.spill_offset",
+)  # columns of copied rows: local file, image offset
+ROWS_AT_ONCE = 1000  # converted to Python objects
 INT_BYTES = 8
 
 
 def write_buckets(url: str, rows: pa.Table, edges: npt.NDArray[np.int64], read: Callable[[Sample], bytes]) -> None:
-    """Write rows[edges[b]:edges[b + 1]] and their images as bucket b; `read` gives the image of a row."""
+    """Write rows[edges[b]:edges[b + 1]] and their images as bucket b; `read` returns the image of a row."""
     starts = np.zeros(len(edges), np.int64)
     with storage.build_locally(url) as path, open(path, "wb") as file:
         file.write(starts.tobytes())
@@ -52,7 +55,7 @@ def _write_bucket(file: BinaryIO, rows: pa.Table, read: Callable[[Sample], bytes
 def copy_bucket(url: str, bucket: int, path: Path, copy_bytes: int = storage.COPY_BYTES) -> pa.Table | None:
     """Copy one bucket to a local file, `copy_bytes` at a time.
 
-    Returns its rows with the offsets of their images; None where it is empty.
+    Returns its rows with the offsets of their images; None if it is empty.
     """
     start, stop = np.frombuffer(storage.read_range(url, bucket * INT_BYTES, 2 * INT_BYTES), np.int64).tolist()
     if start == stop:
@@ -69,7 +72,7 @@ def copy_bucket(url: str, bucket: int, path: Path, copy_bytes: int = storage.COP
 
 
 def read_copied(folder: Path, sample: Sample) -> bytes:
-    """The image of a row of a copied bucket."""
+    """The bytes of the image of a copied row."""
     with open(folder / sample[FILE], "rb") as file:
         file.seek(sample[OFFSET])
         return file.read(sample["num_bytes"])

@@ -161,7 +161,7 @@ def _passing_scores(
 def _look(recipe: CurateRecipe, inputs: Inputs, thresholds: Sequence[float], plan: Plan, name: str) -> Any:
     """What balancing notes of the samples of one shard that pass all rules."""
     table = read_values(inputs, name)
-    return plan.look(table, decide(table, recipe, thresholds).passing)
+    return plan.scan(table, decide(table, recipe, thresholds).passing)
 
 
 def read_values(inputs: Inputs, name: str) -> pa.Table:

@@ -1,11 +1,11 @@
-"""caption_duplicates: how many samples of the whole data set have the same caption, or nearly the same.
+"""caption_duplicates: number of samples in the whole data set with the same, or nearly the same, caption.
 
-Captions are compared after NFKC, case folding and collapsing of spaces. Two are near where their MinHash signatures
-agree in at least `threshold` of 128 places (`minhash`); groups join what is linked, chains included. Nothing is
-dropped here: equal captions of different images are no duplicates by themselves. Score rules may look at the counts.
+Captions are compared after NFKC, case folding and collapsing of spaces. Two captions are near if at least `threshold`
+of the 128 slots of their MinHash signatures are equal; groups are connected components, chains included. Nothing is
+dropped here: equal captions of different images are not duplicates. Score rules can use the counts.
 
-Nothing depends on the order of shards or on the number of workers. The driver holds nothing of a sample; see
-`caption_rounds` for the tasks.
+The result does not depend on the order of shards or on the number of workers. The driver holds no samples;
+caption_duplicates_rounds.py has the tasks.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ VERSION = 1
 CAPTION_DUPLICATES = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
-        pa.field("caption_group", pa.string()),  # 16 hex: the smallest hash of the captions that are linked
-        pa.field("num_equal_captions", pa.int32()),  # samples of this caption, this one included
-        pa.field("num_near_captions", pa.int32()),  # samples of the group, this one included
+        pa.field("caption_group", pa.string()),  # 16 hex digits: the smallest caption hash of the group
+        pa.field("num_equal_captions", pa.int32()),  # samples with this caption, including this one
+        pa.field("num_near_captions", pa.int32()),  # samples of the group, including this one
     ]
 )
 _MEASURED = list(CAPTION_DUPLICATES)[1:]
@@ -52,7 +52,7 @@ _MEASURED = list(CAPTION_DUPLICATES)[1:]
 def measure_caption_duplicates(
     name: str, threshold: float, raw_folder: str, folder: str, limits: CaptionLimits = DEFAULT_LIMITS
 ) -> None:
-    """Write the columns of the shards that have none yet, counted over all shards."""
+    """Write the missing shards; counts are over all shards."""
     raw, step = load_manifest(raw_folder), f"signals {name}"
     tables_folder = storage.join(folder, "spill")
     if missing_tables(folder, [shard.name for shard in raw.shards]):
@@ -76,7 +76,7 @@ class CaptionDuplicateSignals(Signal):
     kind: Literal["caption_duplicates"]
     name: Name = "caption_duplicates"
     threshold: Annotated[float, Field(ge=0.7, le=1)] = 0.8
-    """Jaccard similarity; below 0.7 too many pairs are missed."""
+    """Smallest Jaccard similarity of near captions; below 0.7 too many pairs would be missed."""
 
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("num_equal_captions", "num_near_captions")
@@ -84,7 +84,7 @@ class CaptionDuplicateSignals(Signal):
     limits: ClassVar[CaptionLimits] = DEFAULT_LIMITS
 
     def settings(self) -> dict[str, Any]:
-        """The threshold always counts."""
+        """The threshold is part of the hash even if it has its default."""
         return {"kind": self.kind, "threshold": self.threshold}
 
     def measure(self, work: SignalWork) -> Mapping[str, object]:
@@ -94,7 +94,7 @@ class CaptionDuplicateSignals(Signal):
 
 
 def write_batch(job: Job, folder: str, batch: Batch) -> None:
-    """Write the columns of the shards of one batch that have none yet."""
+    """Write the missing shards of one batch."""
     counted = job.tables.counted.read(batch.index)
     counted = counted[np.argsort(counted["hash"])]
     for name in missing_tables(folder, [name for _, name in batch.shards]):
@@ -102,7 +102,7 @@ def write_batch(job: Job, folder: str, batch: Batch) -> None:
 
 
 def write_shard(raw_folder: str, folder: str, name: str, counted: Rows) -> None:
-    """Write the columns of one shard; rows without an image are null. `counted` is in the order of the hashes."""
+    """Write the columns of one shard; rows without an image are null. `counted` is sorted by hash."""
     uids, has_image, captions = captions_of(raw_folder, name)
     mine = counted[np.searchsorted(counted["hash"], hashes_of(captions))]
     columns: list[Any] = [uids]

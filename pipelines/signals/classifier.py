@@ -1,8 +1,8 @@
-"""image_classifier: the probability that a Hugging Face image classifier gives one of its labels (NSFW, watermark).
+"""image_classifier: the probability of one label of a Hugging Face image classifier (NSFW, watermark).
 
-Any folder that `AutoModelForImageClassification` loads, or an ONNX file, with its own config.json and
-preprocessor_config.json. A model of several labels is read with softmax, one of a single label or `problem_type:
-multi_label_classification` with a sigmoid.
+The model is a folder that `AutoModelForImageClassification` loads, or an ONNX file with config.json and
+preprocessor_config.json beside it. Several labels use a softmax; a single label or `problem_type:
+multi_label_classification` uses a sigmoid.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pairloom.pipelines.signals.models.actors import (
     run_scorers,
     write_scores,
 )
-from pairloom.pipelines.signals.models.batching import Place, ShardRows
+from pairloom.pipelines.signals.models.batching import PendingRow, ShardRows
 from pairloom.pipelines.signals.models.model_folder import model_fingerprint, on_disk
 from pairloom.pipelines.signals.models.onnx import OnnxFile, is_onnx
 from pairloom.schemas.data_set.manifest import ShardEntry, table_url
@@ -44,12 +44,12 @@ from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import sha256_of
 
 VERSION = 2
-ONNX_NOTES = ("config.json", "preprocessor_config.json")  # beside an ONNX file: its labels, and how images are resized
+ONNX_NOTES = ("config.json", "preprocessor_config.json")  # beside an ONNX file: labels, and resize settings
 
 
 @dataclass(frozen=True)
 class ClassifierJob:
-    """What the actors need to know."""
+    """The arguments of the actors."""
 
     name: str
     raw_folder: str
@@ -60,7 +60,7 @@ class ClassifierJob:
 
 
 class Logits(Protocol):
-    """What the kinds of model have in common."""
+    """The interface of both kinds of model."""
 
     def __call__(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Normalised images [B, 3, size, size] -> logits [B, labels]."""
@@ -102,14 +102,14 @@ class Classifier:
         self._logits: Logits = OnnxFile(model, device) if is_onnx(model) else TransformersLogits(model, device)
         config = json.loads(storage.read_input(storage.join(folder, "config.json")))
         labels = {str(name): int(index) for index, name in config.get("id2label", {}).items()}
-        labels = labels or {f"LABEL_{index}": index for index in range(2)}  # what transformers takes for granted
+        labels = labels or {f"LABEL_{index}": index for index in range(2)}  # the default of transformers
         if label not in labels:
             raise InputError(f"{model}: has no label {label}; its labels are {', '.join(list(labels)[:20])}")
         self._index = labels[label]
         self._is_independent = len(labels) == 1 or config.get("problem_type") == "multi_label_classification"
 
     def inputs(self, pixels: Pixels) -> ModelInputs:
-        """What the model takes of one decoded image."""
+        """The model inputs of one decoded image."""
         return self.preprocess.model_inputs([self.preprocess.resize(pixels)])
 
     def scores(self, inputs: Sequence[ModelInputs]) -> npt.NDArray[np.float32]:
@@ -123,12 +123,12 @@ class Classifier:
 
 
 def folder_of(model: str) -> str:
-    """Where the notes of a model lie: the folder itself, or that of an ONNX file."""
+    """The folder with config.json: the model folder, or the folder of an ONNX file."""
     return model.rpartition("/")[0] or "." if is_onnx(model) else model
 
 
 def classifier_fingerprint(model: str) -> str:
-    """Content of what changes a classifier's output. Raises InputError where something is missing."""
+    """Fingerprint of the files that change a classifier's output. Raises InputError if one is missing."""
     if not is_onnx(model):
         return model_fingerprint(model)
     urls = [model, *(storage.join(folder_of(model), name) for name in ONNX_NOTES)]
@@ -139,7 +139,7 @@ def classifier_fingerprint(model: str) -> str:
 
 
 class ClassifierScorer:
-    """Scores one raw shard a call; holds the model, and fills its batches from all calls."""
+    """Scores one raw shard per call; concurrent calls share the model and its batches."""
 
     def __init__(self, job: ClassifierJob, num_threads: int) -> None:
         device = prepare_device()
@@ -151,16 +151,18 @@ class ClassifierScorer:
     def __call__(self, shard: ShardEntry) -> None:
         """Write the shard's scores."""
         raw = read_table(table_url(self._job.raw_folder, shard.name), ["uid", "status", "offset", "num_bytes"])
-        with open_tar(self._job.raw_folder, shard, raw) as reader, self._filler.turn() as shard_rows:
-            placed = {} if reader is None else self._hand_in(raw, reader, shard_rows)
+        with open_tar(self._job.raw_folder, shard, raw) as reader, self._filler.slot() as shard_rows:
+            placed = {} if reader is None else self._submit(raw, reader, shard_rows)
         scores = np.full(raw.num_rows, np.nan, np.float32)
         for row, loaded in placed.items():
-            place = loaded.result()
-            if place is not None:
-                scores[row] = place.values()
+            pending = loaded.result()
+            if pending is not None:
+                scores[row] = pending.values()
         write_scores(table_url(self._job.folder, shard.name), raw["uid"], scores)
 
-    def _hand_in(self, raw: pa.Table, reader: ShardReader, shard_rows: ShardRows) -> dict[int, Future[Place | None]]:
+    def _submit(
+        self, raw: pa.Table, reader: ShardReader, shard_rows: ShardRows
+    ) -> dict[int, Future[PendingRow | None]]:
         offsets, sizes = raw["offset"].to_pylist(), raw["num_bytes"].to_pylist()
         return {
             row: shard_rows.load(self._lane, partial(load_image, reader, offsets[row], sizes[row], self._model.inputs))
@@ -169,14 +171,16 @@ class ClassifierScorer:
 
 
 class ClassifierSignals(Signal):
-    """score: what a Hugging Face image classifier gives for one of its labels (NSFW, watermark), 0..1."""
+    """score: probability of one label of a Hugging Face image classifier (NSFW, watermark), 0..1."""
 
     kind: Literal["image_classifier"]
     name: Name
     model: str
-    """A model folder or an ONNX file."""
+    """A Hugging Face model folder or an ONNX file."""
     label: str
+    """The label, one of the model's `id2label`."""
     batch_size: Annotated[int, Field(gt=0)] = 64
+    """Images per forward pass."""
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
@@ -187,11 +191,11 @@ class ClassifierSignals(Signal):
     score_columns: ClassVar[tuple[str, ...]] = ("score",)
 
     def inputs(self) -> dict[str, str]:
-        """Content of the model."""
+        """Fingerprint of the model."""
         return {"model": classifier_fingerprint(self.model)}
 
     def measure(self, work: SignalWork) -> Mapping[str, object]:
-        """Actors that load the model once."""
+        """Score with actors that load the model once."""
         job = ClassifierJob(self.name, work.raw_folder, work.folder, self.model, self.label, self.batch_size)
         run_scorers(self.name, partial(ClassifierScorer, job), work.shards, work.num_done, self.batch_size)
         return {}

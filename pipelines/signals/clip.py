@@ -1,7 +1,7 @@
-"""CLIP signals: image and text features (fp16) and clip_score, the cosine of both, of every sample with an image.
+"""clip: image and text features (fp16) and clip_score, their cosine, of every sample with an image.
 
-Out of fold: with n models, model k scores the samples of fold k, which it was not trained on; a fold is a function
-of the duplicate group, so that near-duplicates of a training sample are never scored by the model that saw it.
+Out of fold: with n models, model k scores the samples of fold k, on which it was not trained. The fold is a function of
+the duplicate group, so that a model never scores near-duplicates of its own training samples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pairloom.pipelines.signals.models.actors import (
     prepare_device,
     run_scorers,
 )
-from pairloom.pipelines.signals.models.batching import Lane, Place, ShardRows
+from pairloom.pipelines.signals.models.batching import Lane, PendingRow, ShardRows
 from pairloom.pipelines.signals.models.model_folder import check_held_out, model_fingerprint
 from pairloom.schemas.data_set.manifest import ShardEntry, table_url
 from pairloom.schemas.data_set.shard import ShardReader
@@ -40,7 +40,7 @@ CLIP_SIGNALS = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
         pa.field("clip_score", pa.float32()),  # cosine, -1..1
-        pa.field("fold", pa.int32()),  # of the sample; 0 where one model scores all
+        pa.field("fold", pa.int32()),  # fold of the sample; 0 if one model scores all
     ]
 )
 IMAGE_FEATURES, TEXT_FEATURES = "image_features", "text_features"
@@ -49,7 +49,7 @@ _RAW_COLUMNS = ["uid", "caption", "status", "offset", "num_bytes"]
 
 @dataclass(frozen=True)
 class ClipJob:
-    """What the actors need to know."""
+    """The arguments of the actors."""
 
     name: str
     raw_folder: str
@@ -65,15 +65,16 @@ def features_url(folder: str, shard_name: str, kind: str) -> str:
 
 
 class ClipSignals(Signal):
-    """Image and text features and clip_score of a Hugging Face folder, or out of fold from several."""
+    """clip_score, image and text features of a Hugging Face folder, or out of fold of several folders."""
 
     kind: Literal["clip"]
     name: Name
     model: str | None = None
-    """One folder, which scores every sample."""
+    """One model folder, which scores every sample."""
     models: tuple[str, ...] | None = None
-    """One folder per fold; each scores the fold that it was not trained on."""
+    """One model folder per fold; model k scores fold k, on which it was not trained."""
     batch_size: Annotated[int, Field(gt=0)] = 64
+    """Images, or captions, per forward pass."""
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
@@ -87,9 +88,9 @@ class ClipSignals(Signal):
     @model_validator(mode="after")
     def _one_of_model_and_models(self) -> ClipSignals:
         if (self.model is None) == (self.models is None):
-            raise ValueError("give model (one folder) or models (one folder a fold), not both")
+            raise ValueError("give model (one folder) or models (one folder per fold), not both")
         if self.models is not None and len(self.models) < 2:
-            raise ValueError("models needs at least two folders, one a fold; for one use model")
+            raise ValueError("models: needs at least two folders, one per fold; for one folder use model")
         return self
 
     def model_folders(self) -> tuple[str, ...]:
@@ -97,28 +98,28 @@ class ClipSignals(Signal):
         return self.models if self.models is not None else (str(self.model),)
 
     def writes_features(self) -> bool:
-        """Of every image."""
+        """True."""
         return True
 
     def feature_model(self) -> str | None:
-        """The folder, where one model scores all."""
+        """The folder, if one model scores all."""
         return self.model
 
     def reads_dedupe(self) -> bool:
-        """Folds are cut by duplicate group."""
+        """Folds need duplicate groups."""
         return self.models is not None
 
     def inputs(self) -> dict[str, str]:
-        """Content of the models."""
+        """Fingerprints of the models."""
         return {f"model {index}": model_fingerprint(folder) for index, folder in enumerate(self.model_folders())}
 
     def prepare(self) -> None:
-        """Raises InputError unless each model was trained without the fold that it scores."""
+        """Check that each model was trained without the fold that it scores. Raises InputError."""
         if self.models is not None:
             check_held_out(self.models)
 
     def measure(self, work: SignalWork) -> Mapping[str, object]:
-        """Actors that load the models once: one per GPU; without GPUs, max(1, num_cpus - 1)."""
+        """Score with actors that load the models once: one per GPU; without GPUs, max(1, num_cpus - 1)."""
         dedupe_folder = work.dedupe_folder if self.models is not None else None
         job = ClipJob(self.name, work.raw_folder, dedupe_folder, work.folder, self.model_folders(), self.batch_size)
         run_scorers(self.name, partial(ClipScorer, job), work.shards, work.num_done, self.batch_size)
@@ -126,7 +127,7 @@ class ClipSignals(Signal):
 
 
 class ClipScorer:
-    """Scores one raw shard a call; holds the models, and fills their batches from all calls."""
+    """Scores one raw shard per call; concurrent calls share the models and their batches."""
 
     def __init__(self, job: ClipJob, num_threads: int) -> None:
         from pairloom.pipelines.signals.models.clip import ClipModel
@@ -136,7 +137,7 @@ class ClipScorer:
         self._models = [ClipModel(folder, device) for folder in job.models]
         widths = {model.embedding_dim() for model in self._models}
         if len(widths) > 1:
-            raise InputError(f"signals {job.name}: its models give features of different widths: {sorted(widths)}")
+            raise InputError(f"signals {job.name}: features of widths {sorted(widths)}; use models of one width")
         self._embedding_dim = widths.pop()
         self._filler = make_filler(job.batch_size, num_threads, device)
         self._image_lanes = [self._filler.lane(model.image_features) for model in self._models]
@@ -146,8 +147,8 @@ class ClipScorer:
         """Write the shard's features, then its table, which marks it as done."""
         raw = read_table(table_url(self._job.raw_folder, shard.name), _RAW_COLUMNS)
         folds = self._folds(raw, shard.name)
-        with open_tar(self._job.raw_folder, shard, raw) as reader, self._filler.turn() as shard_rows:
-            placed = [] if reader is None else self._hand_in(raw, reader, folds, shard_rows)
+        with open_tar(self._job.raw_folder, shard, raw) as reader, self._filler.slot() as shard_rows:
+            placed = [] if reader is None else self._submit(raw, reader, folds, shard_rows)
         self._write(raw, shard.name, folds, Scored.of(raw.num_rows, self._embedding_dim, placed))
 
     def _folds(self, raw: pa.Table, shard_name: str) -> npt.NDArray[np.int32]:
@@ -162,7 +163,7 @@ class ClipScorer:
             folds[row] = fold_of(groups[row] or uids[row], len(self._models))
         return folds
 
-    def _hand_in(
+    def _submit(
         self, raw: pa.Table, reader: ShardReader, folds: npt.NDArray[np.int32], shard_rows: ShardRows
     ) -> list[Placed]:
         captions, placed = raw["caption"].to_pylist(), []
@@ -195,15 +196,15 @@ class ClipScorer:
         write_table(table_url(self._job.folder, shard_name), pa.table(columns, schema=CLIP_SIGNALS))
 
 
-Placed = tuple[int, Future[Place | None], Place]
-"""Row, where its image's features will be (None: cannot be decoded), where its caption's will be."""
+Placed = tuple[int, Future[PendingRow | None], PendingRow]
+"""Row, pending image features (None: the image cannot be decoded), pending text features."""
 
 
 @dataclass(frozen=True)
 class Scored:
     """Features and scores of one shard."""
 
-    scores: npt.NDArray[np.float32]  # nan: none
+    scores: npt.NDArray[np.float32]  # nan: no score
     images: npt.NDArray[np.float16]
     texts: npt.NDArray[np.float16]
 

@@ -1,13 +1,13 @@
-"""clusters: hierarchical k-means over the image features of a clip signal; which images are near a target set.
+"""clusters: hierarchical k-means over the image features of a clip signal, and nearness to a target set.
 
-The finest level clusters images that dedupe keeps; each level above clusters the centroids of the one below (Vo et al.,
-arXiv 2405.15613, the curation of DINOv2's successors; without its resampling rounds). `near_target` is DataComp's
-image-based filter (arXiv 2304.14108): the nearest centroid is also the nearest one of an image of the target set.
+The finest level clusters the images that dedupe keeps; each further level clusters the centroids of the level below (Vo
+et al., arXiv 2405.15613, without its resampling rounds). `near_target` is DataComp's image-based filter (arXiv
+2304.14108): whether the nearest centroid is also the nearest centroid of an image of the target set.
 
-Which images k-means looks at, and with which it starts, is a function of their uids: shards and workers change
-nothing. The driver holds POINTS_PER_CENTROID features a cluster of the finest level.
+The sample of images for k-means, and its initial centroids, are functions of the uids, so that shards and workers do
+not change the result. The driver holds POINTS_PER_CENTROID features per cluster of the finest level.
 
-Legend: K clusters of a level, D embedding, S images that k-means looks at.
+Legend: K clusters of a level, D embedding, S images in the sample.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import content_of
 
 VERSION = 1
-SEED = 0  # of the draw of images that k-means looks at
+SEED = 0  # for the sample of images
 CLUSTER_SIGNALS = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
-        pa.field("cluster", pa.int32()),  # of the finest level; null without features
+        pa.field("cluster", pa.int32()),  # at the finest level; null without features
         pa.field("near_target", pa.float32()),  # 1 or 0; null without features or without a target
     ]
 )
@@ -54,37 +54,37 @@ Ids = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """What the tasks need to know."""
+    """The arguments of the tasks."""
 
     name: str
     raw_folder: str
     dedupe_folder: str
     features_folder: str
     folder: str
-    model: str  # of the features; scores the images of a target set
+    model: str  # model of the features; also for the images of a target set
 
 
 def centroids_url(folder: str, level: int) -> str:
-    """Centroids [K, D] of a level; 0 is the finest."""
+    """URL of the centroids [K, D] of a level; 0 is the finest."""
     return storage.join(folder, f"centroids-{level}.npy")
 
 
 def parents_url(folder: str, level: int) -> str:
-    """For each cluster of a level its cluster of the level above: [K]."""
+    """URL of the parent cluster, one level above, of each cluster of a level: [K]."""
     return storage.join(folder, f"parents-{level}.npy")
 
 
 def target_url(folder: str) -> str:
-    """Clusters of the finest level that are the nearest of an image of the target set."""
+    """URL of the clusters of the finest level that are nearest to an image of the target set."""
     return storage.join(folder, "target-clusters.npy")
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Which clusters lie in which."""
+    """The hierarchy of clusters."""
 
-    num_clusters: int  # of the finest level
-    parents: tuple[Ids, ...]  # from the finest level up, but for the last: for each cluster its cluster above
+    num_clusters: int  # at the finest level
+    parents: tuple[Ids, ...]  # per level except the last, from the finest up: parent of each cluster
 
 
 def load_tree(folder: str) -> Tree:
@@ -95,7 +95,7 @@ def load_tree(folder: str) -> Tree:
 
 @lru_cache(maxsize=4)
 def load_array(url: str) -> Any:
-    """An array that never changes; read once a process."""
+    """An array that never changes; read once per process."""
     return np.load(io.BytesIO(storage.read_bytes(url)))
 
 
@@ -106,21 +106,21 @@ def _save(url: str, array: npt.NDArray[Any]) -> None:
 
 
 class ClusterSignals(Signal):
-    """cluster, and near_target where a target is given: hierarchical k-means over the image features of a signal.
+    """cluster, and near_target if there is a target: hierarchical k-means over the image features of a signal.
 
-    near_target is 1 where the nearest centroid is also the nearest one of an image of `target`.
+    near_target is 1 if the nearest centroid is also the nearest centroid of an image of `target`.
     """
 
     kind: Literal["clusters"]
     name: Name
     features: Name
-    """A clip signal of one model."""
+    """Name of a clip signal with one model."""
     num_clusters: tuple[Annotated[int, Field(gt=0)], ...] | None = None
-    """Clusters of each level, the finest first: [10000, 1000, 100] clusters images, then centroids, and so on."""
+    """Clusters per level, the finest first: with [10000, 1000, 100], level 1 clusters images, level 2 centroids."""
     centroids: str | None = None
-    """A .npy [K, D], instead of k-means."""
+    """A .npy file [K, D] of centroids, instead of k-means."""
     target: str | None = None
-    """A .npy or .npz of features, or a folder or tars of images, which the model of the features then scores."""
+    """The target set: a .npy or .npz of features, or a folder or tars of images for the model of the features."""
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
@@ -141,7 +141,7 @@ class ClusterSignals(Signal):
         return self
 
     def writes_clusters(self) -> bool:
-        """The finest level."""
+        """True."""
         return True
 
     def needs(self) -> tuple[str, ...]:
@@ -149,22 +149,22 @@ class ClusterSignals(Signal):
         return (self.features,)
 
     def reads_dedupe(self) -> bool:
-        """Clusters are of the images that dedupe keeps."""
+        """True: only images that dedupe keeps are clustered."""
         return True
 
     def check(self, signals: Mapping[str, Signal]) -> None:
-        """The features are there, of one model."""
+        """Check that the features exist and have one model. Raises ValueError."""
         if self.features not in signals or not signals[self.features].writes_features():
             raise ValueError(f"signals.{self.name}.features: {self.features} is not a clip signal")
         if signals[self.features].feature_model() is None:
             raise ValueError(f"signals.{self.name}.features: {self.features} is not a clip signal of one model")
 
     def settings(self) -> dict[str, Any]:
-        """Levels; files count by their content."""
+        """The levels; files are part of `inputs`."""
         return {"kind": self.kind, "num_clusters": self.num_clusters}
 
     def inputs(self) -> dict[str, str]:
-        """Content of the centroids and of the target."""
+        """Fingerprints of the centroids and of the target."""
         inputs = {}
         if self.centroids is not None:
             inputs["centroids"] = content_of(self.centroids, f"signals.{self.name}.centroids")
@@ -173,7 +173,7 @@ class ClusterSignals(Signal):
         return inputs
 
     def measure(self, work: SignalWork) -> Mapping[str, object]:
-        """k-means in the driver, then one Ray task per shard."""
+        """Train the centroids, then assign each shard in a Ray task."""
         features, dedupe_folder = work.needed[self.features], str(work.dedupe_folder)
         model = str(features.signal.feature_model())
         job = ClusterJob(self.name, work.raw_folder, dedupe_folder, features.folder, work.folder, model)
@@ -181,8 +181,8 @@ class ClusterSignals(Signal):
 
 
 def cluster_shards(job: ClusterJob, rules: ClusterSignals, shards: Sequence[ShardEntry], num_done: int) -> list[int]:
-    """Write the clusters of raw shards; returns the number of clusters of each level."""
-    if not storage.exists(target_url(job.folder)):  # which is put last
+    """Write the clusters of raw shards. Returns the number of clusters per level."""
+    if not storage.exists(target_url(job.folder)):  # written last
         _make_tree(job, rules)
     run_shards(f"signals {job.name}", partial(_assign_shard, job, rules.target is not None), shards, num_done)
     num_levels = len(rules.num_clusters or [1])
@@ -190,7 +190,7 @@ def cluster_shards(job: ClusterJob, rules: ClusterSignals, shards: Sequence[Shar
 
 
 def _make_tree(job: ClusterJob, rules: ClusterSignals) -> None:
-    """Centroids of all levels, parents, and the clusters of the target set."""
+    """Write the centroids of all levels, the parents, and the clusters of the target set."""
     if rules.centroids is not None:
         centroids_KD = read_centroids(rules.centroids)
     else:
@@ -202,45 +202,45 @@ def _make_tree(job: ClusterJob, rules: ClusterSignals) -> None:
         _save(parents_url(job.folder, level), nearest(centroids_KD, above_KD))
         _save(centroids_url(job.folder, level + 1), above_KD)
         centroids_KD = above_KD
-    near = np.zeros(0, np.int32)
+    target_clusters = np.zeros(0, np.int32)
     if rules.target is not None:
         features = target_features(rules.target, job.model)
         if features.shape[1] != finest_KD.shape[1]:
             raise InputError(
-                f"signals.{job.name}.target: {rules.target} has {features.shape[1]} features an image, "
-                f"the centroids have {finest_KD.shape[1]}"
+                f"signals.{job.name}.target: {rules.target} has {features.shape[1]} features per image, "
+                f"the centroids have {finest_KD.shape[1]}; use the same model for both"
             )
-        near = np.unique(nearest(features, finest_KD))
-    _save(target_url(job.folder), near)
+        target_clusters = np.unique(nearest(features, finest_KD))
+    _save(target_url(job.folder), target_clusters)
 
 
 def read_centroids(url: str) -> Features:
-    """Centroids that somebody else has made; they keep their lengths, as DataComp's have. Raises InputError."""
+    """Given centroids [K, D]; their lengths are kept, because DataComp's decide by them. Raises InputError."""
     try:
         centroids = np.load(io.BytesIO(storage.read_bytes(url)))
     except (FileNotFoundError, ValueError, EOFError) as error:
         raise InputError(f"{url}: not a .npy file of centroids: {error}") from error
     if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or not len(centroids):
-        raise InputError(f"{url}: centroids are one array [clusters, features]")
+        raise InputError(f"{url}: not one array [clusters, features] of centroids")
     return centroids.astype(np.float32)
 
 
 def _train_finest(job: ClusterJob, num_clusters: int) -> Features:
-    """k-means over a random part of the images that dedupe keeps, in a random order."""
+    """k-means over a random sample of the images that dedupe keeps, in random order."""
     dedupe = load_manifest(job.dedupe_folder)
     names = [shard.name for shard in dedupe.shards]
     share = num_clusters * POINTS_PER_CENTROID / max(1, dedupe.num_samples)
-    parts = run_shards(f"{job.name}: sample", partial(_sample_shard, job, share), names)
-    draws = np.concatenate([draws for draws, _ in parts])
+    sampled = run_shards(f"{job.name}: sample", partial(_sample_shard, job, share), names)
+    draws = np.concatenate([draws for draws, _ in sampled])
     order = np.argsort(draws, kind="stable")
     if not len(order):
-        raise InputError(f"signals.{job.name}: no image of {job.features_folder} has features")
-    features_SD = np.concatenate([features for _, features in parts])[order]
+        raise InputError(f"signals.{job.name}: no image of {job.features_folder} has features; check that signal")
+    features_SD = np.concatenate([features for _, features in sampled])[order]
     return train(normalised(features_SD), min(num_clusters, len(features_SD)))
 
 
 def _sample_shard(job: ClusterJob, share: float, name: str) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float16]]:
-    """Draws and features of the images of one shard that k-means looks at."""
+    """Draws and features of the sampled images of one shard."""
     dedupe = read_table(table_url(job.dedupe_folder, name), ["uid", "drop_reason"])
     has_features = _has_features(job, dedupe, name)
     rows = np.flatnonzero(has_features & np.asarray(pc.is_null(dedupe["drop_reason"])))
@@ -252,7 +252,7 @@ def _sample_shard(job: ClusterJob, share: float, name: str) -> tuple[npt.NDArray
 
 
 def _has_features(job: ClusterJob, table: pa.Table, name: str) -> npt.NDArray[np.bool_]:
-    """Rows whose image the model could see; `table` is one of the same raw shard."""
+    """Whether each row has features; `table` is any table of the same raw shard."""
     signal = read_table(table_url(job.features_folder, name), ["uid", "clip_score"])
     check_joined(table, signal, f"{job.features_folder}: {name}")
     return np.asarray(pc.is_valid(signal["clip_score"]))
@@ -266,10 +266,10 @@ def _assign_shard(job: ClusterJob, has_target: bool, shard: ShardEntry) -> None:
     clusters = np.zeros(uids.num_rows, np.int32)
     features = normalised(features_of_rows(job.features_folder, shard.name, rows))
     clusters[rows] = nearest(features, load_array(centroids_url(job.folder, 0)))
-    near = np.isin(clusters, load_array(target_url(job.folder))).astype(np.float32)
+    near_target = np.isin(clusters, load_array(target_url(job.folder))).astype(np.float32)
     columns = [
         uids["uid"],
         pa.array(clusters, pa.int32(), mask=~has_features),
-        pa.array(near, pa.float32(), mask=~(has_features & has_target)),
+        pa.array(near_target, pa.float32(), mask=~(has_features & has_target)),
     ]
     write_table(table_url(job.folder, shard.name), pa.table(columns, schema=CLUSTER_SIGNALS))

@@ -1,9 +1,9 @@
 """feature_head: a small network on the image features of a clip signal, such as LAION's aesthetic predictors.
 
-The head is a safetensors file of linear layers in order (`<name>.weight` [out, in], `<name>.bias` [out]; names sorted
-by the numbers in them), with a ReLU between them only where the file's metadata says `activation: relu`: LAION's heads
-have none. Or it is an ONNX file of any layers, features [B, D] in. The last layer gives one number, or two whose
-softmax's second is taken. No image is opened again.
+The head is a safetensors file of linear layers (`<name>.weight` [out, in], `<name>.bias` [out]; sorted by the numbers
+in the names), with a ReLU between them only if the file's metadata has `activation: relu`; LAION's heads have none. Or
+it is an ONNX file with features [B, D] as input. The last layer has one output, the score, or two logits, whose second
+probability is the score. No image is read.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import content_of
 
 VERSION = 2
-BLOCK = 256  # images
+BLOCK = 256  # images per forward pass
 Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class HeadJob:
-    """What the tasks need to know."""
+    """The arguments of the tasks."""
 
     name: str
     raw_folder: str
@@ -49,12 +49,12 @@ class HeadJob:
 
 
 class Network(Protocol):
-    """What the kinds of head have in common."""
+    """The interface of both kinds of head."""
 
-    num_features: int | None  # D, the width of the features that it takes; None where it does not tell
+    num_features: int | None  # D, the width of its input; None: unknown
 
     def __call__(self, features_BD: Array) -> Array:
-        """One number or two logits for each image: [B, 1 or 2]."""
+        """One score or two logits per image: [B, 1 or 2]."""
 
 
 class OnnxHead:
@@ -88,11 +88,11 @@ class LinearHead:
             self._layers.append((weight, bias))
         self._has_relu = _metadata(data).get("activation") == "relu"
         if not self._layers or len(self._layers[-1][1]) not in (1, 2):
-            raise InputError(f"{url}: its last layer must give one score, or two logits")
+            raise InputError(f"{url}: its last layer must have one or two outputs")
         self.num_features: int | None = int(self._layers[0][0].shape[1])
 
     def __call__(self, features_BD: Array) -> Array:
-        """[B, outputs]. By torch: some of OpenBLAS's kernels round a row by its index in the block."""
+        """[B, outputs]. Uses torch, because some OpenBLAS kernels round a row differently by its index."""
         import torch
         from torch.nn import functional
 
@@ -113,22 +113,22 @@ class Head:
         self._url = url
 
     def __call__(self, features_BD: Array, where: str = "the input") -> Array:
-        """Scores [B]. Always computed for BLOCK images at once: those of one never depend on how many there are."""
+        """Scores [B], always computed in blocks of BLOCK images, so that they do not depend on the number of images."""
         width = self._network.num_features
         if width is not None and features_BD.shape[1] != width:
             raise InputError(f"{self._url}: takes {width} features, {where} has {features_BD.shape[1]}")
         scores = np.empty(len(features_BD), np.float32)
         for start in range(0, len(features_BD), BLOCK):
-            part = features_BD[start : start + BLOCK]
-            filled = np.concatenate([part, np.zeros((BLOCK - len(part), part.shape[1]), np.float32)])
-            scores[start : start + BLOCK] = self._scores(self._network(filled))[: len(part)]
+            block = features_BD[start : start + BLOCK]
+            padded = np.concatenate([block, np.zeros((BLOCK - len(block), block.shape[1]), np.float32)])
+            scores[start : start + BLOCK] = self._scores(self._network(padded))[: len(block)]
         return scores
 
     def _scores(self, logits: Array) -> Array:
         if logits.shape[1] == 1:
             return logits[:, 0]
         if logits.shape[1] != 2:
-            raise InputError(f"{self._url}: must give one score or two logits an image, not {logits.shape[1]}")
+            raise InputError(f"{self._url}: must have one or two outputs per image, not {logits.shape[1]}")
         scores: Array = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
         return scores
 
@@ -149,7 +149,7 @@ def _metadata(data: bytes) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def load_head(url: str) -> Head:
-    """The head, read once a process."""
+    """The head, read once per process."""
     return Head(url)
 
 
@@ -162,18 +162,18 @@ def score_shard(job: HeadJob, shard: ShardEntry) -> None:
     features_BD = np.load(io.BytesIO(data)).astype(np.float32)
     scores = np.full(raw.num_rows, np.nan, np.float32)
     rows = rows_with_images(raw)
-    rows = rows[np.asarray(signal["clip_score"].is_valid())[rows]]  # zeros stand where an image could not be decoded
+    rows = rows[np.asarray(signal["clip_score"].is_valid())[rows]]  # undecodable images have zero features
     scores[rows] = load_head(job.head)(features_BD[rows], job.features_folder)
     write_scores(table_url(job.folder, shard.name), raw["uid"], scores)
 
 
 class HeadSignals(Signal):
-    """score: a small network on the image features of another signal (aesthetics, NSFW heads)."""
+    """score: a small network on the image features of another signal (aesthetics, NSFW)."""
 
     kind: Literal["feature_head"]
     name: Name
     features: Name
-    """A signal that writes image features, such as clip."""
+    """Name of a signal with image features, such as clip."""
     head: str
     """A safetensors or ONNX file."""
 
@@ -190,12 +190,12 @@ class HeadSignals(Signal):
         return (self.features,)
 
     def check(self, signals: Mapping[str, Signal]) -> None:
-        """The features are there."""
+        """Check that the features exist. Raises ValueError."""
         if self.features not in signals or not signals[self.features].writes_features():
             raise ValueError(f"signals.{self.name}.features: {self.features} is not a clip signal")
 
     def inputs(self) -> dict[str, str]:
-        """Content of the head."""
+        """Fingerprint of the head."""
         return {"head": content_of(self.head, f"signals.{self.name}.head")}
 
     def measure(self, work: SignalWork) -> Mapping[str, object]:

@@ -1,4 +1,4 @@
-"""Measure one signal over all raw shards: columns with the rows and order of the raw tables."""
+"""Measure one signal over all raw shards: one table per shard, with the rows of the raw table."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ STEP = "signals"
 
 
 def comes_after_dedupe(recipe: CurateRecipe, signal: Signal) -> bool:
-    """True for a signal that reads dedupe's table, or the columns of one that does."""
+    """Whether a signal reads the tables of dedupe, directly or through another signal."""
     return signal.reads_dedupe() or any(comes_after_dedupe(recipe, other) for other in _needed(recipe, signal))
 
 
 def in_order(recipe: CurateRecipe) -> list[Signal]:
-    """The signals of a recipe, each after those that it needs."""
+    """The signals of a recipe, each after the signals that it needs."""
 
     def depth(signal: Signal) -> int:
         return 1 + max((depth(other) for other in _needed(recipe, signal)), default=0)
@@ -44,7 +44,7 @@ def _folder_for(recipe: CurateRecipe, signal: Signal, raw_hash: str, dedupe_fold
     parents += [_folder_for(recipe, other, raw_hash, dedupe_folder).recipe_hash for other in _needed(recipe, signal)]
     if signal.reads_dedupe():
         if dedupe_folder is None:
-            raise InputError(f"signals.{signal.name}: is measured after dedupe, which is not there yet")
+            raise InputError(f"signals.{signal.name}: needs dedupe, which is not complete; run it first")
         parents.append(load_manifest(dedupe_folder).hash())
     result = step_hash(STEP, signal.version, signal.settings(), parents, signal.inputs())
     return StepFolder(recipe.root, STEP, signal.name, result, tuple(parents))
@@ -57,7 +57,7 @@ def measure_signal(
     dedupe_folder: str | None,
     before_work: BeforeWork = nothing,
 ) -> str:
-    """Measure one signal; returns its folder. Shards that are there already are not measured again."""
+    """Measure one signal. Returns its folder. Existing shards are not measured again. Raises UserError."""
     target = signal_folder(recipe, signal, raw_folder, dedupe_folder)
     if not target.is_complete():
         signal.prepare()

@@ -1,8 +1,8 @@
-"""phash256: a 256-bit perceptual hash of every stored image, for the distances of dedupe that 64 bits cannot tell.
+"""phash256: a 256-bit perceptual hash of every stored image, for distances in dedupe that 64 bits cannot resolve.
 
-Grey, 64 x 64, DCT, top-left 16 x 16, above the median of all 256: what imagehash calls phash with hash_size=16. Of
-110 photographs the recompressed and squashed copies differ in at most 8 bits, two different ones in at least 100;
-smooth pictures have noise in their high frequencies, and up to 26 bits of it.
+Grey, 64 x 64, DCT, top-left 16 x 16, above the median of all 256: imagehash's phash with hash_size=16. For 110
+photographs, recompressed and squashed copies differ in at most 8 bits, different photographs in at least 100. Smooth
+images have noise in their high frequencies; their copies differ in up to 26 bits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PHASH_SIGNALS = pa.schema(
 
 
 class PhashSignals(ImageSignal):
-    """phash256: 256-bit perceptual hash of the stored image; `dedupe.hashes` names it."""
+    """phash256: 256-bit perceptual hash of the stored image, for `dedupe.hashes`."""
 
     kind: Literal["phash256"]
     name: Name = "phash256"

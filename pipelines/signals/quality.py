@@ -1,7 +1,7 @@
-"""Image quality, without any model: sharpness, entropy and flatness of every stored image.
+"""quality: sharpness, entropy and flatness of every stored image, without a model.
 
-All three are measured on the grey image with its longer side brought to 256 px, so that they say the same of large and
-small pictures. None of them is a verdict: drawings are flat and fog is not sharp.
+All three are measured on the grey image with a longer side of at most 256 px, so that they are comparable for large
+and small images. None of them alone means bad quality: drawings are flat and fog is not sharp.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pairloom.schemas.images.decode import Pixels
 from pairloom.schemas.recipes.signals import Name
 
 VERSION = 1
-SIDE = 256  # px, of the longer side
+SIDE = 256  # px; limit of the longer side
 BLOCK = 8  # px
-FLAT_RANGE = 8  # grey levels: a block whose levels differ less is flat (noise of a JPEG stays below)
+FLAT_RANGE = 8  # grey levels; a block with a smaller range is flat (JPEG noise is smaller)
 QUALITY_SIGNALS = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
-        pa.field("sharpness", pa.float32()),  # variance of the Laplacian, of grey levels 0..255
-        pa.field("entropy", pa.float32()),  # of the grey levels, bits, 0..8
-        pa.field("flatness", pa.float32()),  # share of 8 x 8 blocks of (nearly) one grey level, 0..1
+        pa.field("sharpness", pa.float32()),  # variance of the Laplacian of grey levels 0..255
+        pa.field("entropy", pa.float32()),  # entropy of the grey levels, bits, 0..8
+        pa.field("flatness", pa.float32()),  # share of 8 x 8 blocks with nearly one grey level, 0..1
     ]
 )
 

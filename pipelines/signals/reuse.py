@@ -1,7 +1,7 @@
-"""Columns of an earlier raw generation serve again for the shards that have not changed since.
+"""Reuse the columns of an earlier raw generation for shards that have not changed since.
 
-A signal's folder is named by the raw manifest's hash, so a retry or a recall asks for a new folder; but a shard's
-columns depend on that shard and the model alone, and `generations.json` says which shards each generation changed.
+The folder of a signal depends on the raw manifest's hash, so that a retry or a recall needs a new folder. But the
+columns of a shard depend on that shard and the model alone, and `generations.json` lists the changed shards.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ NUM_THREADS = 8
 def reuse_columns(
     raw_folder: str, target: StepFolder, missing: Sequence[str], folder_for: Callable[[str], StepFolder]
 ) -> list[str]:
-    """Copy what is missing in `target` from the newest earlier generation that was measured; returns what was copied.
+    """Copy missing shards of `target` from the newest earlier generation that was measured.
 
-    `folder_for` gives the folder of the same signal for another raw manifest.
+    `folder_for` returns the folder of the same signal for another raw manifest hash. Returns the copied shards.
     """
     entries = load_generations(raw_folder)
     hashes = [entry["hash"] for entry in entries]
@@ -32,15 +32,15 @@ def reuse_columns(
         changed.update(entries[index]["changed"])
         old = folder_for(hashes[index - 1])
         if old.is_complete():
-            there = {shard.name for shard in load_manifest(old.url).shards}
-            names = [name for name in missing if name in there and name not in changed]
+            available = {shard.name for shard in load_manifest(old.url).shards}
+            names = [name for name in missing if name in available and name not in changed]
             _copy(old.url, target.url, names)
             return names
     return []
 
 
 def _copy(old: str, new: str, names: Sequence[str]) -> None:
-    """Copy shards; lists folders of 1,000 shards once each."""
+    """Copy shards; lists each folder of 1,000 shards once."""
     files: dict[str, list[str]] = {}
     for part in sorted({name.partition("/")[0] for name in names}):
         for url in storage.list_files(storage.join(old, part)):
@@ -52,7 +52,7 @@ def _copy(old: str, new: str, names: Sequence[str]) -> None:
 
 
 def _copy_shard(old: str, new: str, name: str, features: Sequence[str]) -> None:
-    """Features first, then the table, which marks a shard as done."""
+    """Copy features first, then the table, which marks a shard as done."""
     for file in features:
         storage.put_bytes(storage.join(new, file), storage.read_bytes(storage.join(old, file)))
     storage.put_bytes(table_url(new, name), storage.read_bytes(table_url(old, name)))

@@ -1,4 +1,4 @@
-"""Signals that are a function of one image or one caption: a subclass says what it measures, and no more."""
+"""Base classes of signals that are a function of one image or one caption; a subclass implements one method."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from pairloom.schemas.recipes.signals import Signal, SignalWork
 
 
 class ImageSignal(Signal):
-    """A signal of each stored image by itself. One Ray task per shard."""
+    """A signal of single stored images. One Ray task per shard."""
 
     arrow_schema: ClassVar[pa.Schema]  # `uid`, then the measured columns
 
     def measure_image(self, pixels: Pixels) -> Sequence[Any]:
         """The values of one decoded image (uint8 RGB [height, width, 3]), in the order of the columns.
 
-        Raises SampleError to leave the row without values.
+        May raise SampleError; the row then has null values.
         """
         raise NotImplementedError
 
     def measure(self, work: SignalWork) -> Mapping[str, object]:
-        """Decode and measure every image; rows without an image that can be decoded are null."""
+        """Decode and measure every image; rows without a decodable image are null."""
         task = partial(_measure_images, self, work.raw_folder, work.folder)
         run_shards(f"signals {self.name}", task, work.shards, work.num_done)
         return {}
 
 
 class CaptionSignal(Signal):
-    """A signal of each caption by itself. One Ray task per shard."""
+    """A signal of single captions. One Ray task per shard."""
 
     arrow_schema: ClassVar[pa.Schema]  # `uid`, then the measured columns
 
@@ -62,7 +62,7 @@ def _measure_images(signal: ImageSignal, raw_folder: str, folder: str, shard: Sh
                 try:
                     measured = signal.measure_image(decode_rgb(reader.read(row["offset"], row["num_bytes"])))
                 except SampleError:
-                    measured = None  # no rule lets a row without values pass
+                    measured = None  # score rules drop rows without values
             values.append(measured)
     _write(table_url(folder, shard.name), raw, values, signal.arrow_schema)
 
@@ -78,7 +78,7 @@ def _measure_captions(signal: CaptionSignal, raw_folder: str, folder: str, shard
 
 def _write(url: str, raw: pa.Table, values: Sequence[Sequence[Any] | None], schema: pa.Schema) -> None:
     columns = [
-        pa.array([None if measured is None else measured[place] for measured in values], field.type)
-        for place, field in enumerate(list(schema)[1:])
+        pa.array([None if measured is None else measured[index] for measured in values], field.type)
+        for index, field in enumerate(list(schema)[1:])
     ]
     write_table(url, pa.table([raw["uid"], *columns], schema=schema))

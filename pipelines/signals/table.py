@@ -1,10 +1,10 @@
-"""table: columns that the user brings, such as published scores: a table with one row per uid or URL.
+"""table: columns of a user's own table, such as published scores, with one row per uid or URL.
 
-    read    piece of the table, batch of raw shards -> keys with their values or rows, by part of the key
+    read    piece of the table, batch of raw shards -> keys with values or rows, by part of the key
     join    part of the keys -> the values of each raw row, by batch
     write   batch of raw shards -> columns
 
-A task holds one piece, one part or one batch; the driver holds nothing per row. Numbers are float64 on the way, so
+A task holds one piece, one part or one batch; the driver holds no rows. Numbers are float64 between the rounds, so that
 integers are exact up to 2^53.
 """
 
@@ -34,33 +34,33 @@ from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import sha256_of
 
 ROWS_PER_PART = 2_000_000
-CLUSTER = "cluster"  # a column of this name may be balanced by
+CLUSTER = "cluster"  # balance can use a column of this name
 
 
 class TableSignals(Signal):
-    """Columns of a table that the user brings: one row per uid or URL. Rows that the table lacks are null."""
+    """Columns of a user's own table with one row per uid or URL. Samples without a row are null."""
 
     kind: Literal["table"]
     name: Name
     path: str | tuple[str, ...]
-    """parquet, csv (also .gz), or .npy with named fields: files, folders, globs or URLs."""
+    """Files, folders, globs or URLs of parquet, csv (also .gz), or .npy with named fields."""
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
-    """The columns to take: numbers. Score rules, dedupe's `keep` and, where one is called cluster, balance use them."""
+    """Numeric columns to use. Score rules and dedupe's `keep` can name them; balance can use one named cluster."""
     by: Literal["uid", "url"] = "uid"
-    """What a row of the table is of: a sample's uid, or a URL as the source wrote it."""
+    """The key of the table: the sample's uid, or its URL as in the source."""
     key_column: str | None = None
-    """The column with the uid or URL; null: it is called as `by` says."""
+    """The column with the uid or URL; null: the column is named uid or url."""
 
     not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder", "path": "counts by content"}
     version: ClassVar[int] = 1
     is_per_shard: ClassVar[bool] = False
 
     @model_validator(mode="after")
-    def _columns_are_told_apart(self) -> TableSignals:
+    def _check_columns(self) -> TableSignals:
         if len(set(self.columns)) < len(self.columns):
-            raise ValueError("columns: a column is there twice")
+            raise ValueError("columns: a column is listed twice; remove one")
         if self.key in self.columns or "uid" in self.columns:
-            raise ValueError("columns: the key is no score; leave it out")
+            raise ValueError("columns: the key is not a score; remove it")
         return self
 
     @property
@@ -74,15 +74,15 @@ class TableSignals(Signal):
         return (self.path,) if isinstance(self.path, str) else self.path
 
     def rule_columns(self) -> tuple[str, ...]:
-        """All of them."""
+        """All columns."""
         return self.columns
 
     def writes_clusters(self) -> bool:
-        """Where a column says so."""
+        """Whether a column is named cluster."""
         return CLUSTER in self.columns
 
     def inputs(self) -> dict[str, str]:
-        """Content of the files."""
+        """Fingerprints of the files."""
         return {f"table {index}": sha256_of(file) for index, file in enumerate(find_tables(self.paths, self.name))}
 
     def measure(self, work: SignalWork) -> Mapping[str, object]:
@@ -92,7 +92,7 @@ class TableSignals(Signal):
 
 @dataclass(frozen=True)
 class Job:
-    """The settings and the files between the rounds."""
+    """The settings, and the spill tables between the rounds."""
 
     signal: TableSignals
     types: Mapping[str, str]  # of the columns: int64 or float64
@@ -102,7 +102,7 @@ class Job:
 
 
 def join_table(signal: TableSignals, raw_folder: str, folder: str) -> Mapping[str, object]:
-    """Write the columns of every raw shard; returns counts of rows with and without values."""
+    """Write the columns of every raw shard. Returns the counts of rows with and without values."""
     raw = load_manifest(raw_folder)
     pieces = [piece for file in find_tables(signal.paths, signal.name) for piece in cut_table(file)]
     batches = cut_batches([(Folders(raw_folder), raw)])
@@ -129,7 +129,7 @@ def join_table(signal: TableSignals, raw_folder: str, folder: str) -> Mapping[st
 
 
 def read_piece(job: Job, item: tuple[int, Piece]) -> None:
-    """Hand the rows of one piece of the table to the parts of their keys. Raises InputError for keys or values."""
+    """Write the rows of one piece of the table by part of the key. Raises InputError for invalid keys or values."""
     index, piece = item
     keys, values = [np.zeros((0, 2), np.uint64)], [np.zeros((0, len(job.signal.columns)))]
     for table in read_pieces(piece, job.signal.key, job.signal.columns):
@@ -145,7 +145,7 @@ def _keys(values: Sequence[Any], signal: TableSignals, where: str) -> Any:
         try:
             return pack_uids([str(value) for value in values])
         except ValueError as error:
-            raise InputError(f"{where}: column {signal.key} holds a value that is no uid (32 hex digits)") from error
+            raise InputError(f"{where}: column {signal.key} has a value that is not a uid of 32 hex digits") from error
     hashed = b"".join(hashlib.blake2b(str(value or "").encode(), digest_size=16).digest() for value in values)
     return np.frombuffer(hashed, ">u8").astype(np.uint64).reshape(-1, 2)
 
@@ -155,42 +155,42 @@ def _numbers(column: pa.ChunkedArray) -> Any:
 
 
 def read_keys(job: Job, batch: Batch) -> None:
-    """Hand the keys of a batch of raw shards to their parts."""
+    """Write the keys of a batch of raw shards by part of the key."""
     rows = np.concatenate(list(_wanted(job, batch)))
     job.wanted.write(batch.index, rows, spread(np.ascontiguousarray(rows["key"][:, 0]), job.wanted.num_parts))
 
 
 def _wanted(job: Job, batch: Batch) -> Iterator[Rows]:
-    for place, name in batch.shards:
+    for index, name in batch.shards:
         raw = read_table(table_url(batch.folders.raw, name), ["uid", "url", "status"])
         has_key = np.asarray(raw["status"].to_pylist()) == STATUS_SUCCESS
         if job.signal.by == "url":
             has_key &= np.asarray(raw["url"].is_valid())
         chosen = np.flatnonzero(has_key)
         keys = _keys(raw[job.signal.by].take(pa.array(chosen)).to_pylist(), job.signal, name)
-        shards, batches = np.full(len(chosen), place, np.int32), np.full(len(chosen), batch.index, np.int32)
+        shards, batches = np.full(len(chosen), index, np.int32), np.full(len(chosen), batch.index, np.int32)
         yield pack({"key": keys, "shard": shards, "row": chosen.astype(np.int32), "batch": batches})
 
 
 def join_part(job: Job, part: int) -> int:
-    """Find the values of the raw rows of one part; returns the number of rows with values. Raises InputError."""
+    """Find the values of the raw rows of one part. Returns the number of rows with values. Raises InputError."""
     given, wanted = job.given.read(part), job.wanted.read(part)
     keys = np.ascontiguousarray(given["key"]).view([("high", np.uint64), ("low", np.uint64)])[:, 0]
     order = np.argsort(keys, kind="stable")
     keys, values = keys[order], given["values"][order]
     _check_repeats(job.signal, keys, values)
-    asked = np.ascontiguousarray(wanted["key"]).view(keys.dtype)[:, 0]
-    places = np.searchsorted(keys, asked)
-    known = places < len(keys)
-    known[known] = keys[places[known]] == asked[known]
+    requested = np.ascontiguousarray(wanted["key"]).view(keys.dtype)[:, 0]
+    positions = np.searchsorted(keys, requested)
+    known = positions < len(keys)
+    known[known] = keys[positions[known]] == requested[known]
     rows = wanted[known]
-    found = pack({"shard": rows["shard"], "row": rows["row"], "values": values[places[known]]})
+    found = pack({"shard": rows["shard"], "row": rows["row"], "values": values[positions[known]]})
     job.found.write(part, found, rows["batch"].astype(np.int64))
     return int(known.sum())
 
 
 def _check_repeats(signal: TableSignals, keys: Any, values: Any) -> None:
-    """A key that comes twice must come with the same values."""
+    """Raise InputError for a key with two rows of different values."""
     repeats = np.flatnonzero(keys[1:] == keys[:-1])
     differs = ~np.isclose(values[repeats], values[repeats + 1], equal_nan=True).all(axis=1)
     if differs.any():
@@ -200,11 +200,11 @@ def _check_repeats(signal: TableSignals, keys: Any, values: Any) -> None:
 
 
 def write_batch(job: Job, folder: str, batch: Batch) -> int:
-    """Write the columns of the shards of one batch that have none yet; returns the largest cluster, or -1."""
+    """Write the missing shards of one batch. Returns the largest cluster, or -1."""
     found, largest = job.found.read(batch.index), -1
     missing = set(missing_tables(folder, [name for _, name in batch.shards]))
-    for place, name in batch.shards:
-        rows = found[found["shard"] == place]
+    for shard_index, name in batch.shards:
+        rows = found[found["shard"] == shard_index]
         uids = read_table(table_url(batch.folders.raw, name), ["uid"])["uid"]
         values = np.full((len(uids), len(job.signal.columns)), np.nan)
         values[rows["row"]] = rows["values"]

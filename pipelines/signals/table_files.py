@@ -1,4 +1,4 @@
-"""Tables of scores that users bring: parquet, csv and .npy files, read in pieces."""
+"""Tables of users: parquet, csv and .npy files, read in pieces."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class Piece:
 
 
 def find_tables(paths: Sequence[str], name: str) -> list[str]:
-    """The files that a signal's `path` names, sorted. Raises InputError where there are none."""
+    """The files of a signal's `path`, sorted. Raises InputError if there are none."""
     found: dict[str, None] = {}
     for path in paths:
         files = [file for file in storage.expand(path) if file.endswith(FORMATS)]
         if not files:
-            raise InputError(f"signals.{name}.path: {path}: no table there ({', '.join(FORMATS)})")
+            raise InputError(f"signals.{name}.path: {path}: no table; use {', '.join(FORMATS)}")
         found.update(dict.fromkeys(files))
     return sorted(found)
 
 
 def cut_table(url: str) -> list[Piece]:
-    """A file in pieces of about ROWS_PER_PIECE rows; only parquet can be cut."""
+    """A file in pieces of about ROWS_PER_PIECE rows; only parquet files can be split."""
     if not url.endswith(".parquet"):
         return [Piece(url)]
     pieces: list[Piece] = []
@@ -58,7 +58,7 @@ def cut_table(url: str) -> list[Piece]:
 
 
 def number_types(urls: Sequence[str], columns: Sequence[str], key: str) -> Mapping[str, str]:
-    """int64 or float64 for each column, over all files. Raises InputError for a missing or non-numeric column."""
+    """int64 or float64 per column, over all files. Raises InputError for a missing or non-numeric column."""
     types = dict.fromkeys(columns, "int64")
     for url in dict.fromkeys(urls):
         schema = _schema_of(url)
@@ -70,12 +70,12 @@ def number_types(urls: Sequence[str], columns: Sequence[str], key: str) -> Mappi
             if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
                 types[name] = "float64"
             elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
-                raise InputError(f"{url}: column {name} is {kind}; scores are numbers")
+                raise InputError(f"{url}: column {name} is {kind}; use numeric columns")
     return types
 
 
 def read_pieces(piece: Piece, key: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The key and the columns of one piece, batch by batch."""
+    """The key and the columns of one piece, in batches."""
     names = [key, *columns]
     with _reading(piece.url):
         if piece.url.endswith(".parquet"):
@@ -113,9 +113,7 @@ def _csv(url: str, names: Sequence[str] | None, key: str) -> Iterator[Any]:
 def _npy_table(url: str) -> pa.Table:
     array = np.load(io.BytesIO(storage.read_bytes(url)))
     if array.dtype.names is None or array.ndim != 1:
-        raise InputError(
-            f"{url}: is {array.dtype} {array.shape}; a .npy table is one structured array with named fields"
-        )
+        raise InputError(f"{url}: is {array.dtype} {array.shape}; save one structured array with named fields")
     columns = {}
     for name in array.dtype.names:
         values = array[name]
@@ -125,7 +123,7 @@ def _npy_table(url: str) -> pa.Table:
 
 @contextmanager
 def _reading(url: str) -> Iterator[None]:
-    """Turn what a broken or missing file raises into an InputError that names it."""
+    """Turn errors of a broken or missing file into an InputError that names it."""
     try:
         yield
     except FileNotFoundError as error:

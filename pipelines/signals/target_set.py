@@ -1,4 +1,4 @@
-"""Image features of a target set: a .npy or .npz file of them, or images that a model scores now."""
+"""Image features of a target set: from a .npy or .npz file, or computed from images."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from pairloom.schemas.images.decode import decode_rgb
 from pairloom.schemas.storage import storage
 
 BATCH = 64
-IMAGE_FEATURES = "image_features"  # of a .npz with several arrays
+IMAGE_FEATURES = "image_features"  # name of the array in a .npz with several arrays
 
 
 def target_features(path: str, model: str) -> Features:
-    """Unit features [images, D] of a target set. Raises InputError where there are none."""
+    """Unit features [images, D] of a target set. Raises InputError if it has none."""
     if path.endswith((".npy", ".npz")):
         return normalised(_read(path))
     features = features_of_images(path, model)
     if not len(features):
-        raise InputError(f"{path}: holds no images (.npy or .npz of features, a raw folder, tars or image files)")
+        raise InputError(f"{path}: holds no images; use .npy or .npz features, a raw folder, tars or image files")
     return features
 
 
 def features_of_images(path: str, model: str) -> Features:
-    """Unit features [images, D] of all images of a set that can be decoded, in the order of `read_evaluation_set`."""
+    """Unit features [images, D] of all decodable images of a set, in the order of `read_evaluation_set`."""
     tasks = cut_tasks(listed_images(path))
     num_gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
-    parts = run_actors("features of images", partial(TargetScorer, model), tasks, num_gpus=num_gpus)
-    return normalised(np.concatenate(parts if parts else [np.empty((0, 1), np.float32)]))
+    arrays = run_actors("features of images", partial(TargetScorer, model), tasks, num_gpus=num_gpus)
+    return normalised(np.concatenate(arrays if arrays else [np.empty((0, 1), np.float32)]))
 
 
 def _read(url: str) -> Any:
@@ -51,12 +51,12 @@ def _read(url: str) -> Any:
             raise InputError(f"{url}: its arrays are {', '.join(names)}; name one of them {IMAGE_FEATURES}")
         loaded = loaded[IMAGE_FEATURES if IMAGE_FEATURES in names else names[0]]
     if loaded.ndim != 2 or not len(loaded):
-        raise InputError(f"{url}: is {loaded.shape}; features are one array [images, features]")
+        raise InputError(f"{url}: has shape {loaded.shape}; save one array [images, features]")
     return loaded
 
 
 class TargetScorer:
-    """Image features of some files; holds the model."""
+    """Computes image features of files; holds the model."""
 
     def __init__(self, model: str) -> None:
         from pairloom.pipelines.signals.models.clip import ClipModel
@@ -64,9 +64,9 @@ class TargetScorer:
         self._model = ClipModel(model, prepare_device())
 
     def __call__(self, files: list[Listed]) -> Features:
-        """Features [images, D]; images that cannot be decoded are left out."""
-        parts = [self._model.image_features(inputs) for inputs in self._batches(files)]
-        return np.concatenate(parts) if parts else np.zeros((0, self._model.embedding_dim()), np.float32)
+        """Features [images, D], without images that cannot be decoded."""
+        arrays = [self._model.image_features(inputs) for inputs in self._batches(files)]
+        return np.concatenate(arrays) if arrays else np.zeros((0, self._model.embedding_dim()), np.float32)
 
     def _batches(self, files: list[Listed]) -> Iterator[list[ModelInputs]]:
         batch: list[ModelInputs] = []

@@ -1,8 +1,8 @@
-"""word_list: whether a word of the caption is in a list, or means one of the things in it (WordNet).
+"""word_list: whether a word of the caption is in a list, or its WordNet synset is.
 
-DataComp's text-based filter (arXiv 2304.14108; `does_contain_text_entity` of its `apply_filter.py`): English captions
-with a word whose first WordNet synset is one of ImageNet-21k's. Captions are cut at white space and words are looked up
-in lower case, so "dog." is no word; without WordNet they are compared as they stand in the list, in lower case, too.
+DataComp's text-based filter (arXiv 2304.14108; `does_contain_text_entity` of its `apply_filter.py`) keeps English
+captions with a word whose first WordNet synset is in ImageNet-21k. Captions are split at white space and words are
+looked up in lower case, so that "dog." is not found. Without WordNet, words are compared with the list in lower case.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VERSION = 1
 
 
 def fingerprints(rules: WordListSignals) -> dict[str, str]:
-    """Content of the files that decide. Raises InputError where one is missing."""
+    """Fingerprints of the files. Raises InputError if one is missing."""
     urls = {"entries": rules.entries}
     if rules.wordnet is not None:
         urls |= {name: storage.join(rules.wordnet, name) for name in FILES}
@@ -36,28 +36,28 @@ def fingerprints(rules: WordListSignals) -> dict[str, str]:
 
 
 class WordList:
-    """Looks words up."""
+    """Looks up words."""
 
     def __init__(self, rules: WordListSignals) -> None:
         lines = [line.strip() for line in storage.read_input(rules.entries).splitlines() if line.strip()]
         if not lines:
-            raise InputError(f"signals.{rules.name}.entries: {rules.entries}: no entry in it; write one a line")
-        self._known: dict[str, bool] = {}  # captions share most of their words
+            raise InputError(f"signals.{rules.name}.entries: {rules.entries}: is empty; write one entry per line")
+        self._known: dict[str, bool] = {}  # cache: captions share most of their words
         self._wordnet = None if rules.wordnet is None else WordNet(rules.wordnet)
         self._words = frozenset(line.lower() for line in lines)
         self._synsets: frozenset[int] = frozenset()
         if self._wordnet is not None:
             if not all(line[1:].isdigit() for line in lines):
                 raise InputError(
-                    f"signals.{rules.name}.entries: {rules.entries}: with wordnet it holds ids like n02084071"
+                    f"signals.{rules.name}.entries: {rules.entries}: with wordnet, write ids like n02084071"
                 )
             self._synsets = frozenset(int(line[1:]) for line in lines)
 
     def has_entry(self, caption: str) -> bool:
-        """Whether one of the caption's words counts."""
-        return any(self._counts(word) for word in caption.split())
+        """Whether a word of the caption matches an entry."""
+        return any(self._matches(word) for word in caption.split())
 
-    def _counts(self, word: str) -> bool:
+    def _matches(self, word: str) -> bool:
         found = self._known.get(word)
         if found is None:
             found = self._known[word] = self._look_up(word.lower())
@@ -69,14 +69,14 @@ class WordList:
 
 @lru_cache(maxsize=1)
 def load_words(rules: WordListSignals) -> WordList:
-    """The list, read once a process."""
+    """The list, read once per process."""
     return WordList(rules)
 
 
 class WordListSignals(CaptionSignal):
-    """score: 1 where a word of the caption is in a list, else 0.
+    """score: 1 if a word of the caption is in a list, else 0.
 
-    With `wordnet` a word counts where its most common meaning is in the list (DataComp's text-based filter).
+    With `wordnet`, a word matches if its most common meaning is in the list (DataComp's text-based filter).
     """
 
     kind: Literal["word_list"]
@@ -96,7 +96,7 @@ class WordListSignals(CaptionSignal):
     arrow_schema: ClassVar[pa.Schema] = SCORE_SIGNALS
 
     def inputs(self) -> dict[str, str]:
-        """Content of the list and of WordNet."""
+        """Fingerprints of the list and of WordNet."""
         return fingerprints(self)
 
     def measure_caption(self, caption: str) -> tuple[float]:

@@ -1,9 +1,9 @@
-"""What a word most commonly means, from the files of Princeton's WordNet (its `dict` folder), as NLTK reads them.
+"""The most common meaning of a word, from the files of Princeton's WordNet (its `dict` folder), as in NLTK.
 
-The first synset of a word is what `nltk.corpus.wordnet.synsets(word)[0]` gives: nouns before verbs, adjectives and
-adverbs; in each, the first base form of the word that is in the index (exceptions, else the word itself and what
-morphy's rules of suffixes make of it), and the first, most frequent, sense of that form. As NLTK did up to 3.8,
-DataComp's, rules are applied again where they lead to no known form; later ones stop after the first.
+The first synset of a word equals `nltk.corpus.wordnet.synsets(word)[0]`: nouns before verbs, adjectives and adverbs; in
+each, the first base form in the index (exceptions, else the word itself and the results of morphy's suffix rules), and
+its first, most frequent, sense. As in NLTK up to 3.8, which DataComp uses, rules are applied again if they give no
+known form; later versions apply them once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pairloom.schemas.storage import storage
 
 PARTS = ("noun", "verb", "adj", "adv")
 FILES = tuple(f"index.{part}" for part in PARTS) + tuple(f"{part}.exc" for part in PARTS)
-_SUFFIXES = {  # morphy's: ending of the word -> ending of its base form
+_SUFFIXES = {  # rules of morphy: ending of the word -> ending of its base form
     "noun": (("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
              ("men", "man"), ("ies", "y")),
     "verb": (("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
@@ -31,7 +31,7 @@ class WordNet:
         self._exceptions = {part: _read_exceptions(storage.join(folder, f"{part}.exc")) for part in PARTS}
 
     def first_synset(self, word: str) -> int | None:
-        """Offset of the first synset of a word in lower case, whatever its part of speech; None where it has none."""
+        """Offset of the first synset of a lower-case word, of any part of speech; None if there is none."""
         for part in PARTS:
             first = self._first[part]
             for form in self._base_forms(word, part):
@@ -40,7 +40,7 @@ class WordNet:
         return None
 
     def _base_forms(self, word: str, part: str) -> Iterable[str]:
-        """Forms to look up, in order. A form that the index lacks loses further suffixes until one has it."""
+        """Forms to look up, in order. Suffix rules are applied again until a form is in the index."""
         if word in self._exceptions[part]:
             return [word, *self._exceptions[part][word]]
         first = self._first[part]
@@ -59,7 +59,7 @@ def _without_suffix(forms: list[str], part: str) -> list[str]:
 
 
 def _read_index(url: str) -> dict[str, int]:
-    """Lemma -> offset of its first synset. The licence at the top is indented."""
+    """Lemma -> offset of its first synset. Indented lines are the licence."""
     found = {}
     for line in storage.read_input(url).splitlines():
         if line and not line.startswith(" "):

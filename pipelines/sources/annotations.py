@@ -1,13 +1,13 @@
-"""Caption files as data sets publish them, one caption a row: COCO, Karpathy's splits, Flickr8k and Flickr30k.
+"""Caption files of published data sets, one caption per row: COCO, Karpathy's splits, Flickr8k and Flickr30k.
 
-Rows have `image` (a file name), `caption` and the file's own fields, so that `keep_columns` can name them. Known are
+Rows have `image` (a file name), `caption` and the file's own fields, which `keep_columns` can name. Known formats:
 
 - COCO, `captions_val2017.json`: {"images": [{"id", "file_name", ...}], "annotations": [{"image_id", "caption", ...}]};
 - Karpathy, `dataset_flickr8k.json`: {"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]};
 - Flickr, `Flickr8k.token.txt` and `results_20130124.token`: lines of name#number, a tab, the caption;
 - Flickr30k's `results.csv`: image_name| comment_number| comment; Flickr8k's `captions.txt`: image,caption.
 
-A JSON object is one value and is read whole (COCO's 90 MB of training captions take about 1 GB while they are read).
+A JSON object is read whole: COCO's 90 MB of training captions need about 1 GB of memory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pairloom.pipelines.sources.text_tables import ERROR_COLUMN, MAX_FIELD_CHARS
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
-START_CHARS = 4096  # of a file, looked at to tell what it is
+START_CHARS = 4096  # start of a file, read to detect its format
 
 
 def kind_of(url: str) -> str | None:
-    """`json`, `token`, `bars` or `commas` for a caption file of this page, None for any other; reads its start."""
+    """`json`, `token`, `bars` or `commas` for a known caption file, None for any other file; reads its start."""
     name = storage.name_of(url).lower()
     format_name = format_of(url)
     if format_name not in ("json", "token", "txt", "csv"):
@@ -45,7 +45,7 @@ def kind_of(url: str) -> str | None:
 
 
 def read_annotations(url: str, kind: str) -> Iterator[Row]:
-    """Rows of a caption file. Raises InputError where it is not what `kind_of` took it for."""
+    """Rows of a caption file of the given `kind_of`. Raises InputError if it has another format."""
     with blame(url), open_text(url) as file:
         if kind == "json":
             yield from _json_rows(file, url)
@@ -62,7 +62,7 @@ def _json_rows(file: IO[str], url: str) -> Iterator[Row]:
         raise InputError(f"{url}: not JSON: {error}") from error
     images = value.get("images") if isinstance(value, dict) else None
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
-        raise InputError(f"{url}: a JSON object without images; known are COCO's and Karpathy's caption files")
+        raise InputError(f"{url}: a JSON object without images; use COCO's or Karpathy's caption files")
     annotations = value.get("annotations")
     if isinstance(annotations, list):
         yield from _coco_rows(images, annotations)
@@ -75,7 +75,7 @@ def _coco_rows(images: list[Row], annotations: list[Any]) -> Iterator[Row]:
     for number, annotation in enumerate(annotations):
         image = by_id.get(annotation.get("image_id")) if isinstance(annotation, dict) else None
         if image is None:
-            yield {ERROR_COLUMN: f"annotation {number}: of no image of the file"}
+            yield {ERROR_COLUMN: f"annotation {number}: its image_id is not in the file"}
             continue
         yield {**_renamed(image, "coco_url"), **annotation, "image": image.get("file_name")}
 
@@ -100,15 +100,15 @@ def _token_rows(file: IO[str]) -> Iterator[Row]:
         name, tab, caption = line.rstrip("\r\n").partition("\t")
         if not line.strip():
             continue
-        image, mark, place = name.rpartition("#")
+        image, mark, caption_number = name.rpartition("#")
         if tab and mark:
-            yield {"image": image, "caption": caption, "caption_number": place}
+            yield {"image": image, "caption": caption, "caption_number": caption_number}
         else:
             yield {ERROR_COLUMN: f"line {number}: not name#number, tab, caption"}
 
 
 def _delimited_rows(file: IO[str], delimiter: str) -> Iterator[Row]:
-    """Lines under a header. Quotes mean nothing between bars; a line of Flickr30k's file lacks its second bar."""
+    """Lines below a header. Bar-delimited files have no quoting; one line of Flickr30k's file has no second bar."""
     csv.field_size_limit(MAX_FIELD_CHARS)
     if delimiter == "|":
         reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)

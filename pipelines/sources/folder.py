@@ -1,11 +1,10 @@
 """A folder of images: each with a .txt or .json of the same name, or all listed in a captions table.
 
-Where `path` names tables (csv, tsv, json, jsonl, parquet) or caption files as COCO and Flickr publish them
-(`annotations`), or a folder that holds one at its top, rows come from them: `image_column` is a file name below
-`source.images` (the table's own folder where that is not given), `caption_column` its caption, or a list of captions.
-Hugging Face's `metadata.csv` and `metadata.jsonl` are found in any folder below `path`.
-A .json with the name of an image beside it is that image's: its caption is used where there is no .txt, or where the
-recipe names its field, so that img2dataset's output of plain files is taken as it is.
+If `path` names tables (csv, tsv, json, jsonl, parquet) or caption files of COCO and Flickr (annotations.py), or a
+folder with one at its top, rows come from them: `image_column` is a file name below `source.images` (default: the
+folder of the table), `caption_column` a caption or a list of captions. Hugging Face's `metadata.csv` and
+`metadata.jsonl` are found in any folder below `path`. A .json with the same name as an image belongs to it: its caption
+is used if there is no .txt, or if the recipe names its field. So img2dataset's output of plain files needs no change.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ CAPTION_NAMES = ("caption", "captions", "text", "comment")
 
 
 def is_image(path: str) -> bool:
-    """True for the names of image files."""
+    """Whether a name is that of an image file."""
     return format_of(path) in IMAGE_EXTENSIONS
 
 
 class Folder:
-    """Rows with images that lie in files of their own."""
+    """Rows whose images are single files."""
 
     has_images = True
     is_adopted = False
@@ -72,7 +71,7 @@ class Folder:
         self._columns = Columns(recipe.caption_columns, required, optional, tuple(recipe.keep_columns))
 
     def list_files(self) -> list[SourceFile]:
-        """Captions tables, or images, each with its caption file, that are one row each."""
+        """The captions tables, or else the images; an image with its caption file is one row."""
         files = list_source_files(self._recipe.path, _belongs, "image or captions table")
         by_path = {file.path: file for file in files}
         images = [file for file in files if is_image(file.path)]
@@ -83,9 +82,9 @@ class Folder:
             return tables
         if self._recipe.keep_columns or len(self._recipe.caption_columns) > 1:
             name = "keep_columns" if self._recipe.keep_columns else "caption_column"
-            raise RecipeError(f"source.{name}: images beside .txt files have no columns; give a captions table")
+            raise RecipeError(f"source.{name}: images with .txt files have no columns; use a captions table")
         if not images:
-            raise InputError(f"source.path: {self._recipe.path}: holds no image and no captions table")
+            raise InputError(f"source.path: {self._recipe.path}: holds no image and no captions table; check the path")
         return [_one_row(image, [by_path.get(f"{_stem(image.path)}.{end}") for end in SIDECARS]) for image in images]
 
     def _named(self) -> set[str]:
@@ -93,7 +92,7 @@ class Folder:
         return {os.path.abspath(one) if storage.is_local(one) else one.rstrip("/") for one in paths}
 
     def _is_captions_table(self, path: str, named: set[str], beside: set[str]) -> bool:
-        """Named by the recipe or at the top of a folder that is; tables deeper down may be anything."""
+        """Whether a file is named by the recipe or at the top of a named folder; deeper tables may be anything."""
         name = storage.name_of(path)
         if is_image(path) or _stem(path) in beside:
             return False
@@ -108,27 +107,27 @@ class Folder:
         return is_table(path) or kind_of(path) is not None
 
     def prepare(self, file: SourceFile, staging_folder: str) -> Prepared:
-        """Check and count a captions table."""
+        """Check the columns of a captions table and count its rows. Raises InputError."""
         kind = kind_of(file.path)
         if format_of(file.path) == "parquet":
             return prepare_table(file, self._columns, staging_folder)
         rows = read_text_rows(file.path) if kind is None else read_annotations(file.path, kind)
         target = readable_path(file, staging_folder)
-        return stage_rows((self._named_as_asked(row) for row in rows), self._columns, file.path, target)
+        return stage_rows((self._with_recipe_names(row) for row in rows), self._columns, file.path, target)
 
-    def _named_as_asked(self, row: Row) -> Row:
-        """The row under the recipe's column names, where it has other usual ones."""
+    def _with_recipe_names(self, row: Row) -> Row:
+        """The row with the recipe's column names, if it uses other common names."""
         wanted: list[tuple[str, tuple[str, ...]]] = [(self._recipe.image_column, IMAGE_NAMES)]
         if len(self._recipe.caption_columns) == 1:
             wanted.append((self._recipe.caption_columns[0], CAPTION_NAMES))
-        for column, usual in wanted:
-            found = next((name for name in usual if name in row), None)
+        for column, common in wanted:
+            found = next((name for name in common if name in row), None)
             if column not in row and found is not None:
                 row = {**row, column: row[found]}
         return row
 
     def readable(self, file: SourceFile, staging_folder: str) -> str:
-        """The table or its staged copy; an image is read where it is."""
+        """The table or its staged copy; an image file itself."""
         return file.path if is_image(file.path) else readable_path(file, staging_folder)
 
     def kept_schema(self, path: str) -> pa.Schema:
@@ -157,7 +156,7 @@ class Folder:
             )
 
     def _row_of_image(self, path: str) -> SourceRow:
-        """An image with the caption of its .txt, else of its .json, and then the url and uid too."""
+        """An image with its caption from the .txt or .json, and url and uid from the .json."""
         fields = parse_fields(_read(f"{_stem(path)}.json"))
         boxes, error = boxes_or_error(fields, self._recipe)
         return SourceRow(
@@ -179,7 +178,7 @@ def _stem(path: str) -> str:
 
 
 def _one_row(image: SourceFile, sidecars: Sequence[SourceFile | None]) -> SourceFile:
-    """An image and its caption as one frozen file: a change of either shows."""
+    """An image and its caption files as one frozen file; its etag changes with any of them."""
     etags = [one.etag for one in sidecars if one is not None]
     return replace(image, etag=" ".join((image.etag, *(etags or ["no caption"]))), num_rows=1)
 

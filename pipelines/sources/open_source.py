@@ -7,6 +7,6 @@ from pairloom.schemas.recipes.source import SourceRecipe
 
 
 def open_source(recipe: SourceRecipe) -> Source:
-    """The reader of one kind of source."""
+    """The reader for the recipe's kind of source."""
     source: Source = recipe.open()
     return source

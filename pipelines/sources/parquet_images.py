@@ -1,7 +1,7 @@
-"""Parquet tables that carry the images: a binary column, or a {bytes, path} struct as Hugging Face writes it.
+"""Parquet tables with images: a binary column, or a {bytes, path} struct as Hugging Face writes it.
 
-Captions are text, or lists of text that count as one row each. A struct whose bytes are null names a file below
-`source.images`, or beside the table. img2dataset's parquet output has its images in a column called after their type:
+Captions are text, or lists of text with one row per caption. A struct with null bytes names a file below
+`source.images`, or beside the table. img2dataset's parquet output names its image column after the image format:
 `image_column: jpg`.
 """
 
@@ -33,7 +33,7 @@ BATCH_ROWS = 16  # images in memory at once
 
 
 class ParquetImages:
-    """Rows with image bytes; a URL column, where there is one, is kept as their origin."""
+    """Rows with image bytes; an optional URL column is kept."""
 
     has_images = True
     is_adopted = False
@@ -46,11 +46,11 @@ class ParquetImages:
         self._columns = Columns(recipe.caption_columns, required, optional, tuple(recipe.keep_columns))
 
     def list_files(self) -> list[SourceFile]:
-        """Parquet files that the source path names."""
+        """Parquet files of the source path."""
         return list_source_files(self._recipe.path, lambda path: format_of(path) == "parquet", "parquet file")
 
     def prepare(self, file: SourceFile, staging_folder: str) -> Prepared:
-        """Check the columns and the type of the images; count the rows."""
+        """Check the columns and the type of the image column; count the rows. Raises InputError."""
         prepared = prepare_table(file, self._columns, staging_folder)
         kind = schema_of(self.readable(file, staging_folder)).field(self._recipe.image_column).type
         is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
@@ -61,7 +61,7 @@ class ParquetImages:
         return prepared
 
     def readable(self, file: SourceFile, staging_folder: str) -> str:
-        """Plain parquet is read where it is."""
+        """The file itself if it is plain parquet, else its staged copy."""
         return readable_path(file, staging_folder)
 
     def kept_schema(self, path: str) -> pa.Schema:
@@ -86,7 +86,7 @@ class ParquetImages:
 
 
 def _image_bytes(value: Any, folder: str) -> bytes | None:
-    """Bytes of a cell; a struct with a path alone names a file below `folder`."""
+    """Bytes of a cell; a struct with only a path names a file below `folder`."""
     if not isinstance(value, dict):
         return value or None
     name = clean_text(value.get("path"))

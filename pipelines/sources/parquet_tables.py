@@ -1,6 +1,6 @@
-"""Rows of parquet tables, read by row groups. Several captions, in a list or in columns, count as that many rows.
+"""Rows of parquet tables, read by row groups. A row with several captions (a list, or columns) becomes several rows.
 
-Text formats are turned into parquet once (`stage_text`), so that any shard can read its rows without the rest.
+Text formats are converted to parquet once (`stage_text`), so that each shard can read its own rows only.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pairloom.pipelines.sources.text_tables import ERROR_COLUMN, Row, blame, hea
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
-STAGED_ROWS = 10_000  # of a row group of a staged table
-CAPTION = "pairloom_caption"  # of every row that is read here: its caption
-CAPTION_FROM = "caption_column"  # travels along where there are several caption columns: the one it came from
+STAGED_ROWS = 10_000  # per row group of a staged table
+CAPTION = "pairloom_caption"  # column with the caption of a row
+CAPTION_FROM = "caption_column"  # with several caption columns: the name of the one used
 
 
 @dataclass(frozen=True)
@@ -32,55 +32,55 @@ class Columns:
     """The columns that a source reads."""
 
     captions: tuple[str, ...]
-    required: tuple[str, ...]  # with the captions and the kept ones
+    required: tuple[str, ...]  # with caption and kept columns
     optional: tuple[str, ...]
     kept: tuple[str, ...]
 
     @property
     def of_caption(self) -> tuple[str, ...]:
-        """What every row says of its caption."""
+        """The columns that describe a row's caption."""
         return (CAPTION, CAPTION_FROM) if len(self.captions) > 1 else (CAPTION,)
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every column that is read where it is there."""
+        """All columns to read, if they exist."""
         return tuple(dict.fromkeys((*self.required, *self.optional)))
 
 
 def stage_text(file: SourceFile, columns: Columns, target: str) -> Prepared:
-    """Write the columns of a text table as parquet; lists of captions become rows. Raises InputError."""
+    """Write the columns of a text table as parquet; each caption of a list becomes a row. Raises InputError."""
     if format_of(file.path) in ("csv", "tsv"):
         require_columns(columns.required, header_of(file.path), file.path)
     return stage_rows(read_text_rows(file.path), columns, file.path, target)
 
 
 def stage_rows(rows: Iterator[Row], columns: Columns, where: str, target: str) -> Prepared:
-    """Write the columns of some rows as parquet; `where` names their file in an InputError."""
+    """Write the columns of rows as parquet. `where`: name of the source file for errors. Raises InputError."""
     schema = pa.schema([pa.field(name, pa.string()) for name in (*columns.all, *columns.of_caption, ERROR_COLUMN)])
     seen: dict[str, None] = {}
     num_rows = 0
     with storage.build_locally(target) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in _batches(one for row in _noting(rows, seen) for one in _one_caption_a_row(row, columns)):
+        for batch in _batches(one for row in _recording(rows, seen) for one in _expand_captions(row, columns)):
             arrays = [pa.array([_cell(row.get(name)) for row in batch], pa.string()) for name in schema.names]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             num_rows += len(batch)
         if seen.keys() == {ERROR_COLUMN}:
-            raise InputError(f"{where}: none of {num_rows} rows can be read; is it a table of objects with columns?")
-        if num_rows:  # JSON names its columns in its rows
+            raise InputError(f"{where}: none of {num_rows} rows can be read; check that each is an object with columns")
+        if num_rows:  # the columns of JSON are known only after all rows
             require_columns(columns.required, [name for name in seen if name != ERROR_COLUMN], where)
     return Prepared(num_rows, {name: "string" for name in columns.kept})
 
 
-def _noting(rows: Iterator[Row], seen: dict[str, None]) -> Iterator[Row]:
-    """The rows; their columns are noted in `seen`."""
+def _recording(rows: Iterator[Row], seen: dict[str, None]) -> Iterator[Row]:
+    """Yield the rows and add their columns to `seen`."""
     for row in rows:
         if row.keys() - seen.keys():
             seen.update(dict.fromkeys(row))
         yield row
 
 
-def _one_caption_a_row(row: Row, columns: Columns) -> Iterator[Row]:
-    """The row once for each of its captions; a column without any counts as one that will be dropped."""
+def _expand_captions(row: Row, columns: Columns) -> Iterator[Row]:
+    """One row per caption. A column without captions gives one row, which will be dropped."""
     for name in columns.captions:
         value = row.get(name)
         for one in (value or [None]) if isinstance(value, list) else [value]:
@@ -99,14 +99,14 @@ def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _cell(value: Any) -> str | None:
-    """Cells without a type of their own are text; JSON values that are no text stay JSON."""
+    """A cell as text; JSON values other than strings stay JSON text."""
     if value is None or isinstance(value, str):
         return None if value is None else value.encode("utf-8", "replace").decode("utf-8")
     return json.dumps(value, ensure_ascii=True, sort_keys=True)
 
 
 def stage_packed(file: SourceFile, target: str) -> None:
-    """Unpack a compressed parquet file, which cannot be read by row groups as it is."""
+    """Decompress a parquet file: compressed, it cannot be read by row groups."""
     with storage.build_locally(target) as path, open(path, "wb") as unpacked, open_bytes(file.path) as packed:
         while True:
             with blame(file.path):
@@ -138,7 +138,7 @@ def schema_of(path: str) -> pa.Schema:
 
 
 def kept_fields(path: str, columns: Columns) -> pa.Schema:
-    """Fields of the columns that travel along; dictionaries as their values."""
+    """Fields of the kept columns; dictionary columns have the type of their values."""
     schema = schema_of(path)
     fields = [pa.field(name, _plain_type(schema.field(name).type)) for name in columns.kept]
     return pa.schema([*fields, *(pa.field(name, pa.string()) for name in columns.of_caption if name != CAPTION)])
@@ -149,12 +149,12 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def prepare_parquet(path: str, columns: Columns, where: str) -> Prepared:
-    """Check the columns and count the rows; several captions count as that many."""
+    """Check the columns and count the rows, one per caption. Raises InputError."""
     with _open(path) as table:
         schema = table.schema_arrow
         require_columns(columns.required, schema.names, where)
         num_rows = table.metadata.num_rows
-        if not _has_one_caption_a_row(schema, columns):
+        if not _has_one_caption_per_row(schema, columns):
             num_rows = int(_captions_of_rows(table, columns).sum())
     kept = {name: str(_plain_type(schema.field(name).type)) for name in columns.kept}
     return Prepared(num_rows, kept)
@@ -164,14 +164,14 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def _has_one_caption_a_row(schema: pa.Schema, columns: Columns) -> bool:
-    """Whether a table's rows are ours; those of staged tables are."""
+def _has_one_caption_per_row(schema: pa.Schema, columns: Columns) -> bool:
+    """Whether table rows are source rows; in staged tables they are."""
     one = len(columns.captions) == 1 and not _is_list(schema.field(columns.captions[0]).type)
     return one or CAPTION in schema.names
 
 
 def _captions_of_rows(table: pq.ParquetFile, columns: Columns) -> npt.NDArray[np.int64]:
-    """Captions of each table row; a column without any counts as one that will be dropped."""
+    """Number of captions per table row; a column without captions counts as one."""
     counts = np.zeros(table.metadata.num_rows, np.int64)
     for name in columns.captions:
         if not _is_list(table.schema_arrow.field(name).type):
@@ -186,13 +186,13 @@ def _captions_of_rows(table: pq.ParquetFile, columns: Columns) -> npt.NDArray[np
 
 
 def read_piece(piece: Piece, columns: Columns, batch_size: int) -> Iterator[Row]:
-    """Rows of a piece of a prepared file as column -> value, with CAPTION; text columns may come as bytes."""
+    """Rows of a piece of a prepared file as column -> value, with CAPTION; text may be bytes."""
     with _open(piece.path) as table:
         schema = table.schema_arrow
         staged = (*columns.of_caption, ERROR_COLUMN) if ERROR_COLUMN in schema.names else ()
         names = [name for name in (*columns.all, *staged) if name in schema.names]
         num_rows = piece.num_rows if piece.num_rows is not None else table.metadata.num_rows
-        if _has_one_caption_a_row(schema, columns):
+        if _has_one_caption_per_row(schema, columns):
             for row in _slice(table, names, piece.first_row, num_rows, batch_size):
                 row.setdefault(CAPTION, row[columns.captions[0]])
                 yield row
@@ -200,36 +200,36 @@ def read_piece(piece: Piece, columns: Columns, batch_size: int) -> Iterator[Row]
         ends = np.cumsum(_captions_of_rows(table, columns))
         first = int(np.searchsorted(ends, piece.first_row, side="right"))
         last = int(np.searchsorted(ends, piece.first_row + num_rows - 1, side="right"))
-        place = int(ends[first - 1]) if first else 0
+        row_index = int(ends[first - 1]) if first else 0
         for row in _slice(table, names, first, last - first + 1, batch_size):
-            for one in _one_caption_a_row(row, columns):
-                if piece.first_row <= place < piece.first_row + num_rows:
+            for one in _expand_captions(row, columns):
+                if piece.first_row <= row_index < piece.first_row + num_rows:
                     yield one
-                place += 1
+                row_index += 1
 
 
 def _slice(
     table: pq.ParquetFile, names: Sequence[str], first_row: int, num_rows: int, batch_size: int
 ) -> Iterator[Row]:
-    """Rows first_row .. first_row + num_rows - 1, from the row groups that hold them."""
+    """Rows first_row .. first_row + num_rows - 1, from their row groups."""
     groups: list[int] = []
-    start = place = 0
+    start = row_index = 0
     for group in range(table.num_row_groups):
         length = table.metadata.row_group(group).num_rows
-        if place + length > first_row and place < first_row + num_rows:
-            start = start if groups else place
+        if row_index + length > first_row and row_index < first_row + num_rows:
+            start = start if groups else row_index
             groups.append(group)
-        place += length
+        row_index += length
     if not groups:
         return
-    place = start
+    row_index = start
     for batch in table.iter_batches(batch_size, row_groups=groups, columns=list(names)):
-        skipped = max(0, first_row - place)
-        wanted = min(batch.num_rows, first_row + num_rows - place)
-        place += batch.num_rows
+        skipped = max(0, first_row - row_index)
+        wanted = min(batch.num_rows, first_row + num_rows - row_index)
+        row_index += batch.num_rows
         if wanted > skipped:
             yield from _rows_of(batch.slice(skipped, wanted - skipped))
-        if place >= first_row + num_rows:
+        if row_index >= first_row + num_rows:
             return
 
 
@@ -240,7 +240,7 @@ def _rows_of(batch: pa.RecordBatch) -> Iterator[Row]:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Python values; text comes as bytes, because parquet does not promise that it is UTF-8."""
+    """Python values; text as bytes, because parquet does not guarantee UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

@@ -1,4 +1,4 @@
-"""What every source gives: a list of files that can be frozen, and their rows in a fixed order."""
+"""The interface of a source: a list of files that can be frozen, and their rows in a fixed order."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from pairloom.schemas.recipes.source import DEFAULT_CAPTION_COLUMN, SourceRecipe
 from pairloom.schemas.storage import storage
 
 COMPRESSIONS = ("gz", "zst")
-COLUMNS_SHOWN, COLUMN_CHARS_SHOWN = 40, 60  # in messages
-CAPTION_NAMES = ("caption", "text", "txt", "TEXT")  # tried in a sample's JSON where the recipe's column is not there
+COLUMNS_SHOWN, COLUMN_CHARS_SHOWN = 40, 60  # limits of error messages
+CAPTION_NAMES = ("caption", "text", "txt", "TEXT")  # tried in a sample's JSON if the recipe's column is missing
 _UID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source as it was when its segment was frozen."""
+    """One file of a source at the time when its segment was frozen."""
 
     path: str
     size: int  # bytes
-    etag: str  # changes when the content does
-    num_rows: int | None = None  # None: not counted yet, or a tar, whose rows are known when it has been read
+    etag: str  # changes with the content
+    num_rows: int | None = None  # None: not counted yet, or a tar, which is not counted
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive rows of one file; a shard is made of one or more."""
+    """Consecutive rows of one file; a shard has one or more pieces."""
 
-    path: str  # what is read: the file or its staged copy
-    origin: str  # the source's file
+    path: str  # the file to read, or its staged copy
+    origin: str  # the file of the source
     first_row: int = 0
     num_rows: int | None = None  # None: all
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What preparing a file found: how many rows it has and the types of the columns that travel along."""
+    """The result of preparing a file: its number of rows and the types of `keep_columns`."""
 
     num_rows: int
     kept_types: Mapping[str, str] = field(default_factory=dict)
@@ -54,49 +54,49 @@ class Prepared:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One row of the input. What is wrong with it is a value: `error`."""
+    """One row of the input; a bad row has an `error`."""
 
     url: str | None
     caption: str | None
-    uid: str | None = None  # where the source has one
-    image: bytes | None = None  # where the source carries the images
+    uid: str | None = None  # if the source has uids
+    image: bytes | None = None  # if the source contains the images
     kept: Mapping[str, Any] = field(default_factory=dict)  # keep_columns
     error: SampleError | None = None
-    boxes: Boxes = ()  # of the image, to be blurred
-    key: str | None = None  # adopted tars: its name there
-    byte_range: ByteRange | None = None  # adopted tars: the image in its tar
-    original_size: tuple[int, int] | None = None  # width, height before an earlier resize, px
+    boxes: Boxes = ()  # to blur
+    key: str | None = None  # adopted tars: key of the sample
+    byte_range: ByteRange | None = None  # adopted tars: bytes of the image in the tar
+    original_size: tuple[int, int] | None = None  # width, height in px before an earlier resize
 
 
 class Source(Protocol):
-    """A kind of source. Objects are small and made anew in every task."""
+    """A kind of source. Each task creates its own object."""
 
-    has_images: bool  # rows carry image bytes; otherwise their URLs are fetched
-    is_adopted: bool  # images stay where they are; one raw shard for each file
+    has_images: bool  # rows have image bytes; False: their URLs are fetched
+    is_adopted: bool  # images stay in their tars; one raw shard per file
 
     def list_files(self) -> list[SourceFile]:
-        """The files there are now, sorted by path. Raises InputError."""
+        """The current files, sorted by path. Raises InputError."""
 
     def prepare(self, file: SourceFile, staging_folder: str) -> Prepared:
         """Check one file and count its rows, once, before its segment is frozen. Raises InputError."""
 
     def readable(self, file: SourceFile, staging_folder: str) -> str:
-        """Where the rows of a prepared file are read: the file itself or its staged copy."""
+        """The path to read a prepared file from: the file itself or its staged copy."""
 
     def kept_schema(self, path: str) -> pa.Schema:
-        """Types of the columns that travel along, for rows of `path`."""
+        """Types of `keep_columns` for rows of `path`."""
 
     def read_rows(self, piece: Piece) -> Iterator[SourceRow]:
         """The rows of a piece, in order."""
 
 
 def text_schema(columns: Sequence[str]) -> pa.Schema:
-    """Columns of text: what travels along from formats without types."""
+    """A schema of text columns, for formats without types."""
     return pa.schema([pa.field(name, pa.string()) for name in columns])
 
 
 def clean_text(value: object) -> str | None:
-    """A cell as text: bytes that are no UTF-8 are replaced, NULs removed, surrounding spaces cut; None if empty."""
+    """A cell as text: invalid UTF-8 is replaced, NULs and surrounding spaces are removed; None if empty."""
     if value is None:
         return None
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
@@ -106,7 +106,7 @@ def clean_text(value: object) -> str | None:
 
 
 def own_uid(value: object) -> str | None:
-    """The source's own uid where it is one of ours (32 hex); a `uid` column of another meaning is not used."""
+    """The source's own uid if it has 32 hex digits; other values of a `uid` column are ignored."""
     text = clean_text(value)
     return text if text is not None and _UID.fullmatch(text) else None
 
@@ -124,7 +124,7 @@ def boxes_of(row: Mapping[str, Any], recipe: SourceRecipe) -> Boxes:
 
 
 def boxes_or_error(row: Mapping[str, Any], recipe: SourceRecipe) -> tuple[Boxes, SampleError | None]:
-    """The boxes of a row, or what is wrong with them: an image whose boxes cannot be read is dropped."""
+    """The boxes of a row, or the error: an image whose boxes cannot be read is dropped."""
     try:
         return boxes_of(row, recipe), None
     except SampleError as error:
@@ -132,7 +132,7 @@ def boxes_or_error(row: Mapping[str, Any], recipe: SourceRecipe) -> tuple[Boxes,
 
 
 def read_below(folder: str, name: str) -> bytes | None:
-    """A file by its name in a table; names never lead out of the folder. None where there is none."""
+    """The file with this name below `folder`; None if it does not exist or the name leads out of the folder."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith("/") or ".." in parts or "://" in name:
         return None
@@ -146,7 +146,7 @@ def read_below(folder: str, name: str) -> bytes | None:
 
 
 def parse_fields(data: bytes | None) -> dict[str, Any]:
-    """Fields of a sample's JSON; none where it is broken, for image and caption may be fine."""
+    """Fields of a sample's JSON; broken JSON has no fields, because image and caption may be valid."""
     try:
         fields = json.loads(data) if data else {}
     except (ValueError, RecursionError):
@@ -155,7 +155,7 @@ def parse_fields(data: bytes | None) -> dict[str, Any]:
 
 
 def caption_of(fields: dict[str, Any], column: str) -> str | None:
-    """Caption of a sample's JSON, under the recipe's name or another usual one; of a list the first."""
+    """Caption from a sample's JSON, under `column` or a common name; the first one of a list."""
     for name in (column, *CAPTION_NAMES):
         value = fields.get(name)
         texts = value if isinstance(value, list) else [value]
@@ -166,14 +166,14 @@ def caption_of(fields: dict[str, Any], column: str) -> str | None:
 
 
 def caption_beside(text: bytes | None, fields: dict[str, Any], recipe: SourceRecipe) -> str | None:
-    """Caption of an image with .txt and .json beside it: the field that the recipe names, the .txt, another field."""
+    """Caption of an image with .txt and .json: the field that the recipe names, else the .txt, else another field."""
     [column] = recipe.caption_columns
     named = fields.get(column) if column != DEFAULT_CAPTION_COLUMN else None
     return (caption_of({column: named}, column) if named else None) or clean_text(text) or caption_of(fields, column)
 
 
 def require_columns(required: Sequence[str], there: Sequence[str], where: str) -> None:
-    """Raise InputError naming the first missing column, the columns there are and the nearest one."""
+    """Raise InputError that names the first missing column, the existing columns and the nearest one."""
     for name in required:
         if name not in there:
             shown = [(clean_text(one) or "")[:COLUMN_CHARS_SHOWN] for one in there[:COLUMNS_SHOWN]]
@@ -183,7 +183,7 @@ def require_columns(required: Sequence[str], there: Sequence[str], where: str) -
 
 
 def format_of(path: str) -> str:
-    """Format of a file by its name, lower case and without compression: `urls.csv.gz` is `csv`."""
+    """Format of a file by its name, in lower case, without compression: `urls.csv.gz` gives `csv`."""
     parts = storage.name_of(path).lower().split(".")
     if len(parts) > 2 and parts[-1] in COMPRESSIONS:
         parts.pop()
@@ -197,27 +197,27 @@ def compression_of(path: str) -> str | None:
 
 
 def list_source_files(paths: str | tuple[str, ...], accepts: Callable[[str], bool], what: str) -> list[SourceFile]:
-    """Files that paths, folders, globs or URLs name, sorted; hidden files (`.x`, `_x`) are left out.
+    """Files of paths, folders, globs or URLs, sorted, without hidden files (`.x`, `_x`).
 
-    Raises InputError where a path names nothing that is accepted.
+    Raises InputError if a path has no accepted file; `what` names the expected kind of file.
     """
     found: dict[str, SourceFile] = {}
     for path in [paths] if isinstance(paths, str) else paths:
         infos = storage.expand_with_info(path)
         if not infos:
-            raise InputError(f"source.path: {path}: no such file or folder, or an empty one")
+            raise InputError(f"source.path: {path}: no such file or folder, or it is empty; check the path")
         accepted = {
             url: info for url, info in infos.items() if accepts(url) and storage.name_of(url)[:1] not in (".", "_")
         }
         if not accepted:
-            raise InputError(f"source.path: {path}: holds no {what}")
+            raise InputError(f"source.path: {path}: holds no {what}; check the path")
         for url, info in accepted.items():
             found[url] = SourceFile(url, int(info.get("size") or 0), _etag(info))
     return [found[url] for url in sorted(found)]
 
 
 def _etag(info: Mapping[str, Any]) -> str:
-    """What changes when the content of a file changes; local files: their size and time."""
+    """A value that changes with the content of a file; for local files, size and modification time."""
     for name in ("ETag", "etag"):
         if info.get(name):
             return str(info[name])

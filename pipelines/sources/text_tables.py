@@ -1,4 +1,4 @@
-"""Rows of csv, tsv, json and jsonl, also compressed, read as a stream and never whole."""
+"""Rows of csv, tsv, json and jsonl files, also compressed, read as a stream."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
 TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "ndjson")
-ERROR_COLUMN = "pairloom_error"  # of a row that could not be read: why
-MAX_FIELD_CHARS = 1 << 24  # of one csv field; more is a quote that never closes
+ERROR_COLUMN = "pairloom_error"  # column with the reason why a row could not be read
+MAX_FIELD_CHARS = 1 << 24  # per csv field; a longer one has an open quote
 CHUNK_CHARS = 1 << 20
 _BETWEEN_OBJECTS = re.compile(r"[\s,]*")
 
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 def read_text_rows(url: str) -> Iterator[Row]:
-    """Rows as column -> value; a row that is no row carries ERROR_COLUMN. Raises InputError: unreadable file."""
+    """Rows as column -> value; an unreadable row has ERROR_COLUMN. Raises InputError for an unreadable file."""
     kind = format_of(url)
     with blame(url), open_text(url) as file:
         if kind in ("csv", "tsv"):
@@ -39,18 +39,18 @@ def read_text_rows(url: str) -> Iterator[Row]:
 
 @contextmanager
 def blame(url: str) -> Iterator[None]:
-    """Turn what reading a broken or missing file raises into an InputError that names it."""
+    """Turn errors of reading a broken or missing file into an InputError that names it."""
     try:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{url}: no such file") from error
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise InputError(f"{url}: cannot be read: {error}") from error
+        raise InputError(f"{url}: cannot be read: {error}; check the file") from error
 
 
 @contextmanager
 def open_bytes(url: str) -> Iterator[IO[bytes]]:
-    """The decompressed bytes of a file, as a stream."""
+    """A stream of the decompressed bytes of a file."""
     with storage.open_read(url) as raw:
         compression = compression_of(url)
         if compression == "gz":
@@ -63,7 +63,7 @@ def open_bytes(url: str) -> Iterator[IO[bytes]]:
 
 
 class _ZstdReader(io.RawIOBase):
-    """Decompressed bytes of any number of frames; a frame that is cut short is an error, not an end."""
+    """Decompressed bytes of any number of zstd frames; a truncated frame is an error."""
 
     def __init__(self, packed: IO[bytes]) -> None:
         self._packed = packed
@@ -72,11 +72,11 @@ class _ZstdReader(io.RawIOBase):
         self._ready = b""
 
     def readable(self) -> bool:
-        """True: this is for reading."""
+        """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; 0 at the end. Raises EOFError where the file ends inside a frame."""
+        """Fill a buffer; returns the number of bytes, 0 at the end. Raises EOFError if a frame is truncated."""
         while not self._ready:
             chunk = self._packed.read(CHUNK_CHARS)
             if not chunk:
@@ -102,19 +102,19 @@ class _ZstdReader(io.RawIOBase):
 
 @contextmanager
 def open_text(url: str) -> Iterator[IO[str]]:
-    """Text of a file; bytes that are no UTF-8 become U+FFFD, so that one caption never loses the others."""
+    """Text of a file; invalid UTF-8 becomes U+FFFD, so that one bad caption does not affect the others."""
     with open_bytes(url) as file, io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="") as text:
         yield text
 
 
 def header_of(url: str) -> list[str]:
-    """Column names of a csv or tsv. Raises InputError where there is no header."""
+    """Column names of a csv or tsv file. Raises InputError if there is no header."""
     with blame(url), open_text(url) as file:
         names: list[str] | None = next(_csv_reader(file, "," if format_of(url) == "csv" else "\t"), None)
     if not names:
         raise InputError(f"{url}: empty; the first line must name the columns")
     if any("\0" in name for name in names):
-        raise InputError(f"{url}: the first line holds NUL bytes; is this a text file, and UTF-8 rather than UTF-16?")
+        raise InputError(f"{url}: the first line has NUL bytes; save the table as UTF-8 text")
     return names
 
 
@@ -124,7 +124,7 @@ def _csv_reader(file: IO[str], delimiter: str) -> Any:
 
 
 def _csv_rows(file: IO[str], delimiter: str, url: str) -> Iterator[Row]:
-    """Rows of a csv: what is missing at the end of a line is None, what is too much is left out."""
+    """Rows of a csv file: missing values at the end of a line are None, excess values are ignored."""
     reader = _csv_reader(file, delimiter)
     try:
         names = next(reader, None)
@@ -134,7 +134,7 @@ def _csv_rows(file: IO[str], delimiter: str, url: str) -> Iterator[Row]:
             if values:  # csv gives an empty list for an empty line
                 yield dict(zip(names, values, strict=False))
     except csv.Error as error:
-        raise InputError(f"{url}: line {reader.line_num}: {error}; is a quote left open?") from error
+        raise InputError(f"{url}: line {reader.line_num}: {error}; look for an open quote") from error
 
 
 def _json_rows(file: IO[str], url: str) -> Iterator[Row]:
@@ -163,23 +163,23 @@ def _object_row(text: str, where: str) -> Row:
 
 
 def _array_rows(file: IO[str], url: str) -> Iterator[Row]:
-    """Objects of one JSON array, decoded one after the other from a buffer that is refilled."""
+    """Objects of one JSON array, decoded one by one from a buffer."""
     decoder = json.JSONDecoder()
-    buffer, place, number = "", 0, 0
+    buffer, offset, number = "", 0, 0
     while True:
-        between = _BETWEEN_OBJECTS.match(buffer, place)
-        place = between.end() if between is not None else place
-        if buffer.startswith("]", place):
+        between = _BETWEEN_OBJECTS.match(buffer, offset)
+        offset = between.end() if between is not None else offset
+        if buffer.startswith("]", offset):
             return
         try:
-            value, place = decoder.raw_decode(buffer, place)
+            value, offset = decoder.raw_decode(buffer, offset)
         except RecursionError as error:
             raise InputError(f"{url}: object {number}: nested too deeply") from error
         except ValueError as error:
-            chunk = file.read(max(CHUNK_CHARS, len(buffer) - place))
+            chunk = file.read(max(CHUNK_CHARS, len(buffer) - offset))
             if not chunk:
                 raise InputError(f"{url}: not a JSON array of objects: object {number}: {error}") from error
-            buffer, place = buffer[place:] + chunk, 0
+            buffer, offset = buffer[offset:] + chunk, 0
             continue
         number += 1
         yield value if isinstance(value, dict) else {ERROR_COLUMN: f"object {number}: not a JSON object"}

@@ -39,22 +39,22 @@ from pairloom.schemas.storage import storage
 
 UID_COLUMN = "uid"
 BATCH_ROWS = 4096
-STAGED_FORM = 2  # raised when staged tables get another form, for an interrupted ingest may go on with a newer release
+STAGED_FORM = 2  # raise it with the format of staged tables: a newer release may resume an interrupted ingest
 
 
 def is_table(path: str) -> bool:
-    """True for the names of files that hold a table."""
+    """Whether a name is that of a table."""
     return format_of(path) in (*TEXT_FORMATS, "parquet")
 
 
 def staged_path(file: SourceFile, staging_folder: str) -> str:
-    """Where the staged copy of this very content lies."""
+    """The path of the staged copy of this content."""
     identity = f"{STAGED_FORM}\0{file.path}\0{file.size}\0{file.etag}".encode()
     return storage.join(staging_folder, f"{hashlib.sha256(identity).hexdigest()[:16]}.parquet")
 
 
 def prepare_table(file: SourceFile, columns: Columns, staging_folder: str) -> Prepared:
-    """Check and count a table; what cannot be read by row groups is staged first."""
+    """Check the columns of a table and count its rows; formats without row groups are staged. Raises InputError."""
     path = readable_path(file, staging_folder)
     if format_of(file.path) != "parquet":
         return stage_text(file, columns, path)
@@ -64,13 +64,13 @@ def prepare_table(file: SourceFile, columns: Columns, staging_folder: str) -> Pr
 
 
 def readable_path(file: SourceFile, staging_folder: str) -> str:
-    """The file itself where it is plain parquet, else its staged copy."""
+    """The file itself if it is plain parquet, else its staged copy."""
     is_plain = format_of(file.path) == "parquet" and compression_of(file.path) is None
     return file.path if is_plain else staged_path(file, staging_folder)
 
 
 def kept_values(row: dict[str, Any], kept: pa.Schema) -> dict[str, Any]:
-    """The columns that travel along; text as text."""
+    """The values of `keep_columns`; text is cleaned."""
     return {field.name: clean_text(row[field.name]) if _is_text(field.type) else row[field.name] for field in kept}
 
 
@@ -79,13 +79,13 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def row_error(row: dict[str, Any]) -> SampleError | None:
-    """What was wrong with a line that is no row."""
+    """The error of a line that could not be read."""
     message = clean_text(row.get(ERROR_COLUMN))
     return SampleError(DropReason.INVALID_URL, message) if message else None
 
 
 class UrlTable:
-    """Rows with a URL that is fetched."""
+    """Rows whose images are fetched by URL."""
 
     has_images = False
     is_adopted = False
@@ -97,15 +97,15 @@ class UrlTable:
         self._columns = Columns(recipe.caption_columns, required, (UID_COLUMN,), tuple(recipe.keep_columns))
 
     def list_files(self) -> list[SourceFile]:
-        """Tables that the source path names."""
+        """Tables of the source path."""
         return list_source_files(self._recipe.path, is_table, "csv, tsv, json, jsonl or parquet table")
 
     def prepare(self, file: SourceFile, staging_folder: str) -> Prepared:
-        """Check the columns, count the rows; text is staged as parquet."""
+        """Check the columns and count the rows; text is staged as parquet. Raises InputError."""
         return prepare_table(file, self._columns, staging_folder)
 
     def readable(self, file: SourceFile, staging_folder: str) -> str:
-        """Plain parquet is read where it is."""
+        """The file itself if it is plain parquet, else its staged copy."""
         return readable_path(file, staging_folder)
 
     def kept_schema(self, path: str) -> pa.Schema:
@@ -141,5 +141,5 @@ class UrlTableSource(SourceRecipe):
     def _boxes_are_kept(self) -> UrlTableSource:
         self._refuse_images()
         if self.blur_boxes_column and self.blur_boxes_column not in self.keep_columns:
-            raise ValueError(f"blur_boxes_column: add {self.blur_boxes_column} to keep_columns, a retry blurs by it")
+            raise ValueError(f"blur_boxes_column: add {self.blur_boxes_column} to keep_columns; a retry needs it")
         return self

@@ -1,9 +1,9 @@
-"""Existing WebDataset tars, adopted where they are: their images are checked and measured, never copied.
+"""Existing WebDataset tars, adopted in place: their images are checked and measured, never copied.
 
-A sample is what shares a key: `<key>.<image extension>`, `<key>.txt`, `<key>.json`, in any order and case, anywhere
-in its tar. Captions come from the JSON's field that the recipe names, else from the .txt, else from the JSON; url, uid
-and keep_columns from the JSON. Of several images of one key the first by name is the sample's; each other one is a row
-that is dropped.
+The members of a sample share a key: `<key>.<image extension>`, `<key>.txt`, `<key>.json`, in any order and case,
+anywhere in the tar. The caption is the JSON field that the recipe names, else the .txt, else another JSON field; url,
+uid and keep_columns come from the JSON. If a key has several images, the first by name belongs to the sample; each
+other image becomes a dropped row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pairloom.schemas.storage import storage
 
 
 class WebdatasetTars:
-    """One raw shard for each tar."""
+    """One raw shard per tar."""
 
     has_images = True
     is_adopted = True
@@ -45,11 +45,11 @@ class WebdatasetTars:
         self._recipe = recipe
 
     def list_files(self) -> list[SourceFile]:
-        """Tars that the source path names."""
+        """Tars of the source path."""
         return list_source_files(self._recipe.path, lambda path: path.lower().endswith(".tar"), "tar")
 
     def prepare(self, file: SourceFile, staging_folder: str) -> Prepared:
-        """Tars are not prepared: counting their samples would read them whole."""
+        """Never called: counting the samples of a tar would read all of it."""
         raise AssertionError("tars are not prepared")
 
     def readable(self, file: SourceFile, staging_folder: str) -> str:
@@ -57,11 +57,11 @@ class WebdatasetTars:
         return file.path
 
     def kept_schema(self, path: str) -> pa.Schema:
-        """Fields of the JSON travel as text."""
+        """Fields of the JSON, as text."""
         return text_schema(self._recipe.keep_columns)
 
     def read_rows(self, piece: Piece) -> Iterator[SourceRow]:
-        """Samples in the order in which their first member comes; a remote tar is read once, in one piece."""
+        """Samples in the order of their first members; a remote tar is copied once."""
         with storage.local_copy(piece.path) as path:
             samples = group_samples(index_tar(path))
             reader = ShardReader(path) if samples else None
@@ -94,7 +94,7 @@ class WebdatasetTars:
 
 
 def _second_image(member: Member, reader: ShardReader) -> SourceRow:
-    """A row for an image that is not its key's first: it has no caption, so it is never taken for a sample."""
+    """A row for an image that is not the first of its key; without caption, so that it never becomes a sample."""
     message = f"{member.key}.{member.extension}: another image of this key is the sample's"
     data = reader.read(member.byte_range.offset, member.byte_range.num_bytes)
     return SourceRow(None, None, image=data, error=SampleError(DropReason.SECOND_IMAGE, message))
@@ -107,7 +107,7 @@ def _as_text(value: object) -> str | None:
 
 
 def _original_size(fields: dict[str, Any]) -> tuple[int, int] | None:
-    """Width and height before the tar's writer resized the image, where it says so."""
+    """Width and height in px before the writer of the tar resized the image, if its JSON has them."""
     width, height = fields.get("original_width"), fields.get("original_height")
     if isinstance(width, int) and isinstance(height, int) and 0 < width < 2**31 and 0 < height < 2**31:
         return width, height
@@ -115,7 +115,7 @@ def _original_size(fields: dict[str, Any]) -> tuple[int, int] | None:
 
 
 class WebdatasetSource(SourceRecipe):
-    """Tars of any tool, such as img2dataset's and DataComp's; they are used in place, never copied."""
+    """Tars of any tool, such as img2dataset and DataComp; used in place, never copied."""
 
     kind: Literal["webdataset"]
 
@@ -127,7 +127,7 @@ class WebdatasetSource(SourceRecipe):
     def _fits_tars(self) -> WebdatasetSource:
         self._refuse_images()
         if self.blur_boxes_column is not None:
-            raise ValueError("blur_boxes_column: tars stay as they are, so their images cannot be blurred")
+            raise ValueError("blur_boxes_column: images of adopted tars cannot be blurred; remove the field")
         if len(self.caption_columns) > 1:
             raise ValueError("caption_column: a sample of a tar has one caption; name one field of its JSON")
         return self

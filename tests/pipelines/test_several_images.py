@@ -108,7 +108,7 @@ def test_captions_of_one_image_fail_and_heal_together(tmp_path: Path, web: TestS
 
 def test_several_caption_columns_where_there_is_no_table(tmp_path: Path, pages: dict[str, bytes]) -> None:
     (tmp_path / "0.jpg").write_bytes(pages["0.jpg"])
-    with pytest.raises(RecipeError, match="caption_column: images beside"):
+    with pytest.raises(RecipeError, match="caption_column: images with"):
         ingest(make_recipe(tmp_path / "out", {"kind": "folder", "path": str(tmp_path), "caption_column": ["a", "b"]}))
     for settings, message in (
         ({"kind": "webdataset", "caption_column": ["a", "b"]}, "a sample of a tar has one caption"),

@@ -1,4 +1,4 @@
-"""What signals with a model share: actors that load it once and work on several shards, tars to read from, scores."""
+"""Shared parts of signals with a model: actors that load it once, tars to read from, tables of scores."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from pairloom.schemas.images.decode import Pixels, decode_rgb
 SCORE_SIGNALS = pa.schema(
     [
         pa.field("uid", pa.string(), nullable=False),
-        pa.field("score", pa.float32()),  # 0..1 of a classifier; of a feature_head whatever its last layer gives
+        pa.field("score", pa.float32()),  # classifier: 0..1; feature_head: the output of its last layer
     ]
 )
 
-BATCHES_IN_FLIGHT = 6  # the rows of the shards that an actor holds: enough to fill batches while finished shards leave
+BATCHES_IN_FLIGHT = 6  # an actor holds shards with so many batches of rows, so that batches stay full
 MOST_SHARDS_AT_ONCE = 64
 
 ModelInputs = dict[str, npt.NDArray[Any]]
-"""Named arrays that a model takes of one image or caption: [1, ...]."""
+"""Named input arrays of a model for one image or caption: [1, ...]."""
 
 Scorer = Callable[[ShardEntry], None]
-"""Writes the columns of one raw shard; the table last, which marks the shard as done. Called by several threads."""
+"""Writes the columns of one raw shard, its table last, which marks it as done. Several threads call it."""
 
 
 def run_scorers(
@@ -44,9 +44,10 @@ def run_scorers(
     num_done: int,
     batch_size: int,
 ) -> None:
-    """Score raw shards with actors, one a GPU, else one a CPU but one; each calls `make_scorer(num_threads)` once.
+    """Score raw shards with actors: one per GPU; without GPUs, max(1, num_cpus - 1).
 
-    An actor works on so many shards at a time that small ones fill its batches, too.
+    Each actor calls `make_scorer(num_threads)` once. It works on several shards at a time, so that small shards fill
+    its batches too.
     """
     if not shards:
         return
@@ -62,13 +63,13 @@ def run_scorers(
 
 
 def make_filler(batch_size: int, num_threads: int, device: str) -> BatchFiller:
-    """Loads and computes in `num_threads` threads; a GPU computes one batch at a time."""
+    """A BatchFiller with `num_threads` threads for loading and computing; a GPU computes one batch at a time."""
     return BatchFiller(batch_size, num_threads, num_threads if device == "cpu" else 1)
 
 
 def prepare_device() -> str:
-    """The device that an actor's model runs on. Each thread computes a batch of its own: results never depend on
-    how many threads share a product.
+    """The device of an actor's model, `cuda` or `cpu`. Limits torch to one thread per batch, so that results do
+    not depend on the number of threads.
     """
     import torch
 
@@ -78,7 +79,7 @@ def prepare_device() -> str:
 
 @contextmanager
 def open_tar(raw_folder: str, shard: ShardEntry, raw: pa.Table) -> Iterator[ShardReader | None]:
-    """The tar that the rows of a raw shard's table lie in; None where all were dropped, for there may be no tar."""
+    """A reader of a raw shard's tar; None if all rows were dropped, because there may be no tar."""
     if not shard.num_samples:
         yield None
         return
@@ -90,12 +91,12 @@ def open_tar(raw_folder: str, shard: ShardEntry, raw: pa.Table) -> Iterator[Shar
 
 
 def rows_with_images(raw: pa.Table) -> npt.NDArray[np.int64]:
-    """The rows of a raw table that have an image in the tar."""
+    """The rows of a raw table with an image in the tar."""
     return np.flatnonzero(np.asarray(raw["status"].to_pylist()) == STATUS_SUCCESS)
 
 
 def load_image(reader: ShardReader, offset: int, num_bytes: int, prepare: Callable[[Pixels], Any]) -> Any:
-    """What `prepare` makes of an image in a tar; None where it cannot be decoded: no score rule lets it pass."""
+    """`prepare` of an image in a tar; None if it cannot be decoded, which no score rule keeps."""
     try:
         return prepare(decode_rgb(reader.read(offset, num_bytes)))
     except SampleError:

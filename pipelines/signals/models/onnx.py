@@ -1,6 +1,6 @@
 """An ONNX file as a scorer's network: one input, one output, a batch axis of any size.
 
-Needs onnxruntime (`pip install 'pairloom[onnx]'`); with `onnxruntime-gpu` in its place it runs on a GPU.
+Needs onnxruntime (`pip install 'pairloom[onnx]'`); with `onnxruntime-gpu` instead it runs on a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float32]
 
 
 def is_onnx(model: str) -> bool:
-    """True for the path of an ONNX file; other models are folders or safetensors files."""
+    """Whether a path is that of an ONNX file; other models are folders or safetensors files."""
     return model.endswith(".onnx")
 
 
@@ -31,27 +31,27 @@ class OnnxFile:
         except ImportError as error:
             raise InputError(f"{url}: needs onnxruntime; pip install 'pairloom[onnx]'") from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # each thread computes a batch of its own
+        options.intra_op_num_threads = 1  # one thread per batch
         providers = ["CUDAExecutionProvider"] if device == "cuda" else []
-        there = [name for name in providers if name in onnxruntime.get_available_providers()]
+        available = [name for name in providers if name in onnxruntime.get_available_providers()]
         try:
             data = storage.read_bytes(url)
-            self._session: Any = onnxruntime.InferenceSession(data, options, [*there, "CPUExecutionProvider"])
+            self._session: Any = onnxruntime.InferenceSession(data, options, [*available, "CPUExecutionProvider"])
         except FileNotFoundError as error:
             raise InputError(f"{url}: no such file") from error
         except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
             raise InputError(f"{url}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or isinstance(inputs[0].shape[0], int):
-            raise InputError(f"{url}: must take one input whose first axis is of any size; it takes {_told(inputs)}")
+            raise InputError(f"{url}: must take one input whose first axis is of any size, not {_described(inputs)}")
         self._input = inputs[0].name
-        self.input_shape: list[Any] = inputs[0].shape  # numbers, or names of axes of any size
+        self.input_shape: list[Any] = inputs[0].shape  # sizes; an axis of any size has a name
 
     def __call__(self, values: Array) -> Array:
-        """What the first output gives: [B, ...]."""
+        """The first output: [B, ...]."""
         found: Array = self._session.run(None, {self._input: values})[0].astype(np.float32)
         return found
 
 
-def _told(inputs: Any) -> str:
+def _described(inputs: Any) -> str:
     return ", ".join(f"{one.name} {one.shape}" for one in inputs)

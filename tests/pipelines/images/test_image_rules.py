@@ -185,7 +185,7 @@ def test_boxes_in_pixels_are_those_of_the_image_as_received(mode: str) -> None:
     assert fractions.data == in_pixels.data
     assert in_pixels.data != store_image(buffer.getvalue(), settings).data
     for far in ([[1e5, 0, 2e5, 9]], [[0, 0, float("inf"), 1]]):
-        with pytest.raises(SampleError, match="no box of four"):
+        with pytest.raises(SampleError, match="not a box of four"):
             store_image(buffer.getvalue(), settings, read_boxes(far, "pixels"))
 
 

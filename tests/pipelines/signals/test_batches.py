@@ -41,7 +41,7 @@ def test_batches_are_filled_across_shards_and_every_row_gets_its_own_values() ->
     lane = filler.lane(compute)
 
     def score(shard: int) -> list[float]:
-        with filler.turn() as rows:
+        with filler.slot() as rows:
             placed = [rows.load(lane, partial(int, 100 * shard + row)) for row in range(3)]
         return [float(place.values()) for place in (one.result() for one in placed) if place is not None]
 
@@ -59,7 +59,7 @@ def test_batches_are_filled_across_shards_and_every_row_gets_its_own_values() ->
 def test_rows_that_cannot_be_loaded_leave_their_room_to_others() -> None:
     filler = BatchFiller(2, 2, 1)
     lane = filler.lane(lambda inputs: np.array(inputs, np.float32))
-    with filler.turn() as rows:
+    with filler.slot() as rows:
         placed = [rows.load(lane, partial((lambda row: row if row % 10 == 0 else None), row)) for row in range(200)]
     found = [place.result() for place in placed]
     assert [float(place.values()) for place in found if place is not None] == list(range(0, 200, 10))

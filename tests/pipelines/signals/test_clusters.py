@@ -13,7 +13,7 @@ import pytest
 
 from pairloom.pipelines.algorithms.kmeans import nearest, normalised, train
 from pairloom.pipelines.algorithms.seeded_hash import mixed
-from pairloom.pipelines.balance.quotas import cluster_quotas, pour
+from pairloom.pipelines.balance.quotas import cluster_quotas, water_fill
 from pairloom.pipelines.dedupe.dedupe import dedupe
 from pairloom.pipelines.inspect.inspect import explain
 from pairloom.pipelines.raw.row_uids import pack_uids
@@ -31,7 +31,7 @@ from tests.support.tiny_models import write_siglip
 # ---- quotas
 
 
-def pour_by_hand(sizes: list[int], target: int) -> list[int]:
+def filled_by_hand(sizes: list[int], target: int) -> list[int]:
     """One after the other takes one more, until the target is met or all have given everything."""
     quotas = [0] * len(sizes)
     while sum(quotas) < min(target, sum(sizes)):
@@ -43,8 +43,8 @@ def pour_by_hand(sizes: list[int], target: int) -> list[int]:
 
 @pytest.mark.parametrize("target", [0, 1, 5, 6, 7, 17, 40, 99, 100, 1000])
 def test_the_target_is_poured_evenly(target: int) -> None:
-    assert pour(np.array(SIZES), target).tolist() == pour_by_hand(SIZES, target)
-    assert pour(np.zeros(0, np.int64), target).tolist() == []
+    assert water_fill(np.array(SIZES), target).tolist() == filled_by_hand(SIZES, target)
+    assert water_fill(np.zeros(0, np.int64), target).tolist() == []
 
 
 def test_the_target_is_poured_level_by_level() -> None:
@@ -55,11 +55,11 @@ def test_the_target_is_poured_level_by_level() -> None:
     top = [sum(size for size, parent in zip(middle, parents[1], strict=True) if parent == one) for one in range(3)]
     for target in (0, 7, 100, 333, 10_000):
         expected = np.zeros(40, np.int64)
-        for one, of_top in enumerate(pour_by_hand(top, target)):
+        for one, of_top in enumerate(filled_by_hand(top, target)):
             children = np.flatnonzero(parents[1] == one)
-            for child, of_child in zip(children, pour_by_hand([middle[c] for c in children], of_top), strict=True):
+            for child, of_child in zip(children, filled_by_hand([middle[c] for c in children], of_top), strict=True):
                 leaves = np.flatnonzero(parents[0] == child)
-                expected[leaves] = pour_by_hand(counts[leaves].tolist(), of_child)
+                expected[leaves] = filled_by_hand(counts[leaves].tolist(), of_child)
         assert cluster_quotas(counts, parents, target).tolist() == expected.tolist()
 
 

@@ -141,7 +141,7 @@ def test_onnx_heads(tmp_path: Path) -> None:
     np.testing.assert_allclose(share, 1 / (1 + np.exp(logits[:, 0] - logits[:, 1])), atol=1e-5)
     with pytest.raises(InputError, match="takes 16 features, the input has 8"):
         Head(str(tmp_path / "one.onnx"))(features[:, :8])
-    with pytest.raises(InputError, match="whose first axis is of any size; it takes x \\[1, 16\\]"):
+    with pytest.raises(InputError, match="whose first axis is of any size, not x \\[1, 16\\]"):
         Head(str(write_onnx_head(tmp_path / "fixed.onnx", one, batch=1)))
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(InputError, match=r"bad\.onnx: cannot be loaded"):

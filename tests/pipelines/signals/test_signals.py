@@ -251,7 +251,7 @@ def test_each_model_scores_the_fold_it_was_not_trained_on(tmp_path: Path, ray_se
     folded = {"kind": "clip", "name": "folded", "models": [str(model) for model in models]}
     recipe = recipe_for(tmp_path, *singles, folded)
     groups = dedupe(recipe, raw, {})
-    with pytest.raises(InputError, match="is measured after dedupe"):
+    with pytest.raises(InputError, match="needs dedupe"):
         measure_signal(recipe, recipe.signals[2], raw, None)
     by_model = [rows_of(measure_signal(recipe, signal, raw, None)) for signal in recipe.signals[:2]]
     rows = rows_of(measure_signal(recipe, recipe.signals[2], raw, groups))
@@ -275,5 +275,5 @@ def test_models_that_saw_their_fold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no provenance"):
         check_held_out([str(tmp_path), folders[1]])
     write_provenance(Path(folders[0]), [0, 2], parent=[1, 2])
-    with pytest.raises(InputError, match="what it began from"):
+    with pytest.raises(InputError, match="a parent model"):
         check_held_out(folders)

@@ -218,6 +218,6 @@ def test_boxes_of_a_column_are_blurred(tmp_path: Path, ray_session: None, unit: 
     tar = (Path(folder) / "0000/0000000.tar").read_bytes()
     stored = [decode_rgb(tar[row["offset"] : row["offset"] + row["num_bytes"]]) for row in rows[:3]]
     assert [int(one[40:60, 40:60].std()) > 100 for one in stored] == [False, True, True]
-    with pytest.raises(ValueError, match="tars stay as they are"):
+    with pytest.raises(ValueError, match="cannot be blurred"):
         CurateRecipe.model_validate({"root": "x", "source": {"kind": "webdataset", "path": "x",
                                                              "blur_boxes_column": "boxes"}})  # fmt: skip
