@@ -65,6 +65,10 @@ class Task(Protocol):
         """Samples -> tensors on the CPU."""
         ...
 
+    def probe_batch(self) -> Batch:
+        """A tiny artificial batch, the same on every rank, whose loss reaches every parameter that training uses."""
+        ...
+
     def num_targets(self, batch: Batch) -> int:
         """What the loss of a step is averaged over, counted in this batch (tokens or samples)."""
         ...

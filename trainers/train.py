@@ -40,6 +40,7 @@ from pairloom.trainers.data.loader import Loader, Share, shares
 from pairloom.trainers.data.sample_order import Order, Stream, check_world_size
 from pairloom.trainers.data.wait_time import timed
 from pairloom.trainers.deepspeed_engine.engine import Engine, calm_threads, device, start_engine, start_process_group
+from pairloom.trainers.error_file import write_error
 from pairloom.trainers.evaluate.run import check_data
 from pairloom.trainers.metrics import Metrics
 from pairloom.trainers.open_clip.load import convert_folder, is_open_clip
@@ -285,16 +286,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def write_error(error: PairloomError) -> None:
-    """One line into the file that the launcher named, or to stderr without a launcher."""
-    message = " ".join(str(error).split())
-    path = os.environ.get("PAIRLOOM_ERROR_FILE")
-    if path is None:
-        sys.stderr.write(f"pairloom: {message}\n")
-    else:
-        Path(path).write_text(json.dumps({"message": message, "is_user_error": isinstance(error, UserError)}))
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ def load_checkpoint(engine: Engine, saved: TrainState, now: TrainState, run_dir:
         raise InputError(f"{checkpoint}: written by an older pairloom; go on with that, or name another run.dir")
     if saved.world_size != world_size():
         logger.info("%s: saved by %d ranks, goes on with %d", run_dir, saved.world_size, world_size())
-    restore(engine, files)
-    restore_frozen(engine, checkpoint / FROZEN)
+    frozen_since = restore(engine, files)
+    restore_frozen(engine, checkpoint / FROZEN, frozen_since)
 
 
 def verify(checkpoint: Path) -> None:
@@ -103,22 +103,23 @@ def _is_whole(path: Path, digest: str) -> bool:
 
 
 @torch.no_grad()
-def restore_frozen(engine: Engine, path: Path) -> None:
-    """Give frozen parameters and buffers what the file holds. Raises InputError unless it holds all of them."""
+def restore_frozen(engine: Engine, path: Path, further: Mapping[str, torch.Tensor]) -> None:
+    """Load frozen parameters and buffers from the file and from `further`. Raises InputError where any is missing."""
     import deepspeed
 
     module = engine.deepspeed.module
     targets = {name: p for name, p in module.named_parameters() if not p.requires_grad} | saved_buffers(module)
     with safe_open(path, "pt") as file:
-        if wrong := sorted(set(targets) ^ set(file.keys())):
+        if wrong := sorted(set(targets) ^ {*file.keys(), *further}):
             raise InputError(f"{path}: has other frozen tensors than the model: {', '.join(wrong[:3])}")
         for name, target in targets.items():
+            values = further[name] if name in further else file.get_tensor(name)
             if hasattr(target, "ds_id"):  # ZeRO-3 has cut it
                 with deepspeed.zero.GatheredParameters([target], modifier_rank=0):
                     if rank() == 0:
-                        target.copy_(file.get_tensor(name))
+                        target.copy_(values.view_as(target))
             else:
-                target.copy_(file.get_tensor(name))
+                target.copy_(values.view_as(target))
 
 
 def saved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -101,6 +101,18 @@ class ContrastiveTask:
             batch |= self._tokens(samples)
         return batch
 
+    def probe_batch(self) -> Batch:
+        """Two black images with a caption each, through both towers whether they are locked or not."""
+        size, preprocess = 2, self.preprocess
+        is_naflex = isinstance(preprocess, NaflexPreprocess)
+        grid = preprocess.grid(64, 64) if isinstance(preprocess, NaflexPreprocess) else None
+        pixels = np.zeros(preprocess.room, np.uint8)
+        samples = [TrainSample(f"probe {index}", pixels, "a photo", grid=grid) for index in range(size)]
+        batch = _stack(samples) | self._tokens(samples)
+        if self._task.patch_dropout and not is_naflex:
+            batch["kept_patches"] = self._draw_patches([sample.uid for sample in samples])
+        return batch
+
     def _draw_patches(self, uids: Sequence[str]) -> torch.Tensor:
         """Which patches of each picture are seen [B, K], in their order."""
         total = self._model.num_patches

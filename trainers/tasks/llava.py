@@ -53,8 +53,6 @@ class LlavaTask:
         if name in JINJA_TEMPLATES and not (name == "plain" and self._tokenizer.chat_template):
             self._tokenizer.chat_template = JINJA_TEMPLATES[name]
         self._freeze(parts.has_linear_projector)
-        # Both now: under ZeRO-3 parameters lose the shapes that decide about weight decay.
-        self._groups = self._make_groups()
         self._saved_names = frozenset(self.model.state_dict())
 
     def _freeze(self, has_linear_projector: bool) -> None:
@@ -72,9 +70,6 @@ class LlavaTask:
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Trainable parameters by learning rate (vision tower, the rest) and weight decay (none on vectors)."""
-        return self._groups
-
-    def _make_groups(self) -> list[ParameterGroup]:
         groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
@@ -131,6 +126,11 @@ class LlavaTask:
         if images:
             batch["pixel_values"] = torch.cat(images)
         return batch
+
+    def probe_batch(self) -> Batch:
+        """A black image with a caption."""
+        size = self.preprocess.size
+        return self.collate([TrainSample("probe", np.zeros((size, size, 3), np.uint8), "a photo")])
 
     def _empty_row(self) -> Rendered:
         return Rendered([int(self._tokenizer.eos_token_id)], [IGNORE_LABEL], False)
