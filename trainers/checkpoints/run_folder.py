@@ -154,16 +154,15 @@ def finish_run(recipe: TrainRecipe, run: RunFolder) -> None:
 
 def evaluate_checkpoint(recipe: TrainRecipe, run_dir: Path, checkpoint: Path) -> None:
     """Run the recipe's evaluations on a checkpoint's model; one line each in evaluations.jsonl. Rank 0 only."""
-    from pairloom.trainers.evaluate.run import evaluate
+    from pairloom.trainers.evaluate.run import run_evaluation
 
     path = run_dir / "evaluations.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for part in recipe.evaluate:
-        settings = part.model_dump(exclude_none=True)
-        key = {"checkpoint": checkpoint.name, **part.model_dump()}
+        key = {"checkpoint": checkpoint.name, **part.model_dump(mode="json")}
         if any({name: line.get(name) for name in key} == key for line in done):
             continue
-        result = {**evaluate(str(checkpoint / "model"), **settings), "checkpoint": checkpoint.name}
+        result = {**run_evaluation(str(checkpoint / "model"), part), "checkpoint": checkpoint.name}
         logger.info("%s: %s", run_dir, json.dumps(result))
         with path.open("a") as file:
             file.write(json.dumps(result) + "\n")

@@ -48,7 +48,7 @@ def _used_parameters(task: Task, device: torch.device) -> set[int]:
         with torch.random.fork_rng(devices=_cuda(device)), torch.compiler.set_stance("force_eager"):
             task.model.eval()
             batch = {name: tensor.to(device) for name, tensor in task.probe_batch().items()}
-            loss, _ = task.loss(task.model, batch, task.num_targets(batch))
+            loss, _ = task.loss(task.model, batch, task.counts(batch))
             return {id(variable) for variable in _leaves(loss)}
     finally:
         for module, mode in modes.items():
