@@ -18,14 +18,15 @@ import click
 from pairloom import api
 from pairloom.cluster import render
 from pairloom.cluster.built_in_recipes import built_in_recipes, write_schemas
+from pairloom.registry import EXPORTERS
 from pairloom.schemas.data_set.result_path import COMMANDS
 from pairloom.schemas.errors import InputError, PairloomError, RecipeError, UserError
-from pairloom.schemas.recipes.load import load_recipe
+from pairloom.schemas.recipes.load import apply_override, load_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
 from pairloom.schemas.storage import storage
 
 if TYPE_CHECKING:
-    from pairloom.trainers.evaluate.vqa import ImageMode
+    from pairloom.trainers.evaluate.recipes import ImageMode
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -72,7 +73,8 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
 
 @cli.command()
 @click.argument("model")
-@click.option("--kind", required=True, type=click.Choice(["zero-shot", "linear-probe", "retrieval", "vqa"]))
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--kind", required=True, help="zero-shot, linear-probe, retrieval, vqa, or a kind that a plug-in adds.")
 @click.option("--data", required=True, help="Evaluation data: a folder, a table, tars, parquet or a curated data set.")
 @click.option("--train-data", help="linear-probe: the images that the classifier is fitted to.")
 @click.option("--classes", help="zero-shot, linear-probe: file of class names; default: beside the data.")
@@ -87,35 +89,32 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
 )
 @click.option("--num-patches", type=click.IntRange(min=1), help="NaFlex: at most so many patches of an image.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(model: str, image_mode: ImageMode, as_json: bool, **settings: Any) -> None:
-    """Measure an exported model."""
+def evaluate(model: str, settings: tuple[str, ...], image_mode: ImageMode, as_json: bool, **options: Any) -> None:
+    """Measure an exported model. KEY=VALUE: further fields of the evaluation's recipe part."""
     from pairloom.trainers.evaluate.run import evaluate as run
 
-    _show(run(model, image_mode=image_mode, **settings), as_json, render.plain_table)
+    given = {name: value for name, value in options.items() if value is not None}
+    for setting in settings:
+        apply_override(given, setting)
+    _show(run(model, **{"image_mode": image_mode, **given}), as_json, render.plain_table)
 
 
 @cli.command()
 @click.argument("run_dir", metavar="RUN")
-@click.option("--format", "export_format", required=True, type=click.Choice(["hf", "open-clip", "onnx"]))
+@click.option("--format", "export_format", required=True, help="hf, open-clip, onnx, or one that a plug-in adds.")
 @click.option("--out", required=True, help="Folder to write.")
 @click.option("--step", type=click.IntRange(min=1), help="Checkpoint to export; default: the newest.")
 @click.option("--average", is_flag=True, help="The moving average of the weights (optimizer.average_decay).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export(run_dir: str, export_format: str, out: str, step: int | None, average: bool, as_json: bool) -> None:
     """Export a checkpoint to what the ecosystem loads, with its model card and receipt."""
-    if export_format == "hf":
-        from pairloom.trainers.export.hugging_face import export as run
-    elif export_format == "open-clip":
-        from pairloom.trainers.export.open_clip import export as run
-    else:
-        from pairloom.trainers.export.onnx_towers import export as run
-    folder = run(run_dir, out, step, average)
-    receipt = json.loads(storage.read_text(storage.join(folder, "receipt.json")))
-    _show(
-        {"folder": folder, "largest_output_difference": receipt["largest_output_difference"]},
-        as_json,
-        render.plain_table,
-    )
+    folder = EXPORTERS.get(export_format)(run_dir, out, step, average)
+    result = {"folder": folder}
+    receipt_url = storage.join(folder, "receipt.json")
+    if storage.exists(receipt_url):
+        receipt = json.loads(storage.read_text(receipt_url))
+        result["largest_output_difference"] = receipt["largest_output_difference"]
+    _show(result, as_json, render.plain_table)
 
 
 @cli.command()

@@ -166,8 +166,8 @@ def spoiled(recipes: Sequence[TrainRecipe], spoil: Callable[[torch.Tensor], torc
 
     honest, calls = ContrastiveTask.loss, []
 
-    def loss(self: Any, engine: Any, batch: Any, num_targets: int) -> Any:
-        value, figures = honest(self, engine, batch, num_targets)
+    def loss(self: Any, engine: Any, batch: Any, counts: Any) -> Any:
+        value, figures = honest(self, engine, batch, counts)
         calls.append(batch)
         return (spoil(value) if len(calls) % 3 == 0 else value), figures
 

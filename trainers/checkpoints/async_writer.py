@@ -21,8 +21,10 @@ from pairloom.schemas.errors import PairloomError, StorageError
 from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import sha256_of
 from pairloom.trainers.checkpoints.checkpoint import (
+    AUXILIARY,
     FROZEN,
     MANIFEST,
+    TASK_STATE,
     TrainState,
     complete_checkpoints,
     folder_name,
@@ -57,6 +59,8 @@ class Weights:
 
     now: Mapping[str, torch.Tensor]
     average: Mapping[str, torch.Tensor]
+    task_state: Mapping[str, torch.Tensor]
+    """What the task keeps beside the weights (empty without any)."""
 
 
 class Saver:
@@ -78,7 +82,8 @@ class Saver:
         snapshot, whole = take_snapshot(self._engine), whole_state(self._engine)
         average = averaged_state(self._engine) if self._engine.has_average else {}
         pending = Pending(folder)
-        work = (pending, state, snapshot, Weights(whole, average))
+        task_state = {name: tensor.detach().cpu().clone() for name, tensor in self._task.state().items()}
+        work = (pending, state, snapshot, Weights(whole, average, task_state))
         pending.thread = threading.Thread(target=self._write, args=work, name="checkpoint", daemon=True)
         pending.thread.start()
         self._pending = pending
@@ -140,6 +145,10 @@ class Saver:
             return
         frozen = {name: tensor for name, tensor in weights.now.items() if name not in self._trained}
         pending.hashes[FROZEN] = write_tensors(folder / FROZEN, frozen, {})
+        auxiliary = self._task.auxiliary_state(weights.now)
+        for file, tensors in ((AUXILIARY, auxiliary), (TASK_STATE, weights.task_state)):
+            if tensors:
+                pending.hashes[file] = write_tensors(folder / file, tensors, {})
         self._task.save_model(str(folder / "model"), weights.now)
         if weights.average:
             self._task.save_model(str(folder / "average"), {**weights.now, **weights.average})

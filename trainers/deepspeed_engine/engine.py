@@ -16,6 +16,7 @@ import torch.distributed as dist
 from pairloom.schemas.recipes.train import TrainRecipe
 from pairloom.trainers.deepspeed_engine.build_ops import build_operators
 from pairloom.trainers.deepspeed_engine.config import deepspeed_config, micro_batch_size, zero_stage
+from pairloom.trainers.deepspeed_engine.unused_parameters import freeze_unused
 from pairloom.trainers.optimizers.optimizers import build_optimizer
 from pairloom.trainers.ranks import local_rank, rank, world_size
 from pairloom.trainers.task import Task
@@ -81,10 +82,12 @@ def start_engine(task: Task, recipe: TrainRecipe) -> Engine:
     import deepspeed
 
     micro = micro_batch_size(recipe, world_size())
+    task.model.to(device())
+    freeze_unused(task, device())
     groups = task.parameter_groups()  # before ZeRO-3 takes the shapes away
     optimizer = build_optimizer(recipe.optimizer, groups)
     engine, *_ = deepspeed.initialize(
-        model=task.model.to(device()),
+        model=task.model,
         optimizer=optimizer,
         config=deepspeed_config(recipe, world_size(), micro),
         dist_init_required=False,
