@@ -18,11 +18,9 @@ import click
 from pairloom import api
 from pairloom.cluster import render
 from pairloom.cluster.built_in_recipes import built_in_recipes, write_schemas
-from pairloom.registry import EXPORTERS
 from pairloom.schemas.data_set.result_path import COMMANDS
 from pairloom.schemas.errors import InputError, PairloomError, RecipeError, UserError
-from pairloom.schemas.recipes.load import apply_override, load_recipe
-from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.schemas.recipes.load import apply_override
 from pairloom.schemas.storage import storage
 
 if TYPE_CHECKING:
@@ -58,17 +56,11 @@ def curate(
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--num-processes", type=click.IntRange(min=1), help="Ranks; default: one a GPU, else one.")
+@click.option("--num-processes", type=click.IntRange(min=1), help="Ranks; default: one per GPU, or one.")
 @click.option("--ray-address", help="Run the ranks on this Ray cluster, by Ray Train.")
 def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ray_address: str | None) -> None:
     """Train a model; the same command again resumes an interrupted run."""
-    from pairloom.cluster.launch_trainer import launch_trainer
-    from pairloom.cluster.staleness import stale_data
-
-    settings = load_recipe(recipe, TrainRecipe, overrides)
-    for line in stale_data(settings):
-        click.echo(f"pairloom: warning: {line}", err=True)
-    launch_trainer(settings, num_processes=num_processes, ray_address=ray_address)
+    api.train(recipe, overrides, num_processes=num_processes, ray_address=ray_address)
 
 
 @cli.command()
@@ -85,18 +77,16 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
     type=click.Choice(["real", "none", "wrong"]),
     default="real",
     show_default=True,
-    help="vqa: show the image, none, or another one, to see what images are worth.",
+    help="vqa: show the image, no image, or another image, to measure the worth of images.",
 )
 @click.option("--num-patches", type=click.IntRange(min=1), help="NaFlex: at most so many patches of an image.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(model: str, settings: tuple[str, ...], image_mode: ImageMode, as_json: bool, **options: Any) -> None:
     """Measure an exported model. KEY=VALUE: further fields of the evaluation's recipe part."""
-    from pairloom.trainers.evaluate.run import evaluate as run
-
     given = {name: value for name, value in options.items() if value is not None}
     for setting in settings:
         apply_override(given, setting)
-    _show(run(model, **{"image_mode": image_mode, **given}), as_json, render.plain_table)
+    _show(api.evaluate(model, **{"image_mode": image_mode, **given}), as_json, render.plain_table)
 
 
 @cli.command()
@@ -108,7 +98,7 @@ def evaluate(model: str, settings: tuple[str, ...], image_mode: ImageMode, as_js
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export(run_dir: str, export_format: str, out: str, step: int | None, average: bool, as_json: bool) -> None:
     """Export a checkpoint to what the ecosystem loads, with its model card and receipt."""
-    folder = EXPORTERS.get(export_format)(run_dir, out, step, average)
+    folder = api.export(run_dir, out, format=export_format, step=step, averaged=average)
     result = {"folder": folder}
     receipt_url = storage.join(folder, "receipt.json")
     if storage.exists(receipt_url):

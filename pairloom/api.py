@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pairloom.schemas.recipes.load import apply_override, load_settings, parse_r
 from pairloom.schemas.recipes.train import TrainRecipe
 from pairloom.schemas.storage import storage
 
+logger = logging.getLogger("pairloom")
 Recipe = CurateRecipe | TrainRecipe
 RecipeSource = Recipe | str | Path | Mapping[str, Any]
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -104,8 +106,11 @@ def train(
     The export lies in `<run.dir>/export`. Raises UserError, PairloomError, StorageError.
     """
     from pairloom.cluster.launch_trainer import launch_trainer
+    from pairloom.cluster.staleness import stale_data
 
     settings = _checked(recipe, TrainRecipe, overrides)
+    for line in stale_data(settings):
+        logger.warning("pairloom: warning: %s", line)
     launch_trainer(settings, num_processes=num_processes, ray_address=ray_address, threads=threads)
     return settings.run.dir
 
