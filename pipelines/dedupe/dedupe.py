@@ -79,7 +79,7 @@ VERSION = 4
 
 
 def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping[str, str]) -> StepFolder:
-    """Where the decisions lie."""
+    """The folder of the decisions."""
     parents = [load_manifest(raw_folder).hash()]
     if recipe.dedupe.score_signal is not None:
         parents.append(load_manifest(signal_folders[recipe.dedupe.score_signal]).hash())

@@ -51,7 +51,7 @@ SPILL = "spill"  # folder of the spill files; removed when the step is complete
 
 @dataclass(frozen=True)
 class Plan:
-    """How the work is split."""
+    """The split of the work into tasks."""
 
     num_rows: int  # samples (upper bound)
     first_shards: tuple[int, ...]  # of each batch

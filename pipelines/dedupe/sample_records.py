@@ -37,7 +37,7 @@ class SampleRecords:
     uid: npt.NDArray[np.uint64]  # [rows, 2]: two halves, big-endian
     received: npt.NDArray[np.uint64]  # [rows, 2]: half of the sha256 of the bytes as received
     stored: npt.NDArray[np.uint64]  # [rows, 2]: half of the sha256 of the bytes as stored
-    pixels: npt.NDArray[np.uint64]  # [rows, 2]: hash of the pixels; where there is none, `received`
+    pixels: npt.NDArray[np.uint64]  # [rows, 2]: hash of the pixels, else `received`
     caption: npt.NDArray[np.uint64]  # hash of the normalised caption
     domain: npt.NDArray[np.uint32]  # hash of the URL's host; 0: no URL
     phash: npt.NDArray[np.uint64]

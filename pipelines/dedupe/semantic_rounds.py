@@ -45,7 +45,7 @@ Uids = npt.NDArray[np.uint64]  # [rows, 2]: halves
 
 @dataclass(frozen=True)
 class Clusters:
-    """How the images are split."""
+    """The split of the images into clusters and parts."""
 
     num_clusters: int
     sample_share: float  # share of the images whose features train the centroids

@@ -8,7 +8,7 @@ TarSample = dict[str, Member]  # extension -> member
 
 
 def images_of(sample: TarSample) -> list[Member]:
-    """The images of one key by name, whatever the tar's order: `x.jpg`, `x.png`, `x.0.jpg`, ..., `x.10.jpg`.
+    """The images of one key by name, independent of the tar's order: `x.jpg`, `x.png`, `x.0.jpg`, ..., `x.10.jpg`.
 
     The first is the image of the sample.
     """

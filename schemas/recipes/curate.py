@@ -18,7 +18,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class ImageRecipe(StrictModel):
-    """How images are resized and stored, and which images are dropped."""
+    """Resizing and storing of images, and limits that drop images."""
 
     resize: Literal["border", "center_crop", "keep_ratio", "keep_ratio_largest", "none"] = "keep_ratio"
     """Resize mode, as in img2dataset. keep_ratio: shorter side to `size`; keep_ratio_largest: longer side to `size`;
@@ -48,7 +48,7 @@ class ImageRecipe(StrictModel):
 
 
 class FetchRecipe(StrictModel):
-    """How images are fetched. It changes speed and politeness, not results, and is never part of a hash."""
+    """Fetching of images. It changes speed and politeness, not results, and is never part of a hash."""
 
     concurrency: Annotated[int, Field(gt=0)] = 256
     """Requests in flight per worker."""
@@ -88,9 +88,9 @@ class IngestRecipe(StrictModel):
     max_caption_chars: Annotated[int, Field(gt=0)] = 5_000
     """Longest caption, characters; rows with a longer one are dropped."""
     image: ImageRecipe = ImageRecipe()
-    """How images are resized and stored."""
+    """Resizing and storing of images."""
     fetch: FetchRecipe = FetchRecipe()
-    """How images are fetched."""
+    """Fetching of images."""
 
 
 class ScoreRule(StrictModel):
@@ -163,19 +163,19 @@ class CurateRecipe(StrictModel):
     root: str
     """Folder or URL below which the curation writes everything."""
     source: SourcePart
-    """Where the pairs come from."""
+    """Source of the image-caption pairs."""
     ingest: IngestRecipe = IngestRecipe()
-    """How rows of the source become raw shards."""
+    """Fetching and storing of images as raw shards."""
     signals: tuple[SignalPart, ...] = ()
     """Signals to measure."""
     dedupe: DedupeRecipe = DedupeRecipe()
-    """What makes samples duplicates."""
+    """Criteria for duplicates."""
     select: SelectRecipe = SelectRecipe()
-    """Which samples are kept."""
+    """Rules for the kept samples."""
     balance: BalanceRecipe | None = None
-    """How frequent content is thinned out; null: not at all."""
+    """Reduction of frequent content; null: none."""
     reshard: ReshardRecipe = ReshardRecipe()
-    """How curated shards are written."""
+    """Writing of curated shards."""
 
     @field_validator("signals")
     @classmethod

@@ -1,4 +1,4 @@
-"""The dedupe part of a curate recipe: what makes samples duplicates, and which sample is kept."""
+"""The dedupe part of a curate recipe: criteria for duplicates, and the choice of the kept sample."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SemanticRecipe(StrictModel):
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Cosine of image features above which two images are duplicates."""
     policy: Literal["greedy", "official", "components"] = "greedy"
-    """Which image is kept. greedy: drop an image near a kept one. official: as the paper's code, drop an image near any
+    """Choice of the kept image. greedy: drop an image near a kept one. official: as the paper's code, drop an image near any
     image farther from the centroid. components: keep one image per connected component."""
     num_clusters: Annotated[int, Field(gt=0)] | None = None
     """Number of k-means clusters; null: one per 1,000 images."""
@@ -91,7 +91,7 @@ class DecontaminateRecipe(StrictModel):
 
 
 class DedupeRecipe(StrictModel):
-    """What makes samples duplicates, and which sample is kept."""
+    """Criteria for duplicates, and the choice of the kept sample."""
 
     name: Name = "default"
     """Name of the result: `<root>/dedupe/<name>`."""
@@ -114,7 +114,7 @@ class DedupeRecipe(StrictModel):
     prefer: PreferRecipe | None = None
     """Preferred values of a column; applied before `keep`."""
     keep: Literal["largest", "highest_score", "smallest_uid"] = "largest"
-    """Which duplicate is kept: the one with most pixels as received, with the highest score, or the smallest uid."""
+    """Choice of the kept duplicate: the one with most pixels as received, with the highest score, or the smallest uid."""
     score_signal: Name | None = None
     """Name of the signal for `keep: highest_score`."""
     score_column: str | None = None

@@ -24,7 +24,7 @@ from pairloom.pipelines.algorithms.union_find import Indices, connect, find, uni
 
 Thumbnails = npt.NDArray[np.uint8]  # [images, 192]
 
-FLAT_RANGE = 8  # of 255; a thumbnail with a smaller range in every channel has one colour
+FLAT_RANGE = 8  # of 255; a thumbnail with at most this range in every channel has one colour
 IMAGES_PER_BLOCK = 100_000  # more only if one component is larger
 
 
@@ -33,8 +33,8 @@ class Candidates:
     """Images with at least one other image whose hash is within the radius."""
 
     members: Indices  # positions in keep order, ascending
-    hash_of: Indices  # of each member
-    pairs: Pairs  # of hashes
+    hash_of: Indices  # hash index per member
+    pairs: Pairs  # near pairs of hash indices
     block_of_hash: Indices
     num_blocks: int
 

@@ -27,7 +27,7 @@ EQUAL_KEYS = ("received", "stored", "pixels")  # columns of `SampleRecords`: equ
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How the search is split: partitions of the keys of each group of tables; one task per partition."""
+    """The split of the search: partitions of the keys of each group of tables; one task per partition."""
 
     radius: int  # bits; 0: no search
     colour_limit: int  # largest sum of absolute differences of two agreeing thumbnails

@@ -15,7 +15,7 @@ from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack
 
 @dataclass(frozen=True)
 class SearchPlan256:
-    """How the search is split: partitions of the keys of each table; one task per partition."""
+    """The split of the search: partitions of the keys of each table; one task per partition."""
 
     radius: int
     tables: tuple[Table, ...]  # with radius 0, one table finds all equal hashes
