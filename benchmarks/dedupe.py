@@ -42,7 +42,7 @@ from pairloom.pipelines.algorithms.unique_sorted import unique_sorted
 from pairloom.pipelines.dedupe.decide import Known
 from pairloom.pipelines.dedupe.dedupe import dedupe
 from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS
-from pairloom.pipelines.dedupe.links.links import SearchPlan, plan_search
+from pairloom.pipelines.dedupe.links.candidate_links import SearchPlan, plan_search
 from pairloom.pipelines.dedupe.rounds import Job, Plan, Tables
 from pairloom.pipelines.dedupe.semantic_rounds import decide_semantic
 from pairloom.pipelines.engine.batches import Batch, Folders
@@ -101,7 +101,7 @@ def search_on_ray(hashes: Hashes, radius: int, folder: str) -> Pairs:
 
 def _write_file(table: SpillTable, plan: SearchPlan, shared: list[Any], file: int) -> None:
     hashes = ray.get(shared[0])[file * HASHES_PER_FILE : (file + 1) * HASHES_PER_FILE]
-    plan.hand_out_hashes(table, file, hashes)
+    plan.write_unique_hashes(table, file, hashes)
 
 
 def measure_hashes(hashes: Hashes, radius: int) -> dict[str, Any]:

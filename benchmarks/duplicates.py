@@ -19,7 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
-from pairloom.pipelines.algorithms.hamming256 import find_wide_pairs, wide_distance
+from pairloom.pipelines.algorithms.hamming256 import distance256, find_pairs256
 from pairloom.pipelines.algorithms.kmeans import normalised
 from pairloom.pipelines.dedupe.criteria.feature_contamination import nearest_in_set
 from pairloom.pipelines.images.hashes import exact_hash, hash_pixels, phash256
@@ -46,13 +46,13 @@ def wide(num: int, radius: int) -> None:
         word, bit = generator.integers(0, 4, len(copies)), generator.integers(0, 64, len(copies), dtype=np.uint64)
         hashes[np.arange(len(copies)), word] ^= np.uint64(1) << bit
     hashes = np.unique(hashes, axis=0)
-    find_wide_pairs(hashes[:1000], radius)  # compile
+    find_pairs256(hashes[:1000], radius)  # compile
     start = time.perf_counter()
-    pairs = find_wide_pairs(hashes, radius)
+    pairs = find_pairs256(hashes, radius)
     seconds = time.perf_counter() - start
     true = found = 0
     for query in range(0, len(hashes), len(hashes) // 200):
-        near = np.flatnonzero(wide_distance(hashes, hashes[query]) <= radius)
+        near = np.flatnonzero(distance256(hashes, hashes[query]) <= radius)
         true += len(near) - 1
         found += int(((pairs.left == query) | (pairs.right == query)).sum())
     print(json.dumps({"hashes": len(hashes), "radius": radius, "s": round(seconds, 1), "num_pairs": len(pairs.left),

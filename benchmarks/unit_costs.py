@@ -1,6 +1,6 @@
 """Unit costs for `benchmarks/scaling.py`: CPU time and bytes that a further row costs, without the start of workers.
 
-The walk runs twice, over few and over many rows, and the difference counts; bytes are those of the few, in which no
+The curation runs twice, over few and over many rows, and the difference counts; bytes are those of the few, in which no
 picture repeats. What is too cheap for that (captions) is timed in this process, shard by shard.
 """
 
@@ -94,7 +94,7 @@ def difference(many: Walk, few: Walk) -> Walk:
 
 
 def time_captions(root: Path, scratch: Path) -> float:
-    """CPU milliseconds a row of the caption signals, over the raw tables of a walk."""
+    """CPU milliseconds a row of the caption signals, over the raw tables of a curation."""
     (raw,) = (path.parent for path in (root / "raw").glob("*/*/manifest.json"))
     manifest = load_manifest(str(raw))
     measure_caption("a photograph of a dog")  # loads the language model

@@ -1,7 +1,7 @@
-"""Every reason a sample can be dropped, and the step that gives it.
+"""Every reason to drop a sample, and the step that gives it.
 
-A reason is a value that travels in the tables (`drop_reason` columns, manifests, reports). Names are part
-of the on-disk contract (`docs/reference/formats.md`): add reasons freely, never rename one.
+A reason is a value in tables, manifests and reports. Names are part of the on-disk contract
+(`docs/reference/formats.md`): reasons may be added, never renamed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ class DropReason(StrEnum):
     """Why a sample is not in the curated data set."""
 
     # ingest: the input row
-    DUPLICATE_ROW = "duplicate_row"  # the same url and caption came earlier in the source
+    DUPLICATE_ROW = "duplicate_row"  # an earlier row of the source has the same uid
     EMPTY_CAPTION = "empty_caption"
     CAPTION_TOO_LONG = "caption_too_long"
     INVALID_URL = "invalid_url"
     MISSING_IMAGE = "missing_image"  # a tar or table row without image bytes
-    INVALID_BOXES = "invalid_boxes"  # what is to be blurred cannot be read
-    SECOND_IMAGE = "second_image"  # adopted tars: another image of the same key is the sample's
+    INVALID_BOXES = "invalid_boxes"  # the boxes to blur cannot be read
+    SECOND_IMAGE = "second_image"  # adopted tars: not the first image of its key
     # ingest: the fetch
     PRIVATE_ADDRESS = "private_address"
     DNS_ERROR = "dns_error"
@@ -30,7 +30,7 @@ class DropReason(StrEnum):
     HTTP_CLIENT_ERROR = "http_client_error"  # any other 4xx
     HTTP_RATE_LIMITED = "http_rate_limited"  # 429
     HTTP_SERVER_ERROR = "http_server_error"  # 5xx
-    TRUNCATED_BODY = "truncated_body"  # fewer bytes than Content-Length promised
+    TRUNCATED_BODY = "truncated_body"  # fewer bytes than Content-Length
     TOO_MANY_BYTES = "too_many_bytes"
     ROBOTS_TXT = "robots_txt"
     ROBOTS_DIRECTIVE = "robots_directive"  # X-Robots-Tag: noai, noindex, ...
@@ -39,7 +39,7 @@ class DropReason(StrEnum):
     UNSUPPORTED_FORMAT = "unsupported_format"
     DECODE_ERROR = "decode_error"
     TOO_FEW_BYTES = "too_few_bytes"
-    DECODER_CRASHED = "decoder_crashed"  # the process that decoded it died, twice
+    DECODER_CRASHED = "decoder_crashed"  # the decoder process died twice
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_SMALL = "too_small"
     ASPECT_RATIO = "aspect_ratio"
@@ -71,4 +71,4 @@ TRANSIENT = frozenset(
         DropReason.TRUNCATED_BODY,
     }
 )
-"""Reasons that another attempt may heal: retried within a fetch and by `--retry transient`."""
+"""Reasons after which another attempt may succeed: retried within a fetch and by `--retry transient`."""

@@ -1,14 +1,14 @@
-"""Exceptions, named for what the caller does about them.
+"""Exceptions, named for the reaction of the caller.
 
     PairloomError
     ├── UserError          the user's mistake: one line, exit code 2
-    │   ├── RecipeError    a recipe field is wrong; raised before any work begins
-    │   └── InputError     a table, tar, model or folder that the user named cannot be used
-    ├── SampleError        drop this sample, with its `drop_reason`; nothing else is lost
+    │   ├── RecipeError    a recipe field is wrong; raised before any work
+    │   └── InputError     a table, tar, model or folder of the user cannot be used
+    ├── SampleError        drop this sample with its `drop_reason`; other samples are not affected
     ├── ShardError         this shard did not finish; run it again
     └── StorageError       the storage failed (disk full, network, permissions); retry, then stop
 
-An error message says what is wrong, where, and what to do, in one line.
+An error message is one line: where, what is wrong, and what to do.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from pairloom.schemas.drop_reason import DropReason
 
 
 class PairloomError(Exception):
-    """Base of every error that pairloom raises on purpose."""
+    """Base of all errors of pairloom."""
 
 
 class UserError(PairloomError):
-    """The user's mistake: shown as one line, exit code 2."""
+    """The user's mistake; the command line prints one line, with exit code 2."""
 
 
 class RecipeError(UserError):
-    """A recipe field is wrong; nothing has been done yet."""
+    """A recipe field is wrong; no work was done."""
 
 
 class InputError(UserError):
-    """A table, tar, model or folder that the user named is missing or unusable."""
+    """A table, tar, model or folder of the user is missing or unusable."""
 
 
 class SampleError(PairloomError):
-    """One sample cannot be used; it is dropped with `drop_reason`."""
+    """One sample cannot be used and is dropped with `drop_reason`."""
 
     def __init__(self, drop_reason: DropReason, message: str = "") -> None:
         super().__init__(message or drop_reason.value)
@@ -44,7 +44,7 @@ class SampleError(PairloomError):
 
 
 class ShardError(PairloomError):
-    """A shard did not finish; the same command runs it again."""
+    """A shard is not done; the same command runs it again."""
 
 
 class StorageError(PairloomError):

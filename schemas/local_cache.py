@@ -1,4 +1,4 @@
-"""The folder on this machine for files that can be made or fetched again."""
+"""The local folder for files that can be recreated."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where pairloom keeps what can be made or fetched again: $PAIRLOOM_CACHE or ~/.cache/pairloom."""
+    """$PAIRLOOM_CACHE or ~/.cache/pairloom."""
     named = os.environ.get("PAIRLOOM_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "pairloom"

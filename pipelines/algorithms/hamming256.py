@@ -21,7 +21,7 @@ from pairloom.pipelines.algorithms.hamming_pairs import Pairs
 from pairloom.pipelines.algorithms.jit import compiled
 from pairloom.pipelines.algorithms.union_find import Indices
 
-WideHashes: TypeAlias = npt.NDArray[np.uint64]  # [hashes, 4], the highest bits first
+Hashes256: TypeAlias = npt.NDArray[np.uint64]  # [hashes, 4], the highest bits first
 Table: TypeAlias = tuple[int, int]  # word, mask
 
 NUM_WORDS = 4
@@ -29,12 +29,12 @@ HOT_BUCKET = 4096  # hashes
 SORT_COST, VERIFY_COST = 100.0, 2.0  # ns per hash and table, ns per pair
 
 
-def unpack_hashes(data: bytes) -> WideHashes:
+def unpack_hashes(data: bytes) -> Hashes256:
     """Hashes of 32 bytes each, as [hashes, 4] words."""
     return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, NUM_WORDS)
 
 
-def wide_distance(left: WideHashes, right: WideHashes) -> npt.NDArray[np.int32]:
+def distance256(left: Hashes256, right: Hashes256) -> npt.NDArray[np.int32]:
     """Number of different bits of each pair."""
     distances: npt.NDArray[np.int32] = np.bitwise_count(left ^ right).sum(axis=-1, dtype=np.int32)
     return distances
@@ -57,9 +57,7 @@ def _cost(num_hashes: int, radius: int, num_blocks: int) -> float:
     return comb(num_blocks, radius) * (SORT_COST * num_hashes + VERIFY_COST * pairs)
 
 
-def pairs_of_wide_table(
-    hashes: WideHashes, tables: Sequence[Table], table: int, radius: int
-) -> tuple[Indices, Indices]:
+def pairs_of_table256(hashes: Hashes256, tables: Sequence[Table], table: int, radius: int) -> tuple[Indices, Indices]:
     """Indices of the pairs that this table finds and no earlier table does. `hashes` are unique."""
     word, mask = tables[table]
     left, right = _pairs_by_key(hashes, hashes[:, word] & np.uint64(mask), radius, [word])
@@ -71,7 +69,7 @@ def pairs_of_wide_table(
 
 
 def _pairs_by_key(
-    hashes: WideHashes, keys: npt.NDArray[np.uint64], radius: int, used: Sequence[int]
+    hashes: Hashes256, keys: npt.NDArray[np.uint64], radius: int, used: Sequence[int]
 ) -> tuple[Indices, Indices]:
     """Pairs within `radius` among hashes with equal keys. `used`: words that are part of a key."""
     order = np.argsort(keys, kind="stable")
@@ -87,7 +85,7 @@ def _pairs_by_key(
     return np.concatenate(lefts), np.concatenate(rights)
 
 
-def _pairs_of_hot(hashes: WideHashes, radius: int, used: Sequence[int]) -> tuple[Indices, Indices]:
+def _pairs_of_hot(hashes: Hashes256, radius: int, used: Sequence[int]) -> tuple[Indices, Indices]:
     """Pairs of one hot bucket: by tables over its other words if that saves comparisons, else by brute force."""
     free = [word for word in range(NUM_WORDS) if word not in used]
     tables = plan_tables(len(hashes), radius, free) if free else []
@@ -106,20 +104,20 @@ def _bucket_sizes(keys: npt.NDArray[np.uint64]) -> Indices:
     return np.unique(keys, return_counts=True)[1]
 
 
-def find_wide_pairs(hashes: WideHashes, max_distance: int) -> Pairs:
+def find_pairs256(hashes: Hashes256, max_distance: int) -> Pairs:
     """All pairs of unique hashes within `max_distance` bits, as sorted indices; runs in this process."""
     tables = plan_tables(len(hashes), max_distance) if max_distance else []
     none = np.empty(0, np.int64)
-    found = [(none, none), *(pairs_of_wide_table(hashes, tables, table, max_distance) for table in range(len(tables)))]
+    found = [(none, none), *(pairs_of_table256(hashes, tables, table, max_distance) for table in range(len(tables)))]
     one, other = (np.concatenate(side) for side in zip(*found, strict=True))
     left, right = np.minimum(one, other), np.maximum(one, other)
     order = np.lexsort((right, left))
     left, right = left[order], right[order]
-    return Pairs(left, right, wide_distance(hashes[left], hashes[right]))
+    return Pairs(left, right, distance256(hashes[left], hashes[right]))
 
 
 @compiled
-def _is_near(hashes: WideHashes, one: int, other: int, radius: int) -> np.bool_:
+def _is_near(hashes: Hashes256, one: int, other: int, radius: int) -> np.bool_:
     distance = np.int64(0)
     for word in range(NUM_WORDS):
         distance += popcount(hashes[one, word] ^ hashes[other, word])
@@ -128,7 +126,7 @@ def _is_near(hashes: WideHashes, one: int, other: int, radius: int) -> np.bool_:
 
 @compiled
 def _compare(
-    hashes: WideHashes, order: Indices, starts: Indices, stops: Indices, radius: int
+    hashes: Hashes256, order: Indices, starts: Indices, stops: Indices, radius: int
 ) -> tuple[Indices, Indices]:
     """Index pairs within `radius` inside the buckets order[starts[b]:stops[b]]."""
     left, right = np.empty(1024, np.int64), np.empty(1024, np.int64)

@@ -122,7 +122,7 @@ def _is_split(values: Hashes, groups: Sequence[Group]) -> bool:
 
 
 def _differ_in_all(differences: Hashes, blocks: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """True for pairs that agree in none of the blocks."""
+    """Whether each pair differs in all of the blocks."""
     differ = np.ones(len(differences), bool)
     for block in blocks:
         differ &= (differences & np.uint64(block)) != 0

@@ -1,4 +1,4 @@
-"""How much one task of dedupe takes. The cut changes memory and speed, never a decision."""
+"""Sizes of dedupe's tasks. They change memory and speed, never a decision."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class DedupeLimits:
     """Sizes of tasks."""
 
     batches: BatchLimits = field(default_factory=BatchLimits)
-    rows_per_part: int = 1_000_000  # decided by one task: about 1 GB
-    hashes_per_partition: int = 4_000_000  # searched by one task: about 130 MB for 64-bit hashes
-    rows_per_join: int = 10_000_000  # samples per part of the join; where all are linked, about 1.3 GB
+    rows_per_part: int = 1_000_000  # samples per deciding task, about 1 GB
+    hashes_per_partition: int = 4_000_000  # hashes per search task, about 130 MB for 64-bit hashes
+    rows_per_join: int = 10_000_000  # samples per part of the join, about 1.3 GB if all are linked
 
 
 DEFAULT_LIMITS = DedupeLimits()

@@ -1,4 +1,4 @@
-"""What the manifest tells about a dedupe, summed over the parts that decided."""
+"""The summary of a dedupe for its manifest, summed over parts."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from pairloom.pipelines.dedupe.criteria.evaluation_set import EvaluationImages
 from pairloom.pipelines.dedupe.sample_records import uid_texts
 from pairloom.schemas.recipes.dedupe import DedupeRecipe
 
-NUM_LARGEST = 10  # groups that the manifest names
-NUM_NAMED = 100  # evaluation images that the manifest names
-GIANT_GROUP = 1000  # samples; so large a component joins what only a chain links
+NUM_LARGEST = 10  # groups named in the manifest
+NUM_NAMED = 100  # evaluation images named in the manifest
+GIANT_GROUP = 1000  # samples; a larger component is probably a chain
 
 CONTAMINATION = pa.schema(
     [
-        pa.field("path", pa.string(), nullable=False),  # of the evaluation set, as the recipe has it
+        pa.field("path", pa.string(), nullable=False),  # path of the evaluation set in the recipe
         pa.field("evaluation_image", pa.string(), nullable=False),
         pa.field("num_samples_by_phash", pa.int64(), nullable=False),
         pa.field("num_samples_by_features", pa.int64(), nullable=False),
     ]
 )
-"""`contamination.parquet`: which evaluation image hit how many samples, every near pair counted."""
+"""`contamination.parquet`: number of near samples per evaluation image, counting every near pair."""
 
 
 @dataclass(frozen=True)
 class GroupSizes:
-    """Groups of several samples: how many, how many giant ones, and the largest by name."""
+    """Groups of several samples: their number, the number of giant ones, and the largest ones."""
 
     num_of_several: int = 0
     num_giant: int = 0
-    largest: tuple[tuple[str, int], ...] = ()  # uid of the smallest sample, samples
+    largest: tuple[tuple[str, int], ...] = ()  # (smallest uid, number of samples)
 
     @staticmethod
     def of(uids: npt.NDArray[np.uint64], sizes: Indices) -> GroupSizes:
-        """From the size of each group and the uid (halves) that names it."""
+        """From the size of each group and its uid [groups, 2]."""
         several = np.flatnonzero(sizes > 1)
         order = np.lexsort((uids[several, 1], uids[several, 0], -sizes[several]))
         largest = several[order[:NUM_LARGEST]]
@@ -52,8 +52,8 @@ class GroupSizes:
             self.num_of_several + other.num_of_several, self.num_giant + other.num_giant, tuple(largest[:NUM_LARGEST])
         )
 
-    def told(self, name: str) -> dict[str, object]:
-        """As the manifest has it."""
+    def as_details(self, name: str) -> dict[str, object]:
+        """The entries of the manifest's details."""
         kind = name.rpartition("_")[2]
         return {
             f"num_{kind}_of_several": self.num_of_several,
@@ -64,11 +64,11 @@ class GroupSizes:
 
 @dataclass(frozen=True)
 class Contamination:
-    """What one evaluation set hit."""
+    """Samples near the images of one evaluation set."""
 
-    by_phash: Counter[int] = field(default_factory=Counter)  # samples near each evaluation image, by its place
+    by_phash: Counter[int] = field(default_factory=Counter)  # number of samples by index of the evaluation image
     by_features: Counter[int] = field(default_factory=Counter)
-    num_images: int = 0  # of the data set
+    num_images: int = 0  # images of the data set
     num_samples: int = 0
 
     def __add__(self, other: Contamination) -> Contamination:
@@ -81,23 +81,23 @@ class Contamination:
 
     @property
     def images(self) -> list[int]:
-        """The images of the evaluation set that were hit, by place."""
+        """Indices of the evaluation images with near samples."""
         return sorted(self.by_phash.keys() | self.by_features.keys())
 
 
 @dataclass
-class Figures:
-    """Of one part, or the sum over several."""
+class Summary:
+    """Counts of one part, or the sum over several parts."""
 
-    contamination: list[Contamination]  # set by set
+    contamination: list[Contamination]  # one per set
     num_images: int = 0
-    images: GroupSizes = field(default_factory=GroupSizes)  # samples of one image
+    images: GroupSizes = field(default_factory=GroupSizes)  # samples per image
     groups: GroupSizes = field(default_factory=GroupSizes)
-    num_flat_images: int = 0  # of those that were compared
+    num_flat_images: int = 0  # among the compared images
     num_flat_duplicates: int = 0
 
-    def __add__(self, other: Figures) -> Figures:
-        return Figures(
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(
             [one + more for one, more in zip(self.contamination, other.contamination, strict=True)],
             self.num_images + other.num_images,
             self.images + other.images,
@@ -106,34 +106,34 @@ class Figures:
             self.num_flat_duplicates + other.num_flat_duplicates,
         )
 
-    def told(self, settings: DedupeRecipe, sets: list[EvaluationImages]) -> dict[str, object]:
-        """As the manifest has them."""
-        told: dict[str, object] = {"num_images": self.num_images}
-        told |= self.images.told("most_repeated_images")  # placeholders show here
-        told |= self.groups.told("largest_groups")
+    def as_details(self, settings: DedupeRecipe, sets: list[EvaluationImages]) -> dict[str, object]:
+        """The entries of the manifest's details."""
+        details: dict[str, object] = {"num_images": self.num_images}
+        details |= self.images.as_details("most_repeated_images")  # placeholders are among them
+        details |= self.groups.as_details("largest_groups")
         if settings.perceptual is not None:
-            told["num_flat_images"] = self.num_flat_images
-            told["num_flat_duplicates"] = self.num_flat_duplicates
+            details["num_flat_images"] = self.num_flat_images
+            details["num_flat_duplicates"] = self.num_flat_duplicates
         if settings.decontaminate:
-            told["contamination"] = [
+            details["contamination"] = [
                 {
                     "path": rule.path,
                     "num_evaluation_images": len(evaluation.name),
                     "num_evaluation_images_hit": len(hit.images),
                     "num_images_hit": hit.num_images,
                     "num_samples_hit": hit.num_samples,
-                    "evaluation_images_hit": sorted(evaluation.name[place] for place in hit.images)[:NUM_NAMED],
+                    "evaluation_images_hit": sorted(evaluation.name[index] for index in hit.images)[:NUM_NAMED],
                 }
                 for rule, evaluation, hit in zip(settings.decontaminate, sets, self.contamination, strict=True)
             ]
-        return told
+        return details
 
     def contamination_table(self, settings: DedupeRecipe, sets: list[EvaluationImages]) -> pa.Table:
-        """Every evaluation image that was hit, with the samples that are near it by each criterion."""
+        """Every evaluation image with near samples, and their number by each criterion."""
         rows = [
-            (rule.path, evaluation.name[place], hit.by_phash[place], hit.by_features[place])
+            (rule.path, evaluation.name[index], hit.by_phash[index], hit.by_features[index])
             for rule, evaluation, hit in zip(settings.decontaminate, sets, self.contamination, strict=True)
-            for place in hit.images
+            for index in hit.images
         ]
         columns = list(zip(*rows, strict=True)) or [()] * len(CONTAMINATION)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, CONTAMINATION, strict=True)]

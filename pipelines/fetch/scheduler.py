@@ -37,7 +37,7 @@ class Host:
     blocked_by: SampleError | None = None  # the error that ends all its rows
 
     def forget_failures(self) -> None:
-        """Forget what a network that was down made of this host."""
+        """Reset failures that a network outage caused."""
         self.blocked_by, self.num_incomplete = None, 0
         if isinstance(self.rules, SampleError):
             self.rules = None

@@ -67,7 +67,7 @@ def images_in(files: Sequence[Listed]) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of each image in files and tars; images of a raw folder are named by uid."""
     for url in files:
         if isinstance(url, RawTar):
-            yield from _images_of_raw(url)
+            yield from images_of_raw(url)
             continue
         if _extension(url) != "tar":
             yield url, storage.read_bytes(url)
@@ -79,10 +79,10 @@ def images_in(files: Sequence[Listed]) -> Iterator[tuple[str, bytes]]:
         reader.close()
 
 
-def _images_of_raw(part: RawTar) -> Iterator[tuple[str, bytes]]:
+def images_of_raw(tar: RawTar) -> Iterator[tuple[str, bytes]]:
     """The kept images of a raw shard, without dropped and recalled rows."""
-    table = read_table(table_url(part.folder, part.shard.name), ["uid", "status", "offset", "num_bytes"])
-    reader = ShardReader(tar_url(part.folder, entry_of_table(table, part.shard)))
+    table = read_table(table_url(tar.folder, tar.shard.name), ["uid", "status", "offset", "num_bytes"])
+    reader = ShardReader(tar_url(tar.folder, entry_of_table(table, tar.shard)))
     for row in table.to_pylist():
         if row["status"] == STATUS_SUCCESS:
             yield row["uid"], reader.read(row["offset"], row["num_bytes"])

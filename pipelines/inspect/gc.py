@@ -1,14 +1,14 @@
-"""`pairloom gc`: removes what nothing points to below a root. Seconds, and no Ray.
+"""`pairloom gc`: remove unreferenced results below a root. Takes seconds, without Ray.
 
-What stays: the results that a `<step>/<name>/LATEST` names and the `keep` newest of each name, what a training run was
-made from, and everything that these were made from. What goes:
+Kept are the results named by `<step>/<name>/LATEST`, the `keep` newest of each name, the data of training runs, and
+all parents of these. Removed are:
 
-- complete results that none of these need,
-- unfinished results of a name that was finished later with other settings (one that may still be resumed stays),
-- in results that stay: tars that no manifest names, half-written files, spill and staging folders of a killed command.
+- other complete results,
+- unfinished results of a name with a newer complete result (others may still be resumed),
+- in kept results: tars that no manifest names, temporary files, spill and staging folders of killed commands.
 
-A name whose LATEST has moved in the last `min_age_h` hours keeps all its results: a training run may have just begun
-to read the one before. Nothing is removed while another command is at work on the root (`engine.root_lock`).
+A name whose LATEST changed within the last `min_age_h` hours keeps all its results: a training run may have just
+started to read the previous one. gc does not run while another command holds a lock of the root (root_lock.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pairloom.schemas.data_set.result_path import STEP_FOLDERS, ResultPath
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
-LEFTOVERS = ("spill", "staged", "rewrite")  # folders that a step removes at its end
+LEFTOVERS = ("spill", "staged", "rewrite")  # a step removes these folders at its end
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Result:
     step: str
     name: str
     url: str
-    head: dict[str, Any] | None  # of manifest.json; None where it is not complete
+    head: dict[str, Any] | None  # manifest.json; None: not complete
     is_latest: bool
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """A folder or file that goes."""
+    """A folder or file to remove."""
 
     url: str
     why: str
@@ -53,16 +53,16 @@ class Garbage:
 def collect_garbage(
     root: str, keep: int = 1, min_age_h: float = 24.0, used: Collection[str] = (), dry_run: bool = False
 ) -> dict[str, Any]:
-    """Remove what nothing points to, or only tell; `used` holds manifest hashes of the data of training runs.
+    """Remove unreferenced results; `dry_run` only lists them. `used`: manifest hashes of data of training runs.
 
-    Returns what goes with sizes, and what waits for its age. Raises InputError where there is no root, or another
-    command is at work.
+    Returns the removed folders and files with sizes, and those that are too young. Raises InputError if there is no
+    root, or if another command runs.
     """
     results = list(_results(root))
     if not results:
-        raise InputError(f"{root}: no results of pairloom here")
+        raise InputError(f"{root}: no results of pairloom here; name the `root` of a curate recipe")
     with exclusive_lock(root):
-        results = list(_results(root))  # what has come before nobody else was at work
+        results = list(_results(root))  # again, now that no other command can write
         young = _young_names(results, min_age_h)
         pointed = _pointed(results, keep, used)
         unneeded = [(result, why) for result in results if (why := _why_unneeded(result, results, pointed))]
@@ -95,7 +95,7 @@ def _results(root: str) -> Iterator[Result]:
 
 
 def _young_names(results: list[Result], min_age_h: float) -> set[tuple[str, str]]:
-    """Names whose LATEST has moved lately."""
+    """Names whose LATEST changed recently."""
     oldest = time.time() - 3600 * min_age_h
     names = {
         (result.step, result.name): path.latest_url
@@ -106,7 +106,7 @@ def _young_names(results: list[Result], min_age_h: float) -> set[tuple[str, str]
 
 
 def _pointed(results: list[Result], keep: int, used: Collection[str]) -> set[str]:
-    """URLs of the results that stay: those that something names, and what they were made from."""
+    """URLs of the results to keep: named ones and all their parents."""
     by_hash: dict[str, Result] = {}
     for result in results:
         if result.head is not None:
@@ -128,7 +128,7 @@ def _pointed(results: list[Result], keep: int, used: Collection[str]) -> set[str
 
 
 def _newest(results: list[Result], name: tuple[str, str]) -> list[Result]:
-    """The complete results of a name, the newest first."""
+    """The complete results of a name, newest first."""
     complete = [result for result in results if (result.step, result.name) == name and result.head is not None]
     return sorted(complete, key=lambda result: (result.is_latest, _finished(result)), reverse=True)
 
@@ -138,14 +138,14 @@ def _finished(result: Result) -> float:
 
 
 def _why_unneeded(result: Result, results: list[Result], pointed: set[str]) -> str | None:
-    """Why a result goes; None where it stays."""
+    """Why a result is removed; None: it is kept."""
     if result.url in pointed:
         return None
     if result.head is not None:
-        return "nothing points to it"
+        return "unreferenced"
     last_write = max((storage.time_of(info) for info in storage.expand_with_info(result.url).values()), default=0.0)
     later = [other for other in _newest(results, (result.step, result.name)) if _finished(other) > last_write]
-    return "unfinished, and given up for a later one" if later else None
+    return "unfinished, with a newer complete result" if later else None
 
 
 def _measure(url: str, why: str) -> Garbage:
@@ -154,25 +154,25 @@ def _measure(url: str, why: str) -> Garbage:
 
 
 def _leftovers(result: Result) -> Iterator[Garbage]:
-    """What a killed command left in a result that stays."""
+    """Files of killed commands in a result that is kept."""
     if storage.exists(storage.join(result.url, "rewrite", "commit.json")):
-        return  # the next curate or recall carries it to its end
-    there = {storage.name_of(url): url for url in storage.list_files(result.url)}
+        return  # the next curate or recall finishes the rewrite
+    existing = {storage.name_of(url): url for url in storage.list_files(result.url)}
     for name in LEFTOVERS:
-        if name in there:
-            yield _measure(there[name], "left by a command that was killed")
+        if name in existing:
+            yield _measure(existing[name], "left by a killed command")
     manifest = load_manifest(result.url)
     named = {storage.name_of(tar_url(result.url, shard)) for shard in manifest.shards}
     for part in sorted({shard.name.partition("/")[0] for shard in manifest.shards}):
         for url in storage.list_files(storage.join(result.url, part)):
             name = storage.name_of(url)
             if name.startswith(".") and name.endswith(".tmp"):
-                yield _measure(url, "half written")
+                yield _measure(url, "incomplete file")
             elif name.endswith(".tar") and name not in named:
-                yield _measure(url, "a tar that no manifest names")
+                yield _measure(url, "tar without a manifest entry")
 
 
 def _remove(url: str) -> None:
-    """Remove a folder or file; a folder's manifest first, so that what is left of it never counts as complete."""
+    """Remove a folder or file; the manifest first, so that a partly removed folder never counts as complete."""
     storage.remove(storage.join(url, "manifest.json"))
     storage.remove(url)

@@ -1,4 +1,4 @@
-"""The figures of a report: funnel and drop reasons of everything, histograms and tables of a sample of shards."""
+"""Numbers of a report: funnel and drop reasons over all shards, histograms and tables over a sample of shards."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pairloom.schemas.data_set.tables import STATUS_SUCCESS, check_joined, read_
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
-MAX_SHARDS = 200  # that histograms and tables look at; funnel and drop reasons count everything
-TOP = 15  # rows of a table
-_NO_MEASURE = {"uid", "fold", "cluster"}  # numbers that count nothing
+MAX_SHARDS = 200  # for histograms and tables; funnel and drop reasons use all shards
+TOP = 15  # rows per table
+_NO_MEASURE = {"uid", "fold", "cluster"}  # columns that are not measurements
 
 Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Selected:
-    """A selection with what it was made from."""
+    """A selection with its parents."""
 
     root: str
     folder: str
@@ -37,12 +37,12 @@ class Selected:
     raw_folder: str
     raw: Manifest
     dedupe_folder: str
-    signals: dict[str, str]  # name -> folder, of the same raw shards
-    shards: tuple[ShardEntry, ...]  # raw shards that are looked into
+    signals: dict[str, str]  # name -> folder, for the same raw shards
+    shards: tuple[ShardEntry, ...]  # sample of the raw shards
 
 
 def find_selected(root: str, folder: str) -> Selected:
-    """A selection and its parents. Raises InputError where they are no longer the newest ones."""
+    """A selection and its parents. Raises InputError if the parents are no longer the newest ones."""
     manifest = load_manifest(folder)
     by_hash: dict[str, str] = {}
     signals = {}
@@ -67,25 +67,25 @@ def find_selected(root: str, folder: str) -> Selected:
 
 
 def funnel(selected: Selected) -> list[tuple[str, int]]:
-    """What is left after each step, by the reasons that the selection gives."""
+    """(name, remaining samples) after each step, from the drop counts of the selection."""
     reasons = Counter(selected.manifest.drop_counts)
     with_image = selected.raw.num_samples
     of_dedupe = set(load_manifest(selected.dedupe_folder).drop_counts)
-    distinct = with_image - sum(count for reason, count in reasons.items() if reason in of_dedupe)
-    steps = [("rows in", selected.raw.num_rows), ("with an image", with_image), ("no duplicates", distinct)]
+    num_unique = with_image - sum(count for reason, count in reasons.items() if reason in of_dedupe)
+    steps = [("rows in", selected.raw.num_rows), ("with an image", with_image), ("no duplicates", num_unique)]
     if reasons["balanced"]:
         steps.append(("rules passed", selected.manifest.num_samples + reasons["balanced"]))
     return [*steps, ("selected", selected.manifest.num_samples)]
 
 
 def drop_reasons(selected: Selected) -> list[tuple[str, int]]:
-    """Rows by drop reason, most first; then what is kept and the sum."""
+    """(drop reason, rows), most frequent first; then kept rows and the sum."""
     counts = sorted(selected.manifest.drop_counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return [*counts, ("kept", selected.manifest.num_samples), ("rows in", selected.manifest.num_rows)]
 
 
 def joined_table(selected: Selected, shard: ShardEntry) -> pa.Table:
-    """Decisions, url and caption of one shard's rows, and every measured column as `<signal>.<column>`."""
+    """Decision, url and caption of each row of one shard, and all measured columns as `<signal>.<column>`."""
     raw = read_table(table_url(selected.raw_folder, shard.name), ["uid", "url", "caption", "status", "width", "height"])
     table = read_table(table_url(selected.folder, shard.name), ["kept", "drop_reason"])
     check_joined(raw, table, selected.folder)
@@ -101,7 +101,7 @@ def joined_table(selected: Selected, shard: ShardEntry) -> pa.Table:
 
 
 def histograms(table: pa.Table) -> dict[str, dict[str, Numbers]]:
-    """Every numeric column: its values of kept and of dropped samples that have an image."""
+    """Per numeric column: its finite values of kept samples, and of dropped samples with an image."""
     kept = np.asarray(table["kept"], bool)
     has_image = np.asarray(pc.equal(table["status"], STATUS_SUCCESS), bool)
     found = {}
@@ -110,19 +110,19 @@ def histograms(table: pa.Table) -> dict[str, dict[str, Numbers]]:
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             continue
         values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
-        there = np.isfinite(values)
-        found[name] = {"kept": values[kept & there], "dropped": values[~kept & has_image & there]}
+        is_finite = np.isfinite(values)
+        found[name] = {"kept": values[kept & is_finite], "dropped": values[~kept & has_image & is_finite]}
     return {name: groups for name, groups in found.items() if any(len(group) for group in groups.values())}
 
 
 def languages(table: pa.Table) -> list[tuple[str, int, int]]:
-    """Language, samples, kept ones; the most common first."""
+    """(language, samples, kept samples), most common first."""
     columns = [name for name in table.column_names if name.endswith(".language")]
     return _shares(table, table[columns[0]].to_pylist()) if columns else []
 
 
 def domains(table: pa.Table) -> list[tuple[str, int, int]]:
-    """Host of the URL, samples, kept ones; the most common first. Empty where rows have no URL."""
+    """(host of the URL, samples, kept samples), most common first; empty without URLs."""
     hosts = [urlsplit(url).hostname if url else None for url in _urls(table)]
     return _shares(table, hosts) if any(hosts) else []
 
@@ -152,7 +152,7 @@ _FIXED_RULES = {"num_words": "min_words", "num_chars": "min_chars"}  # column of
 
 
 def marks_of(selected: Selected, column: str) -> list[float]:
-    """The thresholds of the rules that look at a column."""
+    """The thresholds of the rules on a column."""
     details: Any = selected.manifest.details
     found = [rule for rule in details["thresholds"] if f"{rule['signal']}.{rule['column']}" == column]
     ends = [end for rule in found for end in (rule["threshold"], rule["max"])]

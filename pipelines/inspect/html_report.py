@@ -1,4 +1,4 @@
-"""`pairloom inspect --html`: one page about a curation that opens offline, on a phone too. No Ray."""
+"""`pairloom inspect --html`: one page about a curation, which opens offline. Runs without Ray."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pairloom.pipelines.engine.step_folder import latest_folder
 from pairloom.pipelines.inspect.html_charts import histogram_chart
+from pairloom.pipelines.inspect.html_images import GIANT, Album, duplicate_groups, largest_clusters, sample_rows
 from pairloom.pipelines.inspect.html_numbers import (
     Selected,
     domains,
@@ -21,7 +22,6 @@ from pairloom.pipelines.inspect.html_numbers import (
     languages,
     marks_of,
 )
-from pairloom.pipelines.inspect.html_pictures import GIANT, Album, duplicate_groups, largest_clusters, sample_rows
 from pairloom.schemas.data_set.manifest import is_complete, resolve
 from pairloom.schemas.data_set.result_path import ResultPath
 from pairloom.schemas.errors import InputError
@@ -31,7 +31,7 @@ TEMPLATE = Path(__file__).parent / "report.html"
 
 
 def write_report(path: str, out: str) -> None:
-    """Write the page of a root (its `default` or only selection) or of one selection. Raises InputError."""
+    """Write the page of a root (its `default` or only selection), or of one selection. Raises InputError."""
     root, folder = _find_selection(path)
     selected = find_selected(root, folder)
     table = pa.concat_tables([joined_table(selected, shard) for shard in selected.shards], promote_options="permissive")
@@ -61,14 +61,14 @@ def write_report(path: str, out: str) -> None:
 
 
 def _find_selection(path: str) -> tuple[str, str]:
-    """Root and folder of the selection that a path means."""
+    """Root and folder of the selection of a path."""
     parent = storage.join(path, "selections")
     names = [storage.name_of(url) for url in storage.list_files(parent)]
     if not names:
         folder = resolve(path)
         result = ResultPath.parse(folder)
         if not is_complete(folder) or result is None or result.step != "selections":
-            raise InputError(f"{path}: no root with a selection, and no selection; run `pairloom curate` first")
+            raise InputError(f"{path}: neither a selection nor a root with one; run `pairloom curate` first")
         return result.root, folder
     name = "default" if "default" in names else names[0]
     if len(names) > 1 and name != "default":
@@ -80,7 +80,7 @@ def _find_selection(path: str) -> tuple[str, str]:
 
 
 def _charts(selected: Selected, table: pa.Table) -> list[dict[str, Any]]:
-    """A histogram of each measured column, with the thresholds of the rules that look at it."""
+    """One histogram per measured column, with the thresholds of its rules."""
     return [
         {"title": column, "svg": histogram_chart(groups, column, marks_of(selected, column))}
         for column, groups in histograms(table).items()

@@ -1,4 +1,4 @@
-"""Look at what the steps have written, without Ray: a root, one data set, or everything about one sample."""
+"""Read results without Ray: of a root, of one data set, or of one sample."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pairloom.schemas.storage import storage
 
 NUM_SAMPLES = 5
 NUM_THREADS = 8
-_NOT_SHOWN = {"thumbnail", "phash", "pixel_hash"}  # bytes, and numbers that say nothing to people
+_NOT_SHOWN = {"thumbnail", "phash", "pixel_hash"}  # bytes and hashes
 
 
 def inspect(path: str) -> dict[str, Any]:
-    """Counts, sizes, drop reasons and a few samples of a data set; the funnel of a root. Raises InputError."""
+    """Counts, sizes, drop reasons and a few samples of a data set, or the funnel of a root. Raises InputError."""
     if any(storage.exists(storage.join(path, step)) for step in STEP_FOLDERS) and not is_complete(path):
         return _inspect_root(path)
     folder = resolve(path)
@@ -32,7 +32,7 @@ def inspect(path: str) -> dict[str, Any]:
 
 
 def _inspect_root(root: str) -> dict[str, Any]:
-    """Every newest data set below a root, and how many samples are left after each step."""
+    """The newest data sets below a root, and the number of samples after each step."""
     data_sets = {f"{step}/{name}": _summary(folder, load_manifest(folder)) for step, name, folder in _newest(root)}
     funnel = {
         key: data_set["num_kept"]
@@ -46,7 +46,7 @@ def _inspect_root(root: str) -> dict[str, Any]:
 
 
 def _newest(root: str) -> Iterator[tuple[str, str, str]]:
-    """Step, name and folder of the newest complete data sets, in the order of the walk."""
+    """(step, name, folder) of the newest complete data sets, in the order of the steps."""
     for step in STEP_FOLDERS:
         for url in storage.list_files(storage.join(root, step)):
             name = storage.name_of(url)
@@ -74,7 +74,7 @@ def _summary(folder: str, manifest: Manifest) -> dict[str, Any]:
 
 
 def _samples(folder: str, manifest: Manifest) -> list[dict[str, Any]]:
-    """The first few samples, kept ones where the table says which."""
+    """The first few samples; only kept ones if the table has decisions."""
     for shard in manifest.shards:
         table = read_table(table_url(folder, shard.name))
         if "kept" in table.column_names:
@@ -91,29 +91,29 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain(root: str, uid: str) -> dict[str, Any]:
-    """Every step's decision about one sample, and the values that decided. Raises InputError for an unknown uid."""
+    """The decision of every step about one sample, with its values. Raises InputError for an unknown uid."""
     found: dict[str, Any] = {"uid": uid}
-    places: dict[str, tuple[str, int]] = {}  # of each raw data set, by its manifest hash
+    positions: dict[str, tuple[str, int]] = {}  # (shard, row) in each raw data set, by its manifest hash
     for step, name, folder in _newest(root):
         manifest = load_manifest(folder)
         if step in ("raw", "curated"):
-            place = find_uid(folder, manifest, uid)
-            if step == "raw" and place is not None:
-                places[manifest.hash()] = place
+            position = find_uid(folder, manifest, uid)
+            if step == "raw" and position is not None:
+                positions[manifest.hash()] = position
         else:
-            place = places.get(manifest.parents[0])
-        if place is not None:
-            row = _shown(read_table(table_url(folder, place[0])).slice(place[1], 1).to_pylist()[0])
-            found[f"{step}/{name}"] = {"folder": folder, "shard": place[0], "row": place[1], **row}
-    if not places:
-        raise InputError(f"{root}: no sample has the uid {uid}")
+            position = positions.get(manifest.parents[0])
+        if position is not None:
+            row = _shown(read_table(table_url(folder, position[0])).slice(position[1], 1).to_pylist()[0])
+            found[f"{step}/{name}"] = {"folder": folder, "shard": position[0], "row": position[1], **row}
+    if not positions:
+        raise InputError(f"{root}: no sample has the uid {uid}; check the uid and the root")
     return {**found, "verdict": _verdict(found)}
 
 
 def find_uid(folder: str, manifest: Manifest, uid: str) -> tuple[str, int] | None:
-    """Shard and row of a uid: the row with an image where duplicate rows share it. Reads one column of each shard."""
+    """Shard and row of a uid; of duplicate rows, the one with an image. Reads one column of each shard."""
 
-    def look(shard: ShardEntry) -> int | None:
+    def find(shard: ShardEntry) -> int | None:
         uids = read_table(table_url(folder, shard.name), ["uid"])["uid"]
         rows = pc.indices_nonzero(pc.equal(uids, uid)).to_pylist()
         if len(rows) > 1 and manifest.step != "curated":
@@ -123,7 +123,7 @@ def find_uid(folder: str, manifest: Manifest, uid: str) -> tuple[str, int] | Non
 
     dropped: tuple[str, int] | None = None
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for shard, row in zip(manifest.shards, pool.map(look, manifest.shards), strict=True):
+        for shard, row in zip(manifest.shards, pool.map(find, manifest.shards), strict=True):
             if row is None:
                 continue
             if manifest.step == "curated" or _has_image(folder, shard.name, row):
@@ -138,23 +138,23 @@ def _has_image(folder: str, shard_name: str, row: int) -> bool:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """Every data set that has the sample and every step that dropped it; a selection repeats no earlier step."""
-    told: list[str] = []
+    """All data sets with the sample and all steps that dropped it; a selection does not repeat earlier steps."""
+    sentences: list[str] = []
     earlier = set()
     for key, row in found.items():
         if key.startswith("curated/"):
-            told.append(f"in {key}: shard {row['shard']}, row {row['row']}, key {row['key']}")
+            sentences.append(f"in {key}: shard {row['shard']}, row {row['row']}, key {row['key']}")
         elif isinstance(row, dict) and (reason := row.get("drop_reason")):
             if not key.startswith("selections/"):
                 earlier.add(reason)
             elif reason in earlier:
                 continue
-            told.append(f"dropped by {key}: {reason}{_because_of(row)}")
-    return "; ".join(told) or "kept so far; not in a curated data set yet"
+            sentences.append(f"dropped by {key}: {reason}{_because_of(row)}")
+    return "; ".join(sentences) or "kept so far; not in a curated data set yet"
 
 
 def _because_of(row: dict[str, Any]) -> str:
-    """The other image that decided, where there is one."""
+    """The other image of the decision, if there is one."""
     if row.get("duplicate_of"):
         return f" ({row['duplicate_of']} is kept instead)"
     return f" (near {row['evaluation_image']})" if row.get("evaluation_image") else ""

@@ -41,7 +41,7 @@ def save_uids(folder: str, shard_name: str, uids: Sequence[str]) -> None:
 
 
 def find_duplicate_rows(folder: str, shard_names: Sequence[str], max_part_rows: int = MAX_PART_ROWS) -> dict[str, Rows]:
-    """By shard, the rows whose uid an earlier row has; without shards that have none."""
+    """Rows with the uid of an earlier row, by shard; shards without such rows are omitted."""
     lengths = [len(uids) for uids in _load(folder, shard_names)]
     starts = np.cumsum([0, *lengths])
     num_parts = 1 << max(0, int(np.ceil(np.log2(max(1, starts[-1]) / max_part_rows))))

@@ -1,4 +1,4 @@
-"""What another selection of the same raw shards changes: which rules, and how many samples by reason."""
+"""Compare two selections of the same raw shards: changed rules, and changed samples by reason."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ NUM_THREADS = 8
 
 
 def difference(before_folder: str, after_folder: str) -> dict[str, Any]:
-    """How two selections of the same raw shards differ. Raises InputError.
+    """The difference between two selections of the same raw shards. Raises InputError.
 
-    `rules`: those that changed, before and after; `newly_dropped`: samples that only the first keeps, by the reason
-    that the second gives; `newly_kept`: samples that only the second keeps, by the reason that the first gave.
+    `rules`: changed rules, before and after; `newly_dropped`: samples that only the first keeps, by the reason in the
+    second; `newly_kept`: samples that only the second keeps, by the reason in the first.
     """
     before, after = load_manifest(before_folder), load_manifest(after_folder)
     if before.parents[0] != after.parents[0]:
-        raise InputError(f"{before_folder} and {after_folder} are selections of different raw shards")
+        raise InputError(
+            f"{before_folder} and {after_folder}: different raw shards; compare selections of the same ones"
+        )
     names = [shard.name for shard in after.shards]
     dropped: Counter[str] = Counter()
     kept: Counter[str] = Counter()
@@ -48,7 +50,7 @@ def difference(before_folder: str, after_folder: str) -> dict[str, Any]:
 
 
 def _changes(before_folder: str, after_folder: str, name: str) -> tuple[Counter[str], Counter[str]]:
-    """Samples of one shard that changed sides, by the reason of the selection that drops them."""
+    """Newly dropped and newly kept samples of one shard, by reason."""
     columns = ["kept", "drop_reason"]
     before, after = (read_table(table_url(folder, name), columns) for folder in (before_folder, after_folder))
     check_joined(before, after, f"{after_folder}: {name}")
@@ -61,7 +63,7 @@ def _reasons(table: pa.Table, kept_elsewhere: pa.ChunkedArray) -> Counter[str]:
 
 
 def _flat(details: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The rules of a selection by short names: `min_words`, `clip_b32.clip_score min`, `balance.t`."""
+    """The rules of a selection with short names: `min_words`, `clip_b32.clip_score min`, `balance.t`."""
     yield from details["rules"].items()
     for rule in details["thresholds"]:
         for end, value in (("min", rule["threshold"]), ("max", rule["max"])):

@@ -1,6 +1,6 @@
 """DataComp's subset files: a sorted `.npy` of dtype `u8,u8`, the two halves of each uid (arXiv 2304.14108).
 
-`resharder.py` of DataComp and every baseline of it read and write them; a selection writes one, a rule reads one.
+DataComp's `resharder.py` and its baselines use them; a selection writes one, the rule `subset` reads one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUM_THREADS = 8
 
 
 def write_subset(selection_folder: str, url: str) -> int:
-    """Write the uids that a selection keeps; returns how many. Raises InputError for uids that are not 32 hex."""
+    """Write the kept uids of a selection. Returns their number. Raises InputError for uids without 32 hex digits."""
     manifest = load_manifest(selection_folder)
 
     def kept(name: str) -> Uids:
@@ -33,12 +33,12 @@ def write_subset(selection_folder: str, url: str) -> int:
             return pack_uids(table.filter(pc.field("kept"))["uid"].to_pylist())
         except ValueError as error:
             raise InputError(
-                f"{selection_folder}: {name}: a uid is not 32 hex digits; DataComp's files need it"
+                f"{selection_folder}: {name}: a uid does not have 32 hex digits; DataComp's files need them"
             ) from error
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        parts = list(pool.map(kept, [shard.name for shard in manifest.shards]))
-    uids = np.concatenate([np.zeros((0, 2), np.uint64), *parts])
+        by_shard = list(pool.map(kept, [shard.name for shard in manifest.shards]))
+    uids = np.concatenate([np.zeros((0, 2), np.uint64), *by_shard])
     ordered = np.ascontiguousarray(uids[np.lexsort((uids[:, 1], uids[:, 0]))])
     with storage.build_locally(url) as path, open(path, "wb") as file:
         np.save(file, ordered.view(DTYPE).reshape(-1))
@@ -47,7 +47,7 @@ def write_subset(selection_folder: str, url: str) -> int:
 
 @lru_cache(maxsize=1)
 def read_subset(url: str) -> Uids:
-    """The uids of a subset file, sorted: [rows, 2]; a local file is mapped, not read. Raises InputError."""
+    """The sorted uids [rows, 2] of a subset file; a local file is memory-mapped. Raises InputError."""
     try:
         if storage.is_local(url):
             loaded = np.load(storage.local_path(url), mmap_mode="r")
@@ -58,7 +58,7 @@ def read_subset(url: str) -> Uids:
     except (ValueError, EOFError) as error:
         raise InputError(f"select.subset: {url}: not a .npy file: {error}") from error
     if loaded.dtype != DTYPE or loaded.ndim != 1:
-        raise InputError(f"select.subset: {url}: is {loaded.dtype} {loaded.shape}; a subset is one list of u8,u8")
+        raise InputError(f"select.subset: {url}: is {loaded.dtype} {loaded.shape}; save one list of u8,u8")
     high = loaded["f0"]
     if np.any(high[1:] < high[:-1]):
         loaded = np.sort(loaded)
@@ -66,11 +66,11 @@ def read_subset(url: str) -> Uids:
 
 
 def is_member(uids: Uids, subset: Uids) -> npt.NDArray[np.bool_]:
-    """Which uids are in a sorted subset."""
+    """Whether each uid is in a sorted subset."""
     first = np.searchsorted(subset[:, 0], uids[:, 0], side="left")
     last = np.searchsorted(subset[:, 0], uids[:, 0], side="right")
     found = np.zeros(len(uids), bool)
-    for step in range(int((last - first).max(initial=0))):  # one, unless first halves are shared
-        place = np.minimum(first + step, len(subset) - 1)
-        found |= (first + step < last) & (subset[place, 1] == uids[:, 1])
+    for step in range(int((last - first).max(initial=0))):  # one step, unless uids share their first half
+        index = np.minimum(first + step, len(subset) - 1)
+        found |= (first + step < last) & (subset[index, 1] == uids[:, 1])
     return found

@@ -1,9 +1,9 @@
-"""The rules of a selection: which rows of a table fail which one. Pure functions of columns.
+"""The rules of a selection, as pure functions of columns.
 
-Rules in order, the first that fails gives the reason: ingest's own reason, dedupe's, the subset, num_words, num_chars,
-size, aspect ratio, language, then the score rules one by one, and balancing last. A `top_fraction` is taken of the
-samples that pass every rule before it; its threshold is DataComp's: the score at descending rank floor(N f), counted
-from 0, and ties stay.
+The first rule that a row fails gives the reason, in this order: ingest, dedupe, subset, num_words, num_chars, size,
+aspect ratio, language, the score rules in the recipe's order, and balancing last. A `top_fraction` is a share of the
+samples that pass all previous rules; its threshold is DataComp's: the score at descending rank floor(N f), counted from
+0; ties are kept.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ _KEPT = -1
 
 
 class Verdicts:
-    """The drop_reason of each row of one table; the first rule that a row fails gives it."""
+    """The drop_reason of each row of one table: that of the first rule that the row fails."""
 
     def __init__(self, table: pa.Table) -> None:
         reasons = pc.coalesce(table["drop_reason"], table["dedupe_reason"])
         given = pc.index_in(reasons, pa.array(_REASONS))
         if given.null_count != reasons.null_count:
-            raise InputError("a table gives a drop reason that this version does not know; use the one that wrote it")
+            raise InputError("a table has an unknown drop reason; use the version of pairloom that wrote it")
         self._codes = given.fill_null(_KEPT).to_numpy().astype(np.int16)
         self.drop(DropReason.MISSING_IMAGE, np.asarray(pc.not_equal(table["status"], STATUS_SUCCESS), bool))
 
     @property
     def passing(self) -> Mask:
-        """The rows that no rule has dropped so far."""
+        """Whether each row has passed all rules so far."""
         return np.asarray(self._codes == _KEPT)
 
     def drop(self, reason: DropReason, fails: Mask) -> None:
-        """Drop the rows that fail and that no earlier rule has dropped."""
+        """Drop the rows in `fails` that no earlier rule has dropped."""
         self._codes[fails & self.passing] = _CODES[reason.value]
 
     def reasons(self) -> pa.StringArray:
-        """Reason of each row, null where it is kept."""
+        """The reason per row; null: kept."""
         codes = pa.array(self._codes, mask=self.passing)
         return pa.array(_REASONS, pa.string()).take(codes)
 
 
 def decide(table: pa.Table, recipe: CurateRecipe, thresholds: Sequence[float]) -> Verdicts:
-    """The verdicts of all rules up to the given number of score rules; `thresholds` are their lower ends."""
+    """Apply all rules up to `len(thresholds)` score rules; `thresholds` are the lower bounds of these."""
     verdicts = Verdicts(table)
     for reason, fails in _fixed_rules(table, recipe.select):
         verdicts.drop(reason, fails)
     for rule, threshold in zip(recipe.select.scores, thresholds, strict=False):
-        scores = table[score_column(recipe, rule)].to_numpy().astype(np.float64)  # nan where there is no score
+        scores = table[score_column(recipe, rule)].to_numpy().astype(np.float64)  # nan: no score
         verdicts.drop(DropReason.LOW_SCORE, ~(scores >= threshold))
         if rule.max is not None:
             verdicts.drop(DropReason.HIGH_SCORE, ~(scores <= rule.max))
@@ -69,12 +69,12 @@ def decide(table: pa.Table, recipe: CurateRecipe, thresholds: Sequence[float]) -
 
 
 def score_column(recipe: CurateRecipe, rule: ScoreRule) -> str:
-    """What the column of a score rule is called beside those of other signals."""
+    """The column name of a score rule in the joined table: `<signal>.<column>`."""
     return f"{rule.signal}.{recipe.column_of(rule)}"
 
 
 def _fixed_rules(table: pa.Table, rules: SelectRecipe) -> Iterator[tuple[DropReason, Mask]]:
-    """The rules that are switched on, in order: the reason, and which rows fail."""
+    """The active rules in order: (reason, whether each row fails)."""
     if rules.subset is not None:
         yield DropReason.NOT_IN_SUBSET, ~is_member(pack_uids(table["uid"].to_pylist()), read_subset(rules.subset))
     if rules.min_words:
@@ -94,7 +94,7 @@ def _fixed_rules(table: pa.Table, rules: SelectRecipe) -> Iterator[tuple[DropRea
 
 
 def _numbers(column: Any) -> npt.NDArray[np.float64]:
-    """A column as floats, nan where it is null: every comparison with nan fails."""
+    """A column as float64; null becomes nan, with which every comparison fails."""
     numbers: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     return numbers
 
@@ -102,7 +102,7 @@ def _numbers(column: Any) -> npt.NDArray[np.float64]:
 def top_fraction_threshold(scores: npt.NDArray[np.float32], fraction: float) -> float:
     """The score at descending rank floor(N f), counted from 0 (DataComp's `get_threshold`); keep `score >= t`.
 
-    Without any score, infinity: nothing is left to keep.
+    Without any score: infinity, which keeps nothing.
     """
     if len(scores) == 0:
         return float("inf")

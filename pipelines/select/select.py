@@ -1,4 +1,4 @@
-"""Select: every row of the raw tables is kept, or dropped with a reason (`rules`). Seconds, and no Ray."""
+"""Select: keep every row of the raw tables, or drop it with a reason (rules.py). Takes seconds, without Ray."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from pairloom.schemas.recipes.load import settings_of, step_hash
 
 STEP = "selections"
 VERSION = 1
-NUM_THREADS = 8  # pyarrow reads and writes outside of the interpreter lock
+NUM_THREADS = 8  # pyarrow releases the GIL
 _RAW_COLUMNS = ["uid", "key", "status", "drop_reason", "width", "height", "original_width", "original_height"]
 _CAPTION_COLUMNS = ["num_words", "num_chars", "language", "language_score"]
-_NOT_SHOWN = {"status", "dedupe_reason", "width", "height", "entries"}  # columns that no reader of a selection needs
+_NOT_SHOWN = {"status", "dedupe_reason", "width", "height", "entries"}  # columns that are not copied to the selection
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Inputs:
 
     raw: str
     dedupe: str
-    captions: str | None  # None: no rule looks at captions
-    scores: Mapping[str, tuple[str, tuple[str, ...]]]  # signal name -> folder and columns, of the score rules only
-    balance_column: str  # that balancing looks at
-    balance: str | None  # matches of captions, or clusters; None: nothing is thinned out
+    captions: str | None  # None: no rule uses captions
+    scores: Mapping[str, tuple[str, tuple[str, ...]]]  # signal name -> folder and columns of the score rules
+    balance_column: str  # column for balancing
+    balance: str | None  # folder of matches or clusters; None: no balancing
 
     def parents(self) -> tuple[str, ...]:
         """Hashes of their manifests."""
@@ -54,9 +54,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the data set as a whole decides: thresholds of the score rules, and what balancing draws."""
+    """Decisions that need the whole data set: thresholds of the score rules, and the draw of balancing."""
 
-    thresholds: tuple[float, ...] = ()  # lower ends
+    thresholds: tuple[float, ...] = ()  # lower bounds
     thinning: Thinning | None = None
 
 
@@ -67,7 +67,7 @@ def inputs_of(
     dedupe_folder: str,
     balance_folder: str | None = None,
 ) -> Inputs:
-    """The folders that the rules of this recipe look at."""
+    """The folders that the rules of this recipe use."""
     rules = recipe.select
     captions = None
     if rules.min_words or rules.min_chars or rules.languages is not None:
@@ -81,7 +81,7 @@ def inputs_of(
 
 
 def select_folder(recipe: CurateRecipe, inputs: Inputs) -> StepFolder:
-    """Where the selection lies. Only the signals that a rule looks at are among its parents."""
+    """The folder of the selection. Its parents include only the signals that a rule uses."""
     parents = inputs.parents()
     settings = settings_of(recipe.select)
     if recipe.balance is not None:
@@ -92,14 +92,14 @@ def select_folder(recipe: CurateRecipe, inputs: Inputs) -> StepFolder:
 
 
 def _draw_settings(rules: BalanceRecipe) -> dict[str, int]:
-    """What changes the draw, beside the folder that it looks at."""
+    """The settings that change the draw."""
     if isinstance(rules, EntryBalance):
         return {"t": rules.t, "seed": rules.seed}
     return {"num_samples": rules.num_samples, "seed": rules.seed}
 
 
 def select(recipe: CurateRecipe, inputs: Inputs, before_work: BeforeWork = nothing) -> str:
-    """Decide about every row; returns the folder of the selection."""
+    """Decide every row. Returns the folder of the selection. Raises UserError."""
     target = select_folder(recipe, inputs)
     return target.run_once(before_work, partial(_decide, recipe, inputs, target.url))
 
@@ -131,7 +131,7 @@ def _decide(recipe: CurateRecipe, inputs: Inputs, folder: str) -> StepResult:
 
 
 def find_limits(pool: ThreadPoolExecutor, recipe: CurateRecipe, inputs: Inputs, names: Sequence[str]) -> Limits:
-    """The threshold of each score rule, then the draw; each looks at what the rules before it keep."""
+    """The threshold of each score rule, then the draw; each uses the samples that all previous rules keep."""
     thresholds: tuple[float, ...] = ()
     for rule in recipe.select.scores:
         if rule.top_fraction is None:
@@ -143,49 +143,49 @@ def find_limits(pool: ThreadPoolExecutor, recipe: CurateRecipe, inputs: Inputs, 
     if inputs.balance is None or recipe.balance is None:
         return Limits(thresholds)
     plan = plan_of(recipe.balance, inputs.balance)
-    return Limits(thresholds, plan.finish(pool.map(partial(_look, recipe, inputs, thresholds, plan), names)))
+    return Limits(thresholds, plan.finish(pool.map(partial(_scan, recipe, inputs, thresholds, plan), names)))
 
 
 def _passing_scores(
     recipe: CurateRecipe, inputs: Inputs, thresholds: Sequence[float], name: str
 ) -> npt.NDArray[np.float32]:
-    """Scores under the next score rule, of the samples of one shard that pass all rules before it, or of all."""
+    """Scores of the next score rule in one shard, of samples that pass all previous rules (or of all)."""
     table = read_values(inputs, name)
     rule = recipe.select.scores[len(thresholds)]
     scores: npt.NDArray[np.float32] = table[score_column(recipe, rule)].to_numpy().astype(np.float32)
-    is_asked = np.ones(len(scores), bool) if rule.among == "all" else decide(table, recipe, thresholds).passing
-    chosen: npt.NDArray[np.float32] = scores[is_asked & ~np.isnan(scores)]
+    is_used = np.ones(len(scores), bool) if rule.among == "all" else decide(table, recipe, thresholds).passing
+    chosen: npt.NDArray[np.float32] = scores[is_used & ~np.isnan(scores)]
     return chosen
 
 
-def _look(recipe: CurateRecipe, inputs: Inputs, thresholds: Sequence[float], plan: Plan, name: str) -> Any:
-    """What balancing notes of the samples of one shard that pass all rules."""
+def _scan(recipe: CurateRecipe, inputs: Inputs, thresholds: Sequence[float], plan: Plan, name: str) -> Any:
+    """The statistics for balancing of one shard, over the samples that pass all rules."""
     table = read_values(inputs, name)
     return plan.scan(table, decide(table, recipe, thresholds).passing)
 
 
 def read_values(inputs: Inputs, name: str) -> pa.Table:
-    """All columns that decide about the rows of one shard, joined by position."""
+    """All columns that the rules use for one shard, joined by position."""
     raw = read_table(table_url(inputs.raw, name), _RAW_COLUMNS)
-    dedupe = _joined(raw, inputs.dedupe, name, ["drop_reason", "duplicate_of", "duplicate_group"])
+    dedupe = _read_joined(raw, inputs.dedupe, name, ["drop_reason", "duplicate_of", "duplicate_group"])
     table = raw.append_column("dedupe_reason", dedupe["drop_reason"])
     for column in ("duplicate_of", "duplicate_group"):
         table = table.append_column(column, dedupe[column])
     if inputs.captions is not None:
-        captions = _joined(raw, inputs.captions, name, _CAPTION_COLUMNS)
+        captions = _read_joined(raw, inputs.captions, name, _CAPTION_COLUMNS)
         for column in _CAPTION_COLUMNS:
             table = table.append_column(column, captions[column])
     for signal, (folder, names) in inputs.scores.items():
-        joined = _joined(raw, folder, name, list(names))
+        measured = _read_joined(raw, folder, name, list(names))
         for column in names:
-            table = table.append_column(f"{signal}.{column}", joined[column])
+            table = table.append_column(f"{signal}.{column}", measured[column])
     if inputs.balance is not None:
         column = inputs.balance_column
-        table = table.append_column(column, _joined(raw, inputs.balance, name, [column])[column])
+        table = table.append_column(column, _read_joined(raw, inputs.balance, name, [column])[column])
     return table
 
 
-def _joined(raw: pa.Table, folder: str, name: str, columns: list[str]) -> pa.Table:
+def _read_joined(raw: pa.Table, folder: str, name: str, columns: list[str]) -> pa.Table:
     table = read_table(table_url(folder, name), columns)
     check_joined(raw, table, f"{folder}: {name}")
     return table
@@ -194,7 +194,7 @@ def _joined(raw: pa.Table, folder: str, name: str, columns: list[str]) -> pa.Tab
 def _select_shard(
     recipe: CurateRecipe, inputs: Inputs, limits: Limits, folder: str, name: str
 ) -> tuple[int, Counter[str]]:
-    """Write the decisions of one shard with the values that decided; returns kept samples and counts of reasons."""
+    """Write the decisions of one shard with the values used. Returns the number of kept samples and drop counts."""
     table = read_values(inputs, name)
     verdicts = decide(table, recipe, limits.thresholds)
     if limits.thinning is not None:

@@ -1,7 +1,7 @@
-"""Generations of raw data sets, and whether what was made from one is still up to date.
+"""Generations of raw data sets, and whether results made from them are stale.
 
-A retry, a recall and a new segment write a new manifest generation of the same raw folder. Its `generations.json`
-keeps the hashes of the earlier ones; children record the hash that they were made from as their first parent.
+A retry, a recall and a new segment write a new manifest generation of the same raw folder. Its `generations.json` has
+the hashes of earlier generations; results record the hash of their raw data set as their first parent.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pairloom.schemas.storage import storage
 
 
 def read_head(folder: str) -> dict[str, Any] | None:
-    """manifest.json as it is, without reading the shards; None where the folder is not complete."""
+    """The content of manifest.json, without the shards; None if the folder is not complete."""
     url = storage.join(folder, "manifest.json")
     head: dict[str, Any] | None = json.loads(storage.read_text(url)) if storage.exists(url) else None
     return head
 
 
 def load_generations(folder: str) -> list[dict[str, Any]]:
-    """`generation`, `hash` and the shards `changed` of every generation, oldest first; empty while there is one."""
+    """`generation`, `hash` and `changed` shards of all generations, oldest first; empty with only one."""
     url = storage.join(folder, "generations.json")
     entries: list[dict[str, Any]] = json.loads(storage.read_text(url)) if storage.exists(url) else []
     return entries
 
 
 def note_generation(folder: str, manifest: Manifest, changed: Sequence[str]) -> None:
-    """Note a generation beside the ones before it; to be called before its manifest is saved."""
+    """Add a generation to generations.json. Call it before the manifest is saved."""
     before = read_head(folder)
     if before is None or before["hash"] == manifest.hash():
         return
@@ -52,7 +52,7 @@ def folders_below(root: str, step: str) -> Iterator[str]:
 
 
 def stale_lines(folder: str) -> list[str]:
-    """What to tell people about a data set whose raw shards have a newer generation; empty where it is up to date."""
+    """Messages about a data set whose raw shards have a newer generation; empty if it is up to date."""
     head = read_head(folder)
     root = root_of(folder)
     if head is None or head["step"] == "raw" or not head["parents"] or root is None:
@@ -69,7 +69,7 @@ def stale_lines(folder: str) -> list[str]:
 
 
 def run_stale_lines(run_dir: str) -> list[str]:
-    """The same for a training run, by the manifest hashes that its newest checkpoint recorded."""
+    """`stale_lines` of a training run, by the manifest hashes in its newest checkpoint."""
     lines = []
     for data in data_of_run(run_dir):
         folder = _folder_with(data["path"], data["manifest_hash"])
@@ -78,9 +78,9 @@ def run_stale_lines(run_dir: str) -> list[str]:
 
 
 def data_of_run(run_dir: str) -> list[dict[str, Any]]:
-    """`path` and `manifest_hash` of each data set of a run, by its newest checkpoint or its export."""
-    places = [storage.join(url, "state.json") for url in storage.list_files(storage.join(run_dir, "checkpoints"))]
-    for url in [*reversed(places), storage.join(run_dir, "export", "provenance.json")]:
+    """`path` and `manifest_hash` of each data set of a run, from its newest checkpoint or its export."""
+    urls = [storage.join(url, "state.json") for url in storage.list_files(storage.join(run_dir, "checkpoints"))]
+    for url in [*reversed(urls), storage.join(run_dir, "export", "provenance.json")]:
         if storage.exists(url):
             data: list[dict[str, Any]] = json.loads(storage.read_text(url)).get("data") or []
             return data
@@ -88,7 +88,7 @@ def data_of_run(run_dir: str) -> list[dict[str, Any]]:
 
 
 def _folder_with(path: str, manifest_hash: str | None) -> str | None:
-    """The folder at a path, or one of the results below it, that has this manifest."""
+    """The folder with this manifest: `path` itself or a result below it; None if there is none."""
     for folder in [path, *storage.list_files(path)]:
         head = read_head(folder)
         if head is not None and head["hash"] == manifest_hash:

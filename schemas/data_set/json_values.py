@@ -1,4 +1,4 @@
-"""Values of tables as JSON holds them, in one place for raw and for curated tars."""
+"""Values of tables as JSON, for raw and curated tars."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=Fal
 def json_value(value: object) -> Any:
     """A Python value of any Arrow type as a JSON value.
 
-    Numbers that are not finite become null; times, dates, durations and decimals become text; bytes are read as UTF-8,
-    with U+FFFD for bytes that are none.
+    Non-finite numbers become null; times, dates, durations and decimals become text; bytes become UTF-8 text, with
+    U+FFFD for invalid bytes.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -26,7 +26,7 @@ def json_value(value: object) -> Any:
         return {str(name): json_value(one) for name, one in value.items()}
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).decode("utf-8", "replace")
-    item = getattr(value, "item", None)  # numpy's scalars, such as float16
+    item = getattr(value, "item", None)  # numpy scalars, such as float16
     return json_value(item()) if callable(item) else str(value)
 
 

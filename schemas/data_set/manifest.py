@@ -1,8 +1,8 @@
-"""Manifest: the complete list of a data set's shards. Its existence means that the data set is done.
+"""Manifest: the complete list of a data set's shards. If it exists, the data set is complete.
 
-`<folder>/manifest.json` holds the totals and hashes, `<folder>/shards.parquet` one row per shard, and
-`<folder>/sizes.json` the samples of each tar for readers that want it. `<root>/<step>/<name>/LATEST` names
-the newest complete folder; recipes and commands resolve `<step>/<name>` through it.
+`<folder>/manifest.json` has totals and hashes, `<folder>/shards.parquet` one row per shard, and `<folder>/sizes.json`
+the number of samples per tar for other readers. `<root>/<step>/<name>/LATEST` names the newest complete folder; recipes
+and commands resolve `<step>/<name>` through it.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
 FORMAT_VERSION = 1
-SHARD_METADATA = b"shard"  # key of a raw table's metadata: its manifest entry and counts
+SHARD_METADATA = b"shard"  # metadata key of a raw table, for its manifest entry and counts
 SHARDS = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),  # "0000/0000012", below the folder
-        pa.field("url", pa.string()),  # of the tar, where it is adopted or has another name; may be below the folder
+        pa.field("url", pa.string()),  # of the tar, if it is adopted or has another name; may be relative
         pa.field("num_rows", pa.int64(), nullable=False),  # rows of the parquet
         pa.field("num_samples", pa.int64(), nullable=False),  # samples in the tar
         pa.field("num_bytes", pa.int64(), nullable=False),  # of the tar
-        pa.field("sha256", pa.string()),  # of the tar; null where it was adopted
+        pa.field("sha256", pa.string()),  # of the tar; null: adopted
     ]
 )
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard of a data set; `url` only where the tar is not `<folder>/<name>.tar`."""
+    """One shard of a data set; `url` is None if the tar is `<folder>/<name>.tar`."""
 
     name: str
     num_rows: int
@@ -47,7 +47,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished step wrote: its shards, totals, counts of drop reasons, and what it was made from."""
+    """The result of a finished step: shards, totals, drop counts and hashes of its parents."""
 
     name: str
     step: str
@@ -56,7 +56,7 @@ class Manifest:
     shards: Sequence[ShardEntry]
     drop_counts: Mapping[str, int] = field(default_factory=dict)
     generation: int = 0
-    details: Mapping[str, object] = field(default_factory=dict)  # of the step: thresholds, models
+    details: Mapping[str, object] = field(default_factory=dict)  # details of the step: thresholds, models
     format_version: int = FORMAT_VERSION
 
     @property
@@ -75,7 +75,7 @@ class Manifest:
         return sum(shard.num_bytes for shard in self.shards)
 
     def hash(self) -> str:
-        """Hex sha256 of everything that identifies the content; children record it as their parent."""
+        """sha256 of all that identifies the content, as hex; results made from it record it as their parent."""
         text = json.dumps({**self._head(), "shards": [asdict(shard) for shard in self.shards]}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -107,22 +107,22 @@ def save_manifest(folder: str, manifest: Manifest) -> None:
 
 
 def _file_of(shard: ShardEntry) -> str:
-    """A tar's path below its folder, where it lies there."""
+    """The path of a tar relative to the folder."""
     is_below = shard.url is not None and "://" not in shard.url and not shard.url.startswith("/")
     return str(shard.url) if is_below else f"{shard.name}.tar"
 
 
 def load_manifest(folder: str) -> Manifest:
-    """Read and verify the manifest of a complete folder. Raises InputError (missing, newer, corrupt)."""
+    """Read and verify the manifest of a complete folder. Raises InputError (missing, too new, corrupt)."""
     url = storage.join(folder, "manifest.json")
     try:
         head = json.loads(storage.read_text(url))
     except FileNotFoundError as error:
-        raise InputError(f"{folder}: no manifest.json; the step that writes it has not finished") from error
+        raise InputError(f"{folder}: no manifest.json; the step is not complete, run it first") from error
     except ValueError as error:
-        raise InputError(f"{url}: not JSON: {error}") from error
+        raise InputError(f"{url}: not JSON: {error}; restore it") from error
     if head["format_version"] > FORMAT_VERSION:
-        raise InputError(f"{url}: written by a newer pairloom (format {head['format_version']})")
+        raise InputError(f"{url}: written by a newer pairloom (format {head['format_version']}); upgrade")
     rows = read_table(storage.join(folder, "shards.parquet")).to_pylist()
     manifest = Manifest(
         name=head["name"],
@@ -143,34 +143,34 @@ def load_manifest(folder: str) -> Manifest:
 
 
 def is_complete(folder: str) -> bool:
-    """True when the step that writes `folder` has finished."""
+    """Whether the folder has a manifest."""
     return storage.exists(storage.join(folder, "manifest.json"))
 
 
 def set_latest(folder: str) -> None:
-    """Make `folder` (`.../<name>/<hash8>`) what its `<step>/<name>` resolves to."""
+    """Let `<step>/<name>` resolve to `folder` (`.../<name>/<hash8>`)."""
     parent, _, name = folder.rstrip("/").rpartition("/")
     storage.put_bytes(storage.join(parent, "LATEST"), f"{name}\n".encode())
 
 
 def resolve(path: str) -> str:
-    """The complete folder that `path` names: itself, or through its LATEST. Raises InputError."""
+    """The complete folder of `path`: itself, or the one that its LATEST names. Raises InputError."""
     if is_complete(path):
         return path.rstrip("/")
     latest = storage.join(path, "LATEST")
     if storage.exists(latest):
         return storage.join(path, storage.read_text(latest).strip())
-    raise InputError(f"{path}: no finished data set here (neither manifest.json nor LATEST)")
+    raise InputError(f"{path}: no complete data set here (neither manifest.json nor LATEST); check the path")
 
 
 def tar_url(folder: str, shard: ShardEntry) -> str:
-    """URL of a shard's tar; what is neither absolute nor a URL lies below the folder."""
+    """URL of a shard's tar; a relative path is relative to the folder."""
     url = shard.url or f"{shard.name}.tar"
     return url if "://" in url or url.startswith("/") else storage.join(folder, url)
 
 
 def entry_of_table(table: pa.Table, entry: ShardEntry) -> ShardEntry:
-    """The entry that a raw table carries, else `entry`: while a shard is replaced, a table's offsets fit this tar."""
+    """The entry in a raw table's metadata, else `entry`. It names the tar that fits the table's offsets."""
     text = (table.schema.metadata or {}).get(SHARD_METADATA)
     return entry if text is None else ShardEntry(**json.loads(text)["entry"])
 
@@ -181,6 +181,6 @@ def table_url(folder: str, shard_name: str) -> str:
 
 
 def count_reasons(reasons: pa.ChunkedArray | pa.Array) -> Counter[str]:
-    """Counts of the drop reasons in a column, without the nulls."""
+    """Counts per drop reason of a column, without nulls."""
     counts = reasons.drop_null().value_counts()
     return Counter({row["values"]: row["counts"] for row in counts.to_pylist()})

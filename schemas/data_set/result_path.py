@@ -29,7 +29,7 @@ STEP_FOLDERS = tuple(step.folder for step in STEPS)
 
 @dataclass(frozen=True)
 class ResultPath:
-    """The folder of one result, taken apart."""
+    """The names of the folder of one result."""
 
     root: str
     step: str  # one of STEP_FOLDERS
@@ -38,11 +38,11 @@ class ResultPath:
 
     @classmethod
     def parse(cls, folder: str) -> ResultPath | None:
-        """The parts of a folder; None for one that does not lie below a root."""
-        root, *parts = f"./{folder}".rstrip("/").rsplit("/", 3)
-        if len(parts) < 3 or parts[0] not in STEP_FOLDERS:
+        """Split a folder; None if it is not below a root."""
+        root, *names = f"./{folder}".rstrip("/").rsplit("/", 3)
+        if len(names) < 3 or names[0] not in STEP_FOLDERS:
             return None
-        return cls(root.removeprefix("./") or ".", *parts)
+        return cls(root.removeprefix("./") or ".", *names)
 
     @property
     def url(self) -> str:
@@ -61,6 +61,6 @@ class ResultPath:
 
 
 def root_of(folder: str) -> str | None:
-    """The root of a result's folder; None for a folder that was moved out of one."""
+    """The root of a result's folder; None if the folder is not below a root."""
     result = ResultPath.parse(folder)
     return None if result is None else result.root

@@ -1,7 +1,7 @@
 """Arrow schemas of the tables: SAMPLE (one row per input row), SIGNAL tables, DEDUPE and SELECTION.
 
-All tables of one raw shard have the same rows in the same order; they are joined by position. `uid_checksum`
-in a table's metadata proves that two tables belong together.
+All tables of one raw shard have the same rows in the same order and are joined by position. `uid_checksum` in a
+table's metadata shows that two tables belong together.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pairloom.schemas.errors import InputError
 from pairloom.schemas.images.columns import THUMBNAIL_SIDE
 from pairloom.schemas.storage import storage
 
-FOOTER_BYTES = 1 << 16  # read at once from the end of a remote table; its footer is nearly always there
-PHASH_ALGORITHM = "dct32-8x8-median64"  # ALGORITHMS: grey, 32 x 32, DCT, top-left 8 x 8, > median of all 64
+FOOTER_BYTES = 1 << 16  # first read from the end of a remote table; contains nearly all footers
+PHASH_ALGORITHM = "dct32-8x8-median64"  # grey, 32 x 32, DCT, top-left 8 x 8, > median of all 64
 
 PIXEL_HASH_ALGORITHM = "xxh3-128"
 
@@ -28,7 +28,7 @@ STATUS_DROPPED = "dropped"
 
 SAMPLE = pa.schema(
     [
-        pa.field("uid", pa.string(), nullable=False),  # 32 hex
+        pa.field("uid", pa.string(), nullable=False),  # 32 hex digits
         pa.field("key", pa.string()),  # name in the tar; null when dropped
         pa.field("url", pa.string()),
         pa.field("caption", pa.string()),
@@ -41,7 +41,7 @@ SAMPLE = pa.schema(
         pa.field("original_height", pa.int32()),
         pa.field("sha256", pa.string()),  # of the bytes as received
         pa.field("image_sha256", pa.string()),  # of the bytes as stored
-        pa.field("pixel_hash", pa.string()),  # 32 hex, of size and pixels as decoded
+        pa.field("pixel_hash", pa.string()),  # 32 hex digits: size and decoded pixels
         pa.field("phash", pa.uint64()),
         pa.field("thumbnail", pa.binary(THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3)),  # RGB, row by row
         pa.field("mime_type", pa.string()),
@@ -53,7 +53,7 @@ SAMPLE = pa.schema(
 """One row per input row, kept or dropped; the source's own columns follow these."""
 
 LATER_COLUMNS = {"pixel_hash": pa.string()}
-"""Columns that tables of earlier releases lack; `read_table` gives them as null there."""
+"""Columns that are missing in tables of earlier releases; `read_table` adds them as nulls."""
 
 CURATED = pa.schema(
     [
@@ -66,8 +66,8 @@ CURATED = pa.schema(
         pa.field("image_sha256", pa.string()),
         pa.field("mime_type", pa.string()),
         pa.field("weight", pa.float32(), nullable=False),
-        pa.field("duplicate_group", pa.string()),  # root uid of its near-duplicates; folds are cut by it
-        pa.field("raw_shard", pa.string(), nullable=False),  # where it came from
+        pa.field("duplicate_group", pa.string()),  # smallest uid of its duplicates; folds are a function of it
+        pa.field("raw_shard", pa.string(), nullable=False),  # name of the raw shard
         pa.field("raw_row", pa.int32(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("num_bytes", pa.int64(), nullable=False),
@@ -80,9 +80,9 @@ DEDUPE = pa.schema(
         pa.field("uid", pa.string(), nullable=False),
         pa.field("drop_reason", pa.string()),  # exact_duplicate | perceptual_duplicate | ...
         pa.field("duplicate_of", pa.string()),  # the uid kept instead
-        pa.field("distance", pa.int32()),  # Hamming distance to the kept one (or the evaluation image), bits
-        pa.field("similarity", pa.float32()),  # cosine of the features of the two, where these decided
-        pa.field("evaluation_image", pa.string()),  # set and name of what a contaminated sample is near
+        pa.field("distance", pa.int32()),  # Hamming distance to the kept image or the evaluation image, bits
+        pa.field("similarity", pa.float32()),  # cosine of their features; null: not decided by features
+        pa.field("evaluation_image", pa.string()),  # set and name of the near evaluation image
         pa.field("duplicate_group", pa.string()),  # smallest uid of the component; null without an image
     ]
 )
@@ -98,35 +98,35 @@ SELECTION = pa.schema(
         pa.field("weight", pa.float32(), nullable=False),
     ]
 )
-"""Every uid with its decision; the values that decided follow these columns."""
+"""Every uid with its decision; the values used by the rules follow these columns."""
 
 
 def make_uid(url: str | None, caption: str, image_sha256: str | None = None) -> str:
-    """Identity of a sample: the first 128 bits of sha256 over url (or image sha256), NUL, caption, as 32 hex."""
+    """Identity of a sample: the first 128 bits of sha256 over url (or image sha256), NUL, caption, as 32 hex digits."""
     identity = url if url else (image_sha256 or "")
     text = f"{identity}\0{caption}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest()[:32]
 
 
 def fold_of(duplicate_group: str, num_folds: int) -> int:
-    """Fold of a duplicate group, 0 .. num_folds-1: duplicates never fall into different folds."""
+    """Fold of a duplicate group, 0 .. num_folds-1; all duplicates are in the same fold."""
     digest = hashlib.sha256(f"fold\0{duplicate_group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % num_folds
 
 
 def uid_checksum(uids: pa.ChunkedArray | pa.Array) -> str:
-    """Checksum of the uids of a table in order: 16 hex."""
+    """Checksum of the uids of a table in order, as 16 hex digits."""
     digest = hashlib.sha256()
     for chunk in uids.chunks if isinstance(uids, pa.ChunkedArray) else [uids]:
         if len(chunk):
-            _, offsets, text = chunk.buffers()  # the uids lie one after the other: no need to look at each
+            _, offsets, text = chunk.buffers()  # one contiguous buffer: faster than a loop over uids
             ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
             digest.update(memoryview(text)[ends[0] : ends[-1]])
     return digest.hexdigest()[:16]
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """`table` as parquet bytes that are the same for the same rows."""
+    """`table` as parquet; equal rows give equal bytes."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=65536)
     return sink.getvalue()
@@ -140,20 +140,20 @@ def write_table(url: str, table: pa.Table) -> None:
 
 
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a table of one shard, all columns or some. Raises InputError where it is missing or not parquet."""
+    """Read a table of one shard, all columns or some. Raises InputError if it is missing or not parquet."""
     try:
         source: Any = storage.local_path(url) if storage.is_local(url) else pa.BufferReader(storage.read_bytes(url))
         later = LATER_COLUMNS.keys() & set(columns or ())
         lacking = later - set(pq.read_schema(source).names) if later else set()
-        there = columns and [name for name in columns if name not in lacking]
-        table = pq.read_table(source, columns=there, partitioning=None)
+        existing = columns and [name for name in columns if name not in lacking]
+        table = pq.read_table(source, columns=existing, partitioning=None)
         for name in sorted(lacking):
             table = table.append_column(name, pa.nulls(table.num_rows, LATER_COLUMNS[name]))
         return table
     except FileNotFoundError as error:
-        raise InputError(f"{url}: no such table") from error
+        raise InputError(f"{url}: no such table; check the path") from error
     except pa.ArrowInvalid as error:
-        raise InputError(f"{url}: not a readable parquet table: {error}") from error
+        raise InputError(f"{url}: not a readable parquet table: {error}; restore it") from error
 
 
 def read_table_schema(url: str) -> pa.Schema:
@@ -170,7 +170,7 @@ def read_table_schema(url: str) -> pa.Schema:
 
 
 def check_joined(left: pa.Table, right: pa.Table, where: str) -> None:
-    """Raise InputError unless both tables hold the same uids in the same order (by their checksums)."""
+    """Raise InputError unless both tables have the same uids in the same order (by their checksums)."""
     checksums = [(table.schema.metadata or {}).get(b"uid_checksum") for table in (left, right)]
     if left.num_rows != right.num_rows or checksums[0] != checksums[1]:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Which members of a tar are one sample, in tars that anyone has written."""
+"""Group the members of a tar into samples, for tars of any tool."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ TarSample = dict[str, Member]  # extension -> member
 
 
 def images_of(sample: TarSample) -> list[Member]:
-    """The images of one key by name, whatever the tar's order: `x.jpg`, `x.png`, `x.0.jpg`, ..., `x.10.jpg`.
+    """The images of one key by name, independent of the tar's order: `x.jpg`, `x.png`, `x.0.jpg`, ..., `x.10.jpg`.
 
-    The first is the sample's picture.
+    The first is the image of the sample.
     """
     images = [member for extension, member in sample.items() if _suffix(member) in IMAGE_EXTENSIONS]
-    return sorted(images, key=_place_among_images)
+    return sorted(images, key=_image_order)
 
 
-def _place_among_images(member: Member) -> tuple[int, str, int]:
-    part, _, suffix = member.extension.rpartition(".")
-    return len(part), part, IMAGE_EXTENSIONS.index(suffix)
+def _image_order(member: Member) -> tuple[int, str, int]:
+    infix, _, suffix = member.extension.rpartition(".")
+    return len(infix), infix, IMAGE_EXTENSIONS.index(suffix)
 
 
 def image_of(sample: TarSample) -> Member | None:
-    """The member that is the picture."""
+    """The image of the sample, or None."""
     return next(iter(images_of(sample)), None)
 
 
 def group_samples(members: list[Member]) -> dict[str, TarSample]:
-    """Members by key. A key that comes again with the same extension is another sample, `<key>+1`.
+    """Members by key. A repeated key with the same extension is another sample, `<key>+1`.
 
-    WebDataset's keys end at the first dot. Tars whose keys hold dots (`v1.0.jpg`, `v1.0.txt`) are taken as their
-    writer meant them: a longer key stands for itself where it has a caption of its own or no shorter one exists.
+    WebDataset's keys end at the first dot. Keys with dots (`v1.0.jpg`, `v1.0.txt`) are recognised: a longer key is a
+    sample of its own if it has its own caption or if no shorter key exists.
     """
     by_long_key: dict[str, list[Member]] = {}
     for member in members:
@@ -62,5 +62,5 @@ def _put(samples: dict[str, TarSample], key: str, extension: str, member: Member
 
 
 def _is_sample(sample: TarSample) -> bool:
-    """Not some other file that lies in the tar, such as a README."""
+    """Whether the members are a sample, not another file such as a README."""
     return any(_suffix(member) in (*IMAGE_EXTENSIONS, "txt", "json") for member in sample.values())

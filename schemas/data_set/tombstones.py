@@ -1,9 +1,9 @@
-"""Tombstones: opt-out requests of a root, kept for good so that what they name never comes back.
+"""Tombstones: opt-out requests of a root, kept forever so that recalled samples never return.
 
-`<root>/tombstones/<sha16>.json` holds one list of one kind, named by its content: `uids` and `domains` as they are,
-`urls` as sha256 of the cleaned URL and `images` as sha256 of the received bytes, for a list of what people want
-forgotten should not spell it out. Every recall also writes the uids that it found, so readers of curated shards need
-`uids` alone.
+`<root>/tombstones/<sha16>.json` is one list of one kind, named by its content: `uids` and `domains` as given, `urls` as
+sha256 of the clean URL, `images` as sha256 of the received bytes. URLs are stored hashed, so that the opt-out list does
+not itself publish them. A recall also writes the uids that it found, so that readers of curated shards need `uids`
+alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KINDS = ("uids", "urls", "domains", "images")
 
 
 def put_tombstone(root: str, kind: str, values: Iterable[str]) -> str | None:
-    """Write one list; returns its name, None for an empty list. The same list again writes nothing."""
+    """Write one list. Returns its name, or None for an empty list. Repeating a list writes nothing."""
     chosen = sorted(set(values))
     if not chosen:
         return None
@@ -34,14 +34,14 @@ def put_tombstone(root: str, kind: str, values: Iterable[str]) -> str | None:
 
 
 def tombstone_names(root: str) -> tuple[str, ...]:
-    """The lists that lie below a root, sorted."""
+    """Names of the lists of a root, sorted."""
     names = (storage.name_of(url) for url in storage.list_files(storage.join(root, FOLDER)))
     return tuple(sorted(name for name in names if name.endswith(".json") and not name.startswith(".")))
 
 
 @lru_cache(maxsize=4)
 def load_tombstones(root: str, names: Sequence[str]) -> Mapping[str, frozenset[str]]:
-    """All values by kind. `names` is a tuple of lists, whose content never changes. Raises InputError."""
+    """All values by kind. `names`: tuple of list names; the content of a list never changes. Raises InputError."""
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for name in names:
         url = storage.join(root, FOLDER, name)
@@ -49,18 +49,18 @@ def load_tombstones(root: str, names: Sequence[str]) -> Mapping[str, frozenset[s
             fields = json.loads(storage.read_text(url))
             kind, values, version = fields["kind"], fields["values"], fields["format_version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{url}: not a tombstone list: {error}; restore it, opt-outs must not be lost") from error
+            raise InputError(f"{url}: not a tombstone list: {error}; restore it") from error
         if version > FORMAT_VERSION or kind not in found:
-            raise InputError(f"{url}: written by a newer pairloom (format {version}, kind {kind})")
+            raise InputError(f"{url}: written by a newer pairloom (format {version}, kind {kind}); upgrade")
         found[kind].update(values)
     return {kind: frozenset(values) for kind, values in found.items()}
 
 
 def recalled_uids(folder: str) -> frozenset[str]:
-    """Uids that readers of a data set must pass over: by the tombstones of its root, and of a copy's own folder."""
+    """Uids that readers of a data set must skip: tombstones of its root, and of its own folder if it is a copy."""
     uids: frozenset[str] = frozenset()
-    for place in filter(None, (folder, root_of(folder))):
-        names = tombstone_names(place)
+    for root in filter(None, (folder, root_of(folder))):
+        names = tombstone_names(root)
         if names:
-            uids |= load_tombstones(place, names)["uids"]
+            uids |= load_tombstones(root, names)["uids"]
     return uids

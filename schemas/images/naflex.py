@@ -1,7 +1,7 @@
-"""NaFlex (SigLIP 2, arXiv 2502.14786): pictures that keep their aspect ratio, as a row of patches of any number.
+"""NaFlex (SigLIP 2, arXiv 2502.14786): images with their aspect ratio, as a variable number of patches.
 
-The numbers are those of transformers' `Siglip2ImageProcessorPil`, which an export carries.
-Legend: N patches that a picture may have, n it has, P bytes of a patch (patch_size x patch_size x 3).
+The result equals transformers' `Siglip2ImageProcessorPil`, which an export contains.
+Legend: B images of a batch, N largest number of patches, P bytes of a patch (patch_size x patch_size x 3).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from pairloom.schemas.images.decode import Pixels
 from pairloom.schemas.images.preprocess import RESAMPLE_BILINEAR, Preprocess, load_preprocess, read_processor_config
 
-# The rule's own precision: a picture's size is where the bisection of the reference ends, not where it would end.
+# The bounds and precision of the reference's bisection; other values give other sizes.
 SMALLEST_SCALE, LARGEST_SCALE, SCALE_STEP = 1e-6, 100.0, 1e-5
 
 Grid = tuple[int, int]
@@ -27,7 +27,7 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class NaflexPreprocess:
-    """How pixels become at most `num_patches` patches, filled up with zeros."""
+    """How pixels become at most `num_patches` patches, padded with zeros."""
 
     num_patches: int  # N
     patch_size: int = 16  # px
@@ -37,11 +37,11 @@ class NaflexPreprocess:
 
     @property
     def room(self) -> tuple[int, ...]:
-        """Shape of a picture's memory: [N, P]."""
+        """Shape of the output buffer of one image: [N, P]."""
         return self.num_patches, self.patch_size**2 * 3
 
     def grid(self, height: int, width: int) -> Grid:
-        """The most patches at one scale for both sides: ceil(height s / p) * ceil(width s / p) <= N, one at least."""
+        """Rows and columns at the largest scale s with ceil(height s / p) * ceil(width s / p) <= N; at least 1 x 1."""
         smallest, largest = SMALLEST_SCALE, LARGEST_SCALE
         while largest - smallest >= SCALE_STEP:
             scale = (smallest + largest) / 2
@@ -59,24 +59,24 @@ class NaflexPreprocess:
         size = (columns * self.patch_size, rows * self.patch_size)
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling(self.resample)))
 
-    def cut(self, resized: Pixels, room: npt.NDArray[np.uint8]) -> Grid:
-        """Write the patches of a resized picture to `room` [N, P], row by row, and zeros behind them."""
+    def cut(self, resized: Pixels, out: npt.NDArray[np.uint8]) -> Grid:
+        """Write the patches of a resized image to `out` [N, P], row by row, padded with zeros."""
         side = self.patch_size
         rows, columns = resized.shape[0] // side, resized.shape[1] // side
         patches = resized.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
-        room[: rows * columns].reshape(patches.shape)[:] = patches
-        room[rows * columns :] = 0
+        out[: rows * columns].reshape(patches.shape)[:] = patches
+        out[rows * columns :] = 0
         return rows, columns
 
-    def model_inputs(self, pictures: Sequence[Pixels]) -> dict[str, npt.NDArray[Any]]:
-        """Resized pictures -> `pixel_values` [B, N, P] float32, `pixel_attention_mask` [B, N], `spatial_shapes`
+    def model_inputs(self, images: Sequence[Pixels]) -> dict[str, npt.NDArray[Any]]:
+        """Resized images -> `pixel_values` [B, N, P] float32, `pixel_attention_mask` [B, N], `spatial_shapes`
         [B, 2].
         """
-        patches = np.empty((len(pictures), *self.room), np.uint8)
-        shapes = np.array([self.cut(picture, room) for picture, room in zip(pictures, patches, strict=True)], np.int64)
+        patches = np.empty((len(images), *self.room), np.uint8)
+        shapes = np.array([self.cut(image, out) for image, out in zip(images, patches, strict=True)], np.int64)
         mask = (np.arange(self.num_patches) < shapes.prod(axis=1)[:, None]).astype(np.int32)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        colours = patches.reshape(len(pictures), self.num_patches, -1, 3).astype(np.float32)
+        colours = patches.reshape(len(images), self.num_patches, -1, 3).astype(np.float32)
         values = ((colours * np.float32(1 / 255) - mean) / std).reshape(patches.shape)
         return {
             "pixel_values": values * mask[..., None].astype(np.float32),
@@ -85,7 +85,7 @@ class NaflexPreprocess:
         }
 
     def processor_config(self) -> dict[str, Any]:
-        """The `preprocessor_config.json` of transformers' processor that does the same."""
+        """The `preprocessor_config.json` of the equivalent transformers processor."""
         return {
             "image_processor_type": "Siglip2ImageProcessor",
             "processor_class": "Siglip2Processor",
@@ -106,7 +106,7 @@ AnyPreprocess = Preprocess | NaflexPreprocess
 
 
 def load_any_preprocess(folder: str) -> AnyPreprocess:
-    """Read a Hugging Face folder's image processor, of squares or of NaFlex. Raises InputError."""
+    """Read the image processor of a Hugging Face folder, for squares or NaFlex. Raises InputError."""
     config = read_processor_config(folder)
     if "max_num_patches" not in config:
         return load_preprocess(folder)

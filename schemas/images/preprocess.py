@@ -1,7 +1,7 @@
-"""Pixels -> model input, in one place for training, scoring, evaluation and export.
+"""Pixels -> model input, for training, scoring, evaluation and export.
 
-Resizing is Pillow's, so the numbers equal those of the Hugging Face image processor that an export
-carries (its `...Pil` classes), and a model is scored on exactly the pixels that it was trained on.
+Images are resized with Pillow, so that the result equals that of the Hugging Face image processor in an export (its
+`...Pil` classes), and a model is scored on the pixels that it was trained on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESAMPLE_BILINEAR, RESAMPLE_BICUBIC = 2, 3  # Pillow's numbers, as preprocessor_
 class Preprocess:
     """How pixels become model input: `squash` ignores the aspect ratio (SigLIP), `center_crop` keeps it (CLIP)."""
 
-    size: int  # px, of the square that the model sees
+    size: int  # px; side of the model's square input
     mode: Literal["squash", "center_crop"] = "squash"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -34,7 +34,7 @@ class Preprocess:
 
     @property
     def room(self) -> tuple[int, ...]:
-        """Shape of a picture's memory."""
+        """Shape of the output buffer of one image: [size, size, 3]."""
         return self.size, self.size, 3
 
     def resize(self, pixels: Pixels) -> Pixels:
@@ -46,14 +46,14 @@ class Preprocess:
         return self.crop(np.asarray(image.resize(self.scaled(height, width), Image.Resampling(self.resample))))
 
     def scaled(self, height: int, width: int) -> tuple[int, int]:
-        """Width and height that a picture is resized to, before it is cropped."""
+        """Width and height in px after resizing, before cropping."""
         if self.mode == "squash":
             return self.size, self.size
         scaled = int(self.size * max(height, width) / min(height, width))
         return (self.size, scaled) if width <= height else (scaled, self.size)
 
     def crop(self, resized: Pixels) -> Pixels:
-        """The middle of a resized picture."""
+        """The middle square of a resized image."""
         top, left = (resized.shape[0] - self.size) // 2, (resized.shape[1] - self.size) // 2
         return resized[top : top + self.size, left : left + self.size]
 
@@ -63,12 +63,12 @@ class Preprocess:
         scaled = (batch.astype(np.float32) * np.float32(1 / 255) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
-    def model_inputs(self, pictures: Sequence[Pixels]) -> dict[str, npt.NDArray[Any]]:
-        """Resized pictures -> `pixel_values` [B, 3, size, size] float32."""
-        return {"pixel_values": self.normalise(np.stack(pictures))}
+    def model_inputs(self, images: Sequence[Pixels]) -> dict[str, npt.NDArray[Any]]:
+        """Resized images -> `pixel_values` [B, 3, size, size] float32."""
+        return {"pixel_values": self.normalise(np.stack(images))}
 
     def processor_config(self, processor_class: str) -> dict[str, Any]:
-        """The `preprocessor_config.json` of a Hugging Face image processor that does the same."""
+        """The `preprocessor_config.json` of the equivalent Hugging Face image processor."""
         square = {"height": self.size, "width": self.size}
         config: dict[str, Any] = {
             "image_processor_type": processor_class,
@@ -93,7 +93,7 @@ def load_preprocess(folder: str) -> Preprocess:
     size = config.get("crop_size") if config.get("do_center_crop") else config.get("size")
     side = size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size
     if not isinstance(side, int):
-        raise InputError(f"{folder}: image processor without a fixed size; this takes pictures of one size")
+        raise InputError(f"{folder}: image processor without a fixed size; use a model with one input size")
     mean, std = config.get("image_mean") or [0.5] * 3, config.get("image_std") or [0.5] * 3
     return Preprocess(
         size=side,
@@ -106,9 +106,9 @@ def load_preprocess(folder: str) -> Preprocess:
 
 def read_processor_config(folder: str) -> dict[str, Any]:
     """A Hugging Face folder's `preprocessor_config.json` (or its part of processor_config.json). Raises InputError."""
-    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
         url = storage.join(folder, name)
         if storage.exists(url):
             config: dict[str, Any] = json.loads(storage.read_text(url))
-            return config[part] if part and part in config else config
+            return config[key] if key and key in config else config
     raise InputError(f"{folder}: no preprocessor_config.json; save the model's image processor there")

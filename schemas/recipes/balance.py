@@ -1,4 +1,4 @@
-"""The balance part of a curate recipe: how what is common is thinned out, after all other rules."""
+"""The balance part of a curate recipe: keep fewer samples of frequent content, after all other rules."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class EntryBalance(StrictModel):
-    """MetaCLIP's balancing over a list of entries that captions match."""
+    """MetaCLIP's balancing (arXiv 2309.16671) over a list of entries that captions match."""
 
     kind: Literal["metaclip"]
+    """`metaclip`: draw by entries."""
     name: Name = "default"
-    entries: str | None = None  # a text file, one a line; null: words and pairs of words of the captions themselves
-    min_count: Annotated[int, Field(gt=0)] = 20  # of a word or pair, to become an entry; without a file
-    min_information: float = 3.0  # bits of pointwise mutual information, for a pair to become an entry; without a file
-    t: Annotated[int, Field(gt=0)] = 20_000  # matches up to which an entry is kept whole; 20k for 400M pairs
+    """Name of the result: `<root>/balance/<name>`."""
+    entries: str | None = None
+    """A text file with one entry per line; null: words and pairs of words of the captions themselves."""
+    min_count: Annotated[int, Field(gt=0)] = 20
+    """Smallest number of occurrences of a word or pair that becomes an entry. Only without `entries`."""
+    min_information: float = 3.0
+    """Smallest pointwise mutual information of a pair that becomes an entry, bits. Only without `entries`."""
+    t: Annotated[int, Field(gt=0)] = 20_000
+    """Matches up to which all samples of an entry are kept; MetaCLIP uses 20,000 for 400 million pairs."""
     seed: Seed = 0
+    """Seed of the draw."""
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
@@ -33,12 +40,16 @@ class EntryBalance(StrictModel):
 
 
 class ClusterBalance(StrictModel):
-    """Equal draws from each cluster, level by level, until `num_samples` are drawn."""
+    """Equal draws from each cluster, level by level, until `num_samples` are drawn (arXiv 2405.15613)."""
 
     kind: Literal["clusters"]
-    clusters: Name  # a clusters signal
+    """`clusters`: draw by clusters of images."""
+    clusters: Name
+    """Name of a clusters signal, or of a table signal with a column `cluster`."""
     num_samples: Annotated[int, Field(gt=0)]
+    """Number of samples to draw."""
     seed: Seed = 0
+    """Seed of the draw."""
 
 
 BalanceRecipe = Annotated[EntryBalance | ClusterBalance, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""The curate recipe: everything that turns a source into a curated data set."""
+"""The curate recipe: all settings from a source to a curated data set."""
 
 from __future__ import annotations
 
@@ -18,82 +18,127 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class ImageRecipe(StrictModel):
-    """How images are resized and stored, and which are refused."""
+    """Resizing and storing of images, and limits that drop images."""
 
     resize: Literal["border", "center_crop", "keep_ratio", "keep_ratio_largest", "none"] = "keep_ratio"
-    size: Annotated[int, Field(gt=0)] = 256  # px
-    only_if_bigger: bool = True  # smaller images keep their original bytes
+    """Resize mode, as in img2dataset. keep_ratio: shorter side to `size`; keep_ratio_largest: longer side to `size`;
+    center_crop: shorter side to `size`, then the middle square; border: longer side to `size`, then a white square."""
+    size: Annotated[int, Field(gt=0)] = 256
+    """Target size of a side, px."""
+    only_if_bigger: bool = True
+    """Do not enlarge: smaller images keep their original bytes."""
     format: Literal["jpg", "png", "webp"] = "jpg"
+    """File format of resized images."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
-    fast_decode: bool = True  # large JPEGs are decoded at 1/2 to 1/8 where that leaves twice the size; false: in full
-    strip_metadata: bool = False  # also from images that keep their bytes: EXIF, XMP, comments; colour profiles stay
-    min_bytes: Annotated[int, Field(ge=0)] = 0  # of the image as received
-    max_bytes: Annotated[int, Field(gt=0)] | None = None  # of the image as received; fetch.max_bytes stops a download
-    min_side: Annotated[int, Field(ge=0)] = 0  # px, of the image as received
+    """JPEG or WebP quality, 1 to 100."""
+    fast_decode: bool = True
+    """Decode large JPEGs at 1/2 to 1/8 of their size if at least twice `size` remains; false: always in full."""
+    strip_metadata: bool = False
+    """Remove EXIF, XMP and comments from images that keep their bytes too; colour profiles stay."""
+    min_bytes: Annotated[int, Field(ge=0)] = 0
+    """Smallest image as received, bytes."""
+    max_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Largest image as received, bytes; null: no limit. `fetch.max_bytes` stops a download."""
+    min_side: Annotated[int, Field(ge=0)] = 0
+    """Smallest shorter side of an image as received, px."""
     max_aspect_ratio: Annotated[float, Field(ge=1)] | None = None
-    max_pixels: Annotated[int, Field(gt=0)] = 100_000_000  # read from the header, before any decode
+    """Largest ratio of longer to shorter side; null: no limit."""
+    max_pixels: Annotated[int, Field(gt=0)] = 100_000_000
+    """Largest image, px; checked on the header, before decoding."""
 
 
 class FetchRecipe(StrictModel):
-    """How images are fetched. Never part of a hash: it changes speed and manners, not results."""
+    """Fetching of images. It changes speed and politeness, not results, and is never part of a hash."""
 
-    concurrency: Annotated[int, Field(gt=0)] = 256  # requests in flight a worker
-    per_host: Annotated[int, Field(gt=0)] = 32  # requests in flight to one host, of all workers together
-    requests_per_second_per_host: Annotated[float, Field(gt=0)] | None = None  # of all workers together
-    timeout_s: Annotated[float, Field(gt=0)] = 10  # of the whole transfer, its redirects included
-    connect_timeout_s: Annotated[float, Field(gt=0)] = 5  # name, connection and TLS
-    first_byte_timeout_s: Annotated[float, Field(gt=0)] = 8  # from the start of a request, connecting included
-    host_patience_s: Annotated[float, Field(ge=0)] = 60  # a shard waits so long for hosts that must be asked slowly
-    outage_patience_s: Annotated[float, Field(ge=0)] = 300  # a shard waits so long for a network that is down
+    concurrency: Annotated[int, Field(gt=0)] = 256
+    """Requests in flight per worker."""
+    per_host: Annotated[int, Field(gt=0)] = 32
+    """Requests in flight to one host, over all workers together."""
+    requests_per_second_per_host: Annotated[float, Field(gt=0)] | None = None
+    """Requests per second to one host, over all workers together; null: no limit."""
+    timeout_s: Annotated[float, Field(gt=0)] = 10
+    """Limit of a whole transfer including redirects, seconds."""
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 5
+    """Limit of name look-up, connection and TLS, seconds."""
+    first_byte_timeout_s: Annotated[float, Field(gt=0)] = 8
+    """Limit from the start of a request to the first byte, seconds."""
+    host_patience_s: Annotated[float, Field(ge=0)] = 60
+    """Longest time that a shard waits for rate-limited hosts, seconds."""
+    outage_patience_s: Annotated[float, Field(ge=0)] = 300
+    """Longest time that a shard waits for a network that is down, seconds."""
     retries: Annotated[int, Field(ge=0)] = 2
+    """Further attempts after a transient failure."""
     max_bytes: Annotated[int, Field(gt=0)] = 20_000_000
+    """Largest body, bytes; a larger download is stopped."""
     obey_robots_txt: bool = True
+    """Fetch and obey robots.txt (RFC 9309)."""
     disallowed_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+    """Values of X-Robots-Tag that drop an image."""
     user_agent: str | None = None
+    """User-Agent header; null: `pairloom/<version>`. Add a contact address for large crawls."""
     allow_private_addresses: bool = False
+    """Permit private, loopback and link-local addresses."""
 
 
 class IngestRecipe(StrictModel):
     """Source rows -> raw shards."""
 
     samples_per_shard: Annotated[int, Field(gt=0, le=100_000)] = 10_000
+    """Source rows per raw shard."""
     max_caption_chars: Annotated[int, Field(gt=0)] = 5_000
+    """Longest caption, characters; rows with a longer one are dropped."""
     image: ImageRecipe = ImageRecipe()
+    """Resizing and storing of images."""
     fetch: FetchRecipe = FetchRecipe()
+    """Fetching of images."""
 
     not_hashed: ClassVar[Mapping[str, str]] = {"fetch": "changes speed and politeness, not the images that come"}
 
 
 class ScoreRule(StrictModel):
-    """Keep by one column of a signal: from `min` to `max`, or the best `top_fraction` of what is left."""
+    """Keep samples by one column of a signal: between `min` and `max`, or the best `top_fraction`."""
 
     signal: Name
-    column: str | None = None  # needed where the signal has several
+    """Name of the signal."""
+    column: str | None = None
+    """Column of the signal; null: its only column."""
     min: float | None = None
+    """Smallest kept value; null: no limit."""
     max: float | None = None
+    """Largest kept value; null: no limit."""
     top_fraction: Fraction | None = None
-    among: Literal["passing", "all"] = "passing"  # of top_fraction: what the rules before it keep, or all (DataComp)
+    """Share of samples with the highest values to keep, 0 to 1; instead of `min` and `max`."""
+    among: Literal["passing", "all"] = "passing"
+    """Base of `top_fraction`: samples that pass all previous rules, or all samples (as DataComp does)."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> ScoreRule:
         if self.among == "all" and self.top_fraction is None:
-            raise ValueError("among belongs to top_fraction")
+            raise ValueError("among needs top_fraction; set it or remove among")
         if (self.min is None and self.max is None) == (self.top_fraction is None):
-            raise ValueError("give min, max or both, or give top_fraction")
+            raise ValueError("set min, max or both, or set top_fraction")
         return self
 
 
 class SelectRecipe(StrictModel):
-    """Thresholds over the measured columns; every uid gets a decision."""
+    """Rules over the measured columns; every uid gets a decision."""
 
     name: Name = "default"
-    subset: str | None = None  # a .npy of DataComp: only uids in it are kept
+    """Name of the result: `<root>/selections/<name>`."""
+    subset: str | None = None
+    """A DataComp subset file (.npy): only its uids are kept."""
     min_words: Annotated[int, Field(ge=0)] = 0
+    """Smallest number of words of a caption. Needs a captions signal."""
     min_chars: Annotated[int, Field(ge=0)] = 0
+    """Smallest number of characters of a caption. Needs a captions signal."""
     languages: tuple[str, ...] | None = None
-    min_side: Annotated[int, Field(ge=0)] = 0  # px, of the image as received
+    """Kept languages of captions, ISO 639 codes; null: all. Needs a captions signal."""
+    min_side: Annotated[int, Field(ge=0)] = 0
+    """Smallest shorter side of an image as received, px."""
     max_aspect_ratio: Annotated[float, Field(ge=1)] | None = None
+    """Largest ratio of longer to shorter side; null: no limit."""
     scores: tuple[ScoreRule, ...] = ()
+    """Score rules, applied in this order."""
 
     not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder", "subset": "counts by content"}
 
@@ -102,10 +147,16 @@ class ReshardRecipe(StrictModel):
     """Kept samples -> curated shards."""
 
     name: Name = "train"
+    """Name of the result: `<root>/curated/<name>`."""
     samples_per_shard: Annotated[int, Field(gt=0, le=100_000)] = 10_000
-    shuffle: Literal["block", "global"] = "block"  # global: all samples mixed, every image written twice
+    """Largest number of samples per curated shard."""
+    shuffle: Literal["block", "global"] = "block"
+    """block: samples are shuffled within groups of raw shards; global: over the whole data set, which writes every
+    image twice."""
     shuffle_seed: int = 0
-    raw_shards_per_group: Annotated[int, Field(gt=0)] = 16  # read whole and permuted together
+    """Seed of the shuffle."""
+    raw_shards_per_group: Annotated[int, Field(gt=0)] = 16
+    """Raw shards that one task reads and shuffles together."""
 
     not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder"}
 
@@ -113,16 +164,24 @@ class ReshardRecipe(StrictModel):
 class CurateRecipe(StrictModel):
     """One curation: `pairloom curate RECIPE`."""
 
-    model_config = ConfigDict(defer_build=True)  # signals and sources of other packages are imported when it is used
+    model_config = ConfigDict(defer_build=True)  # plug-ins are imported on first use
 
     root: str
+    """Folder or URL below which the curation writes everything."""
     source: SourcePart
+    """Source of the image-caption pairs."""
     ingest: IngestRecipe = IngestRecipe()
+    """Fetching and storing of images as raw shards."""
     signals: tuple[SignalPart, ...] = ()
+    """Signals to measure."""
     dedupe: DedupeRecipe = DedupeRecipe()
+    """Criteria for duplicates."""
     select: SelectRecipe = SelectRecipe()
+    """Rules for the kept samples."""
     balance: BalanceRecipe | None = None
+    """Reduction of frequent content; null: none."""
     reshard: ReshardRecipe = ReshardRecipe()
+    """Writing of curated shards."""
 
     not_hashed: ClassVar[Mapping[str, str]] = {"root": "where the results lie"}
 
@@ -132,7 +191,7 @@ class CurateRecipe(StrictModel):
         names = [signal.name for signal in signals]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two signals are called {name}")
+                raise ValueError(f"two signals have the name {name}; rename one")
         return signals
 
     @model_validator(mode="after")
@@ -143,7 +202,7 @@ class CurateRecipe(StrictModel):
         if isinstance(self.balance, ClusterBalance):
             clusters = signals.get(self.balance.clusters)
             if clusters is None or not clusters.writes_clusters():
-                raise ValueError(f"balance.clusters: {self.balance.clusters} is not a clusters signal")
+                raise ValueError(f"balance.clusters: {self.balance.clusters} is not a clusters signal; name one")
         return self
 
     @model_validator(mode="after")
@@ -152,7 +211,7 @@ class CurateRecipe(StrictModel):
             self.column_of(rule)
         needs_captions = self.select.min_words or self.select.min_chars or self.select.languages
         if needs_captions and self.caption_counts is None:
-            raise ValueError("select: min_words, min_chars and languages need `- kind: captions` in signals")
+            raise ValueError("select: min_words, min_chars and languages need `- kind: captions` in signals; add it")
         return self
 
     @model_validator(mode="after")
@@ -161,10 +220,10 @@ class CurateRecipe(StrictModel):
         self._check_keep(signals)
         hashes = self.dedupe.hashes
         if hashes and not (hashes in signals and signals[hashes].has_hashes):
-            raise ValueError(f"dedupe.hashes: {hashes} is not a phash256 signal")
+            raise ValueError(f"dedupe.hashes: {hashes} is not a phash256 signal; name one")
         for where, features in self.dedupe.features_used():
             if features not in signals or signals[features].feature_model() is None:
-                raise ValueError(f"dedupe.{where}.features: {features} is not a clip signal of one model")
+                raise ValueError(f"dedupe.{where}.features: {features} is not a clip signal of one model; name one")
         if self.dedupe.prefer is not None and self.dedupe.prefer.column not in self.source.keep_columns:
             raise ValueError(f"dedupe.prefer.column: add {self.dedupe.prefer.column} to source.keep_columns")
         return self
@@ -181,12 +240,12 @@ class CurateRecipe(StrictModel):
             raise ValueError(f"dedupe.score_column: {error}") from error
 
     def signal(self, name: str) -> Signal:
-        """The signal of a name. Raises KeyError where there is none."""
+        """The signal with this name. Raises KeyError."""
         return {signal.name: signal for signal in self.signals}[name]
 
     @property
     def caption_counts(self) -> Signal | None:
-        """The signal that counts words and tells languages."""
+        """The signal that counts words and detects languages, or None."""
         return next((signal for signal in self.signals if signal.counts_captions), None)
 
     @property
@@ -196,7 +255,7 @@ class CurateRecipe(StrictModel):
         return None if name is None else _chosen_column(self.signal(name), self.dedupe.score_column)
 
     def column_of(self, rule: ScoreRule) -> str:
-        """The column that a score rule looks at. Raises ValueError where it does not exist or is not clear."""
+        """The column of a score rule. Raises ValueError if it does not exist or is ambiguous."""
         names = sorted(signal.name for signal in self.signals)
         if rule.signal not in names:
             raise ValueError(f"select.scores: {rule.signal} is not a signal; there are {names}")
@@ -207,12 +266,12 @@ class CurateRecipe(StrictModel):
 
 
 def _chosen_column(signal: Signal, column: str | None) -> str:
-    """The column that is named, or the only one. Raises ValueError where that is not clear."""
+    """The named column, or the only one. Raises ValueError if it does not exist or is ambiguous."""
     columns = signal.rule_columns()
     if column is None and len(columns) == 1:
         return columns[0]
     if column not in columns:
-        raise ValueError(f"give the column of {signal.name}: {', '.join(columns)}")
+        raise ValueError(f"set the column of {signal.name} to one of {', '.join(columns)}")
     return str(column)
 
 

@@ -1,4 +1,4 @@
-"""The dedupe settings of a curate recipe: which samples duplicate which, and which one of a group is kept."""
+"""The dedupe part of a curate recipe: criteria for duplicates, and the choice of the kept sample."""
 
 from __future__ import annotations
 
@@ -10,85 +10,115 @@ from pydantic import Field, model_validator
 from pairloom.schemas.recipes.load import StrictModel
 from pairloom.schemas.recipes.signals import Name
 
-Bits256 = Annotated[int, Field(ge=0, le=128)]  # of a 256-bit pHash; unlike images differ by about 128
+Bits256 = Annotated[int, Field(ge=0, le=128)]  # different images differ in about 128 of 256 bits
 
 
 class PerceptualRecipe(StrictModel):
-    """Near-duplicates by pHash, each pair confirmed on a colour thumbnail.
-
-    `max_distance` counts bits of the hash of `bits` bits; no pair within it is missed. With `max_distance_256` a pair
-    of 64-bit hashes must be that near in their 256 bits too: advised for radii above 4. Both take `dedupe.hashes`.
-    """
+    """Near-duplicates by pHash, each pair confirmed on the colour thumbnail. The search is exact."""
 
     bits: Literal[64, 256] = 64
-    max_distance: Annotated[int, Field(ge=0, le=11)] = 4  # bits
+    """Length of the compared pHash. 256 needs `dedupe.hashes`."""
+    max_distance: Annotated[int, Field(ge=0, le=11)] = 4
+    """Largest Hamming distance of the pHash, bits."""
     max_distance_256: Bits256 | None = None
-    max_colour_difference: Annotated[float, Field(ge=0)] = 12.0  # mean absolute, of 255, on the thumbnail
+    """With `bits: 64`: largest distance of the 256-bit pHash too, bits. Advised for `max_distance` above 4. Needs
+    `dedupe.hashes`."""
+    max_colour_difference: Annotated[float, Field(ge=0)] = 12.0
+    """Largest mean absolute difference of the two thumbnails, of 255."""
 
     @model_validator(mode="after")
     def _one_limit(self) -> PerceptualRecipe:
         if self.bits == 256 and self.max_distance_256 is not None:
-            raise ValueError("max_distance_256 confirms 64-bit hashes; with bits: 256 give max_distance alone")
+            raise ValueError("max_distance_256 confirms 64-bit hashes; with bits: 256 set max_distance alone")
         return self
 
 
 class SemanticRecipe(StrictModel):
-    """Images whose features agree (SemDeDup), compared inside k-means clusters."""
+    """Semantic duplicates (SemDeDup, arXiv 2303.09540): near features, compared inside k-means clusters."""
 
-    features: Name  # a clip signal of one model
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.95  # cosine; above it two images are duplicates
+    features: Name
+    """Name of a clip signal with one model."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Cosine of image features above which two images are duplicates."""
     policy: Literal["greedy", "official", "components"] = "greedy"
-    num_clusters: Annotated[int, Field(gt=0)] | None = None  # null: one for each 1,000 images
+    """Choice of the kept image. greedy: drop an image near a kept one. official: as the paper's code, drop an image near any
+    image farther from the centroid. components: keep one image per connected component."""
+    num_clusters: Annotated[int, Field(gt=0)] | None = None
+    """Number of k-means clusters; null: one per 1,000 images."""
 
 
 class PreferRecipe(StrictModel):
-    """Values of a column that are kept before others, such as licences."""
+    """Values of a column that are preferred when duplicates are dropped, such as licences."""
 
-    column: str  # of source.keep_columns
-    order: Annotated[tuple[str, ...], Field(min_length=1)]  # the best first; all other values come after these
+    column: str
+    """A column of `source.keep_columns`."""
+    order: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Preferred values, the best first; all other values come after them."""
 
 
 class PlaceholderRecipe(StrictModel):
-    """One image under many unlike captions from many domains ("image not found"): all of its samples go."""
+    """One image under many unlike captions from many domains ("image not found"): all its samples are dropped."""
 
-    min_captions: Annotated[int, Field(ge=2)] = 10  # different ones, after normalisation
+    min_captions: Annotated[int, Field(ge=2)] = 10
+    """Smallest number of different captions, after normalisation."""
     min_domains: Annotated[int, Field(ge=1)] = 5
-    max_caption_similarity: Annotated[float, Field(ge=0, le=1)] = 0.3  # mean over pairs, of their 4-grams (Jaccard)
+    """Smallest number of different domains."""
+    max_caption_similarity: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Largest mean Jaccard similarity of the captions' 4-grams."""
 
 
 class DecontaminateRecipe(StrictModel):
-    """An evaluation set whose images, and what looks like them, leave the training data."""
+    """An evaluation set: samples with an image near one of its images are dropped."""
 
-    path: str  # a raw folder, tars, or a folder of images
-    perceptual: Annotated[int, Field(ge=0, le=11)] | None = 6  # bits of the 64-bit pHash
-    max_distance_256: Bits256 | None = None  # confirms `perceptual` by the 256-bit pHash; takes dedupe.hashes
-    max_colour_difference: Annotated[float, Field(ge=0)] = 12.0  # mean absolute, of 255, on the thumbnail
-    semantic: Annotated[float, Field(gt=0, le=1)] | None = None  # cosine of image features; above it an image goes
-    features: Name | None = None  # a clip signal of one model, for `semantic`; null: that of dedupe.semantic
+    path: str
+    """A raw folder, tars, or a folder of images."""
+    perceptual: Annotated[int, Field(ge=0, le=11)] | None = 6
+    """Largest Hamming distance of the 64-bit pHash, bits; null: hashes are not compared."""
+    max_distance_256: Bits256 | None = None
+    """Largest distance of the 256-bit pHash too, bits. Needs `dedupe.hashes`."""
+    max_colour_difference: Annotated[float, Field(ge=0)] = 12.0
+    """Largest mean absolute difference of the two thumbnails, of 255."""
+    semantic: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Cosine of image features above which an image is dropped; null: features are not compared."""
+    features: Name | None = None
+    """Name of a clip signal with one model, for `semantic`; null: that of `dedupe.semantic`."""
 
     @model_validator(mode="after")
-    def _looks_at_something(self) -> DecontaminateRecipe:
+    def _compares_something(self) -> DecontaminateRecipe:
         if self.perceptual is None and self.semantic is None:
-            raise ValueError("give perceptual, semantic or both")
+            raise ValueError("set perceptual, semantic or both")
         return self
 
 
 class DedupeRecipe(StrictModel):
-    """Which samples duplicate which, and which one of a group is kept."""
+    """Criteria for duplicates, and the choice of the kept sample."""
 
     name: Name = "default"
+    """Name of the result: `<root>/dedupe/<name>`."""
     exact: bool = True
-    hashes: Name | None = None  # a phash256 signal, for 256-bit distances
+    """Drop samples with equal image (bytes or pixels) and equal caption."""
+    hashes: Name | None = None
+    """Name of a phash256 signal, for 256-bit distances."""
     same_image_captions: Literal["keep_all", "keep_one"] = "keep_all"
+    """Different captions of one image: keep all of them, or one."""
     perceptual: PerceptualRecipe | None = PerceptualRecipe()
+    """Near-duplicates by pHash; null: none are dropped."""
     placeholders: PlaceholderRecipe | None = None
+    """Placeholder images; null: none are dropped."""
     semantic: SemanticRecipe | None = None
+    """Semantic duplicates; null: none are dropped."""
     decontaminate: tuple[DecontaminateRecipe, ...] = ()
-    against: tuple[str, ...] = ()  # earlier raw folders: what they hold is kept, and our copies of it are dropped
-    prefer: PreferRecipe | None = None  # comes before `keep`
+    """Evaluation sets whose images, and images near them, are dropped."""
+    against: tuple[str, ...] = ()
+    """Earlier raw folders: their samples are kept, and duplicates of them are dropped here."""
+    prefer: PreferRecipe | None = None
+    """Preferred values of a column; applied before `keep`."""
     keep: Literal["largest", "highest_score", "smallest_uid"] = "largest"
-    score_signal: Name | None = None  # for keep: highest_score
-    score_column: str | None = None  # of score_signal; null: its only column
+    """Choice of the kept duplicate: the one with most pixels as received, with the highest score, or the smallest uid."""
+    score_signal: Name | None = None
+    """Name of the signal for `keep: highest_score`."""
+    score_column: str | None = None
+    """Column of `score_signal`; null: its only column."""
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
@@ -100,33 +130,33 @@ class DedupeRecipe(StrictModel):
     @model_validator(mode="after")
     def _score_needs_signal(self) -> DedupeRecipe:
         if (self.keep == "highest_score") != (self.score_signal is not None):
-            raise ValueError("keep: highest_score and score_signal go together")
+            raise ValueError("keep: highest_score and score_signal need each other; set both or neither")
         return self
 
     @model_validator(mode="after")
     def _distances_have_hashes(self) -> DedupeRecipe:
-        wanted = [rule.max_distance_256 is not None for rule in self.decontaminate]
+        needs_hashes = [rule.max_distance_256 is not None for rule in self.decontaminate]
         if self.perceptual is not None:
-            wanted.append(self.perceptual.bits == 256 or self.perceptual.max_distance_256 is not None)
-        if any(wanted) != (self.hashes is not None):
-            raise ValueError("hashes (a phash256 signal) goes together with bits: 256 or max_distance_256")
+            needs_hashes.append(self.perceptual.bits == 256 or self.perceptual.max_distance_256 is not None)
+        if any(needs_hashes) != (self.hashes is not None):
+            raise ValueError("hashes (a phash256 signal) is for bits: 256 and max_distance_256; set both or neither")
         return self
 
     @model_validator(mode="after")
     def _rules_have_features(self) -> DedupeRecipe:
         for rule in self.decontaminate:
             if rule.semantic is not None and self.features_of(rule) is None:
-                raise ValueError(f"decontaminate {rule.path}: semantic needs features, a clip signal")
+                raise ValueError(f"decontaminate {rule.path}: semantic needs features; name a clip signal")
         return self
 
     def features_of(self, rule: DecontaminateRecipe) -> str | None:
-        """The clip signal whose features a rule compares; None where it compares none."""
+        """The clip signal whose features a rule compares; None: it compares no features."""
         if rule.semantic is None:
             return None
         return rule.features or (self.semantic.features if self.semantic is not None else None)
 
     def features_used(self) -> Iterator[tuple[str, str]]:
-        """Every clip signal whose features are compared, and by which part of these settings."""
+        """(field of these settings, clip signal) of all compared features."""
         if self.semantic is not None:
             yield "semantic", self.semantic.features
         for rule in self.decontaminate:

@@ -1,6 +1,6 @@
-"""Load YAML recipes strictly, apply `key=value` overrides, and hash what changes results.
+"""Load YAML recipes strictly, apply `key=value` overrides, and hash the settings that change results.
 
-A recipe is one frozen pydantic object. Unknown keys are refused and the nearest known one is named.
+A recipe is one frozen, hashable pydantic object. An unknown key is an error that names the nearest known key.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pairloom.schemas.storage import storage
 
 
 class StrictModel(BaseModel):
-    """Base of every recipe part: frozen, and no key that is not known."""
+    """Base of every recipe part: frozen, without unknown keys. Docstrings of fields become their descriptions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     not_hashed: ClassVar[Mapping[str, str]] = {}
     """Fields that the hash of a step's folder leaves out, each with the reason."""
@@ -38,7 +38,7 @@ class StrictModel(BaseModel):
     def _holds_no_nul(cls, settings: Any) -> Any:
         for key, value in settings.items() if isinstance(settings, dict) else ():
             if isinstance(value, str) and "\0" in value:
-                raise ValueError(f"{key} holds a NUL character, which no path and no name may")
+                raise ValueError(f"{key} has a NUL character; remove it")
         return settings
 
 
@@ -63,12 +63,12 @@ def load_settings(path: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise RecipeError(f"{path}: not YAML: {reason}") from error
     if not isinstance(settings, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys; this is {type(settings).__name__}")
+        raise RecipeError(f"{path}: a recipe is a mapping, not {type(settings).__name__}; see `pairloom recipes`")
     return settings
 
 
 def parse_recipe(settings: Mapping[str, Any], model: type[Recipe], where: str) -> Recipe:
-    """Validate settings that are already in memory. Raises RecipeError naming the field."""
+    """Validate settings in memory. Raises RecipeError that names the field."""
     try:
         return model.model_validate(settings)
     except ValidationError as error:
@@ -84,7 +84,7 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML") from error
+        raise RecipeError(f"override {override!r}: the value is not YAML; quote it") from error
     *parents, last = path.split(".")
     node: Any = settings
     for part in parents:
@@ -102,18 +102,18 @@ def _child(node: Any, part: str, override: str) -> Any:
     if child is None:
         child = node[part] = {}
     if not isinstance(child, dict | list):
-        raise RecipeError(f"override {override!r}: {part} is a single value and has no keys")
+        raise RecipeError(f"override {override!r}: {part} is a single value; name a field of a part")
     return child
 
 
 def _list_index(node: list[Any], part: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(node):
-        raise RecipeError(f"override {override!r}: {part} is not a place in a list of {len(node)}")
+        raise RecipeError(f"override {override!r}: {part} is not an index of a list of {len(node)}; count from 0")
     return int(part)
 
 
 def _describe(problem: Any, model: type[BaseModel]) -> str:
-    """One pydantic problem in words: where, what, and the nearest known key."""
+    """One pydantic problem as text: field, problem, and the nearest known key."""
     location = [str(part) for part in problem["loc"]]
     where = ".".join(location)
     if problem["type"] == "extra_forbidden":
@@ -127,7 +127,7 @@ def _describe(problem: Any, model: type[BaseModel]) -> str:
 
 
 def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Keys allowed at a location: descends the models by field name, through lists, unions and options."""
+    """Allowed keys at a location; descends the models by field name, through lists, unions and optional parts."""
     models = [model]
     for part in location:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
@@ -183,8 +183,8 @@ def step_hash(
 ) -> str:
     """Hash of a step's result: 64 hex; folders use the first 8.
 
-    Covers the step's `version` (raised when its output changes), settings that differ from their defaults,
-    the hashes of the manifests it reads, and content fingerprints of its inputs (models, lists).
+    Covers the step's `version` (raised when its output changes), settings that differ from their defaults, the hashes
+    of its parents' manifests, and content fingerprints of its inputs (models, lists).
     """
     text = canonical_json(
         {

@@ -1,4 +1,4 @@
-"""Signals: measured columns of every sample. The base class of all kinds, built in or from other packages."""
+"""Signals: measured columns of every sample. The base class of all kinds, of this package and of plug-ins."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=
 
 
 class Signal(StrictModel):
-    """Recipe part of one signal, and the work that measures it.
+    """Recipe part of one signal, and the code that measures it.
 
     A subclass gives `kind` a Literal type and adds its own fields. `measure` writes one table per raw shard, with the
-    rows of the raw table in its order: `uid`, then the measured columns. A signal holds no threshold.
+    rows of the raw table in the same order: `uid`, then the measured columns. A signal has no thresholds.
     """
 
     kind: str
+    """Kind of the signal."""
     name: Name
+    """Name of the result: `<root>/signals/<name>`; rules refer to it."""
 
-    version: ClassVar[int] = 1  # raised when the same input gives other columns
-    score_columns: ClassVar[tuple[str, ...]] = ()  # numbers that score rules may use
-    has_hashes: ClassVar[bool] = False  # writes `phash256`, which dedupe.hashes may name
-    counts_captions: ClassVar[bool] = False  # writes num_words, num_chars and language, which select rules use
+    version: ClassVar[int] = 1  # raise it when the same input gives other columns
+    score_columns: ClassVar[tuple[str, ...]] = ()  # numeric columns for score rules
+    has_hashes: ClassVar[bool] = False  # writes `phash256`, for dedupe.hashes
+    counts_captions: ClassVar[bool] = False  # writes num_words, num_chars and language, for select
     not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder"}
-    is_per_shard: ClassVar[bool] = True  # a shard's columns depend on that shard alone
+    is_per_shard: ClassVar[bool] = True  # the columns of a shard depend on that shard alone
 
     def rule_columns(self) -> tuple[str, ...]:
-        """The columns that score rules, dedupe's `keep` and balance may use."""
+        """The columns for score rules, dedupe's `keep` and balance."""
         return self.score_columns
 
     def writes_clusters(self) -> bool:
-        """True when the signal writes `cluster`, which `balance.clusters` may name."""
+        """Whether the signal writes `cluster`, for `balance.clusters`."""
         return False
 
     def writes_features(self) -> bool:
-        """True when the signal writes image features beside each table."""
+        """Whether the signal writes image features beside each table."""
         return False
 
     def feature_model(self) -> str | None:
-        """The folder of the one model that all features are of, which may score other images; None: there is none."""
+        """The folder of the only model of the features, which can score other images; None: there is none."""
         return None
 
     def model_folders(self) -> tuple[str, ...]:
@@ -59,14 +61,14 @@ class Signal(StrictModel):
         return ()
 
     def reads_dedupe(self) -> bool:
-        """True when the signal reads dedupe's table; it is measured after dedupe then."""
+        """Whether the signal reads the tables of dedupe; then it is measured after dedupe."""
         return False
 
     def check(self, signals: Mapping[str, Signal]) -> None:
-        """Raise ValueError where the recipe's other signals do not fit; `signals` has all of them by name."""
+        """Check the recipe's other signals; `signals` has all of them by name. Raises ValueError."""
         for name in self.needs():
             if name not in signals:
-                raise ValueError(f"signals.{self.name}: {name} is not a signal; there are {sorted(signals)}")
+                raise ValueError(f"signals.{self.name}: {name} is not a signal; use one of {sorted(signals)}")
 
     def settings(self) -> dict[str, Any]:
         """The fields that are part of the folder's hash: all but those in `not_hashed`."""
@@ -77,16 +79,16 @@ class Signal(StrictModel):
         return {}
 
     def prepare(self) -> None:
-        """Called once before any shard is measured. Raises InputError where the work cannot begin."""
+        """Called once before the first shard is measured. Raises InputError if the signal cannot be measured."""
 
     def measure(self, work: SignalWork) -> Mapping[str, object]:
-        """Write the tables of `work.shards`; returns details for the manifest."""
-        raise NotImplementedError(f"signal {self.kind} measures nothing")
+        """Write the tables of `work.shards`. Returns details for the manifest."""
+        raise NotImplementedError(f"signal {self.kind}: measure is not implemented")
 
 
 @dataclass(frozen=True)
 class MeasuredSignal:
-    """A signal that another one needs, and the folder of its columns."""
+    """A signal that another signal needs, and the folder of its columns."""
 
     signal: Signal
     folder: str
@@ -94,12 +96,12 @@ class MeasuredSignal:
 
 @dataclass(frozen=True)
 class SignalWork:
-    """The shards of one signal that are not measured yet, and the folders to read and write."""
+    """The missing shards of one signal, and the folders to read and write."""
 
     raw_folder: str
     folder: str
     shards: Sequence[ShardEntry]
-    num_done: int = 0  # shards that were measured earlier
+    num_done: int = 0  # shards measured by earlier runs
     dedupe_folder: str | None = None
     needed: Mapping[str, MeasuredSignal] = field(default_factory=dict)  # by name
 

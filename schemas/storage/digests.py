@@ -1,4 +1,4 @@
-"""sha256 of what lies in storage: of one file, and of a folder as a whole."""
+"""sha256 of files and folders in storage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pairloom.schemas.storage import storage
 
 
 def sha256_of(url: str) -> str:
-    """Hex sha256 of a file's content, read in pieces."""
+    """sha256 of a file as hex; reads it in pieces."""
     digest = hashlib.sha256()
     with storage.open_read(url) as file:
         while piece := file.read(storage.COPY_BYTES):
@@ -21,7 +21,7 @@ def fingerprint(url: str) -> str:
     """Content fingerprint of a model folder or a file: sha256 over relative names and contents."""
     files = storage.expand(url)
     if not files:
-        raise InputError(f"{url}: no such file or folder")
+        raise InputError(f"{url}: no such file or folder; check the path")
     digest = hashlib.sha256()
     for file in files:
         relative = file.removeprefix(url.rstrip("/"))
@@ -30,7 +30,7 @@ def fingerprint(url: str) -> str:
 
 
 def content_of(url: str, where: str) -> str:
-    """sha256 of a file that a recipe names at the field `where`. Raises InputError where there is none."""
+    """sha256 of a file that the recipe field `where` names. Raises InputError if it does not exist."""
     if not storage.exists(url):
-        raise InputError(f"{where}: {url}: no such file")
+        raise InputError(f"{where}: {url}: no such file; check the path")
     return sha256_of(url)

@@ -1,7 +1,7 @@
-"""Calls on remote storage: connections, retries with back-off, and errors that say what to do.
+"""Calls of remote storage: connections, retries with exponential backoff, and one-line errors.
 
-Settings come from where every other tool has them: `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ... or fsspec's own
-`FSSPEC_S3_...` variables and files. Processes that Ray starts on this machine inherit them.
+Settings come from the usual places: `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ... or fsspec's `FSSPEC_S3_...` variables
+and files. Ray's processes on this machine inherit them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 logger = logging.getLogger("pairloom")
 
 FIRST_WAIT_S = 0.5
-DEFAULT_ATTEMPTS = 6  # waits 0.5, 1, 2, 4, 8 s between, each more or less: a server that restarts is waited for
+DEFAULT_ATTEMPTS = 6  # waits of about 0.5, 1, 2, 4, 8 s: long enough for a restarting server
 PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSYS}
 ALREADY_THERE = {"PreconditionFailed", "412"}
 _NO_BUCKET = {"NoSuchBucket"}
@@ -32,8 +32,8 @@ _PERMANENT_CODES = _NO_BUCKET | ALREADY_THERE | {
     "AuthorizationHeaderMalformed", "EntityTooLarge", "InvalidBucketName", "InvalidRange", "KeyTooLongError",
 }  # fmt: skip
 _HINTS = {
-    "403": "access denied; check the keys and what they may do",
-    "AccessDenied": "access denied; check what this key may do",
+    "403": "access denied; check the keys and their permissions",
+    "AccessDenied": "access denied; check the permissions of this key",
     "InvalidAccessKeyId": "the storage does not know this access key; check AWS_ACCESS_KEY_ID",
     "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY",
     "NoSuchBucket": "there is no such bucket; create it, or check the name and AWS_ENDPOINT_URL",
@@ -42,10 +42,10 @@ _HINTS = {
 
 @lru_cache(maxsize=64)
 def connect(protocol: str, process_id: int) -> Any:
-    """A file system for each process: a connection does not survive a fork, and fsspec refuses to use it there.
+    """One file system per process: a connection does not survive a fork, and fsspec refuses to use it there.
 
-    Listings are not cached, for other processes write meanwhile. Of the three layers that would each retry, s3fs and
-    `call` do: with botocore's as well, a dead server is asked a hundred times before anybody hears of it.
+    Listings are not cached, because other processes write too. s3fs and `call` retry; botocore's own retries are off,
+    because three layers would multiply the attempts.
     """
     options: dict[str, Any] = {} if protocol == "file" else {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
@@ -55,7 +55,7 @@ def connect(protocol: str, process_id: int) -> Any:
 
 
 def forget_connections() -> None:
-    """Connect anew, for instance after the environment has changed."""
+    """Drop all connections, for example after the environment changed."""
     import s3fs
 
     connect.cache_clear()
@@ -64,7 +64,7 @@ def forget_connections() -> None:
 
 @lru_cache(maxsize=1)
 def remote_errors() -> tuple[type[Exception], ...]:
-    """What file systems raise: OSError, and the errors of S3's library that s3fs passes on as they are."""
+    """The exceptions of file systems: OSError, and errors of botocore that s3fs does not translate."""
     from botocore.exceptions import BotoCoreError, ClientError
     from s3fs.core import S3_RETRYABLE_ERRORS
 
@@ -72,7 +72,7 @@ def remote_errors() -> tuple[type[Exception], ...]:
 
 
 def code_of(error: BaseException) -> str:
-    """The storage's own code of an error, such as `NoSuchBucket`; empty where it gave none."""
+    """The storage's error code, such as `NoSuchBucket`; empty if there is none."""
     for candidate in (error, error.__cause__):
         response = getattr(candidate, "response", None)
         if isinstance(response, dict):
@@ -81,14 +81,14 @@ def code_of(error: BaseException) -> str:
 
 
 def num_attempts() -> int:
-    """How often a call is tried in all: PAIRLOOM_STORAGE_ATTEMPTS, or 6."""
+    """Number of attempts per call: PAIRLOOM_STORAGE_ATTEMPTS, or 6."""
     return max(1, int(os.environ.get("PAIRLOOM_STORAGE_ATTEMPTS", DEFAULT_ATTEMPTS)))
 
 
 def call(action: str, url: str, work: Callable[[], T]) -> T:
-    """`work()`, again after failures that may pass.
+    """`work()`, repeated after transient failures.
 
-    Raises PairloomError, FileNotFoundError (reads), and as it is what says that something is there already.
+    Raises PairloomError, FileNotFoundError (reads), and unchanged the errors for an existing target.
     """
     attempts = num_attempts()
     for attempt in range(attempts):
@@ -107,9 +107,9 @@ def call(action: str, url: str, work: Callable[[], T]) -> T:
 
 
 def _is_answer(action: str, error: Exception) -> bool:
-    """Whether a failure is what the caller wanted to know: something is not there, or is there already.
+    """Whether a failure is an answer to the caller: something does not exist, or exists already.
 
-    A write that finds nothing is none: after a lost answer S3 does not know a finished multipart upload any more.
+    FileNotFoundError from a write is no answer: after a lost response, S3 does not find a finished multipart upload.
     """
     if isinstance(error, FileNotFoundError):
         return action != "write"
@@ -125,7 +125,7 @@ def _is_permanent(error: Exception) -> bool:
 
 
 def explain(action: str, url: str, error: Exception) -> PairloomError:
-    """One line about what failed and what to do."""
+    """A PairloomError with one line: URL, problem, what to do."""
     from botocore.exceptions import EndpointConnectionError, NoCredentialsError, ParamValidationError
 
     code = code_of(error)
@@ -134,24 +134,24 @@ def explain(action: str, url: str, error: Exception) -> PairloomError:
     if code in _NO_BUCKET:
         return InputError(f"{url}: {_HINTS[code]}")
     if isinstance(error, ParamValidationError):
-        return InputError(f"{url}: not a valid bucket and name of an object")
+        return InputError(f"{url}: not a valid bucket and object name; correct the URL")
     text = _HINTS.get(code) or getattr(error, "strerror", None) or _text_of(error)
     if isinstance(error, EndpointConnectionError):
-        text += "; is the storage running, and AWS_ENDPOINT_URL right?"
+        text += "; check that the storage runs and AWS_ENDPOINT_URL is right"
     return StorageError(f"cannot {action} {url}: {' '.join(text.split())}")
 
 
 def _text_of(error: Exception) -> str:
-    """What an error says, and never nothing: S3 servers leave out messages as they please."""
+    """The text of an error, never empty: S3 servers may omit messages."""
     text = str(error) if str(error) not in ("", "None", f"[Errno {getattr(error, 'errno', '')}] None") else ""
     return text or code_of(error) or type(error).__name__
 
 
 @contextmanager
 def explained(action: str, url: str) -> Iterator[None]:
-    """Turn what the storage raises in the body into a PairloomError; FileNotFoundError stays.
+    """Turn storage errors in the body into a PairloomError, except FileNotFoundError.
 
-    So do OSErrors that it did not raise: readers of parquet and gzip have them for content that they cannot read.
+    OSErrors of other origin stay too: readers of parquet and gzip raise them for unreadable content.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Storage on any fsspec URL: local paths and `s3://...` alike.
+"""Storage on any fsspec URL: local paths, `s3://...` and others.
 
-Outputs are built in a local file and then put whole, because `fs.open(url, "wb")` publishes a truncated
-object when its body raises. On local disks a put is a rename, so readers see all of a file or nothing.
-Remote calls are retried on transient errors; a full disk or a refused access is a `StorageError`.
+Outputs are built in a local file and put as a whole, because `fs.open(url, "wb")` publishes a truncated object when its
+body raises. On local disks a put is a rename, so that readers see a whole file or none. Remote calls are retried after
+transient errors; a full disk or a denied access is a `StorageError`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pairloom.schemas.storage import remote as remote_storage
 
 T = TypeVar("T")
 
-COPY_BYTES = 1 << 22  # a piece of what is read and written in pieces
-ONE_REQUEST_BYTES = 5 << 30  # what S3 takes in one put
+COPY_BYTES = 1 << 22  # piece size of copies
+ONE_REQUEST_BYTES = 5 << 30  # limit of S3 for one put
 
 
 def is_local(url: str) -> bool:
-    """True for plain paths and `file://` URLs."""
+    """Whether a URL is a plain path or `file://`."""
     return "://" not in url or url.startswith("file://")
 
 
@@ -36,12 +36,12 @@ def local_path(url: str) -> str:
 
 
 def join(url: str, *parts: str) -> str:
-    """`url` with path parts appended, for local paths and URLs alike."""
+    """`url` with path parts appended, for local paths and URLs."""
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def name_of(url: str) -> str:
-    """The last part of a path or URL."""
+    """The last component of a path or URL."""
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
@@ -51,11 +51,11 @@ def filesystem(url: str) -> Any:
     try:
         return remote_storage.connect(protocol, os.getpid())
     except (ImportError, ValueError) as error:
-        raise InputError(f"cannot use storage {protocol}://: {error}") from error
+        raise InputError(f"cannot use storage {protocol}://: {error}; install its fsspec package") from error
 
 
 def _attempt(action: str, url: str, work: Callable[[], T]) -> T:
-    """`work()`; remote calls are retried. What goes wrong is a PairloomError, or FileNotFoundError from reads."""
+    """`work()`; remote calls are retried. Raises PairloomError, or FileNotFoundError from reads."""
     if not is_local(url):
         return remote_storage.call(action, url, work)
     try:
@@ -67,7 +67,7 @@ def _attempt(action: str, url: str, work: Callable[[], T]) -> T:
 
 
 def exists(url: str) -> bool:
-    """True when a file or folder is there."""
+    """Whether a file or folder exists."""
     if is_local(url):
         return os.path.exists(local_path(url))
     return bool(_attempt("look up", url, lambda: filesystem(url).exists(url)))
@@ -79,18 +79,18 @@ def size(url: str) -> int:
 
 
 def etag(url: str) -> str:
-    """What changes when the content of a file changes: the ETag of an object, size and time of a local file."""
+    """A value that changes with the content of a file: ETag of an object, size and time of a local file."""
     info = _attempt("look up", url, lambda: filesystem(url).info(url))
     return str(info.get("ETag") or info.get("etag") or f"{info['size']}-{info.get('mtime', '')}")
 
 
 def modified(url: str) -> float:
-    """When a file was written last, in seconds since 1970. Raises FileNotFoundError."""
+    """Time of the last write of a file, seconds since 1970. Raises FileNotFoundError."""
     return time_of(_attempt("look up", url, lambda: filesystem(url).info(local_path(url))))
 
 
 def time_of(info: Mapping[str, Any]) -> float:
-    """The same from what the storage knows of a file; 0 where it does not know."""
+    """Time of the last write from an fsspec info, seconds since 1970; 0 if unknown."""
     value = info.get("LastModified") or info.get("mtime") or info.get("created") or 0.0
     return float(value.timestamp() if isinstance(value, datetime) else value)
 
@@ -108,13 +108,13 @@ def read_text(url: str) -> str:
 
 
 def read_input(url: str) -> str:
-    """A text file that a person names. Raises InputError where it is missing or not UTF-8."""
+    """The text of a user's file. Raises InputError if it is missing or not UTF-8."""
     try:
         return read_text(url)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"{url}: no such file") from error
+        raise InputError(f"{url}: no such file; check the path") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{url}: not UTF-8 text: {error}") from error
+        raise InputError(f"{url}: not UTF-8 text: {error}; convert it") from error
 
 
 def read_range(url: str, offset: int, num_bytes: int) -> bytes:
@@ -131,7 +131,7 @@ def read_range(url: str, offset: int, num_bytes: int) -> bytes:
 
 
 def list_files(url: str) -> list[str]:
-    """URLs of what lies directly in a folder, sorted; empty where there is no such folder."""
+    """URLs of the entries of a folder, sorted; empty if the folder does not exist."""
     try:
         if is_local(url):
             base = local_path(url)
@@ -144,12 +144,12 @@ def list_files(url: str) -> list[str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """Files that a path, folder, glob or URL names, sorted (a folder: everything below it)."""
+    """Files of a path, folder, glob or URL, sorted; for a folder, all files below it."""
     return sorted(expand_with_info(pattern))
 
 
 def expand_with_info(pattern: str) -> dict[str, dict[str, Any]]:
-    """Files that a path, folder, glob or URL names, with what the storage knows of each (`size`, `ETag`, `mtime`)."""
+    """Files of a path, folder, glob or URL, with their fsspec info (`size`, `ETag`, `mtime`)."""
     fs = filesystem(pattern)
     target = local_path(pattern)
 
@@ -173,7 +173,7 @@ def get_file(url: str, path: str) -> None:
 
 @contextmanager
 def open_read(url: str) -> Iterator[Any]:
-    """A file to read from and seek in. Raises FileNotFoundError, StorageError."""
+    """A readable, seekable file. Raises FileNotFoundError, StorageError."""
     if is_local(url):
         with open(local_path(url), "rb") as file:
             yield file
@@ -183,7 +183,7 @@ def open_read(url: str) -> Iterator[Any]:
 
 
 def put_bytes(url: str, data: bytes) -> None:
-    """Write a whole small file atomically, replacing what is there."""
+    """Write a small file atomically; an existing file is replaced."""
     if not is_local(url):
         _attempt("write", url, lambda: filesystem(url).pipe_file(url, data))
         return
@@ -192,7 +192,7 @@ def put_bytes(url: str, data: bytes) -> None:
 
 
 def append_local(path: str, data: bytes) -> None:
-    """Append to a local file; readers may see a last line that is cut. For logs, not for data."""
+    """Append to a local file; readers may see an incomplete last line. For logs, not for data."""
 
     def append() -> None:
         os.makedirs(os.path.dirname(local_path(path)) or ".", exist_ok=True)
@@ -203,14 +203,14 @@ def append_local(path: str, data: bytes) -> None:
 
 
 def put_if_absent(url: str, data: bytes) -> bool:
-    """Write a whole small file unless it exists; False when something else was there already."""
+    """Write a small file unless it exists. Returns False if other content exists."""
     if not is_local(url):
         return _put_if_absent_remotely(url, data)
     path = local_path(url)
     scratch = _scratch_path(path)
     try:
         _write(scratch, data, url)
-        os.link(scratch, path)  # unlike rename, link refuses an existing name
+        os.link(scratch, path)  # unlike rename, link fails for an existing name
     except FileExistsError:
         return False
     finally:
@@ -219,9 +219,9 @@ def put_if_absent(url: str, data: bytes) -> bool:
 
 
 def _put_if_absent_remotely(url: str, data: bytes) -> bool:
-    """One request with `If-None-Match: *`: servers check it atomically there, but not all of them on multipart.
+    """One request with `If-None-Match: *`: not all servers check it for multipart uploads.
 
-    A put whose answer was lost is repeated and finds its own object: equal bytes count as written.
+    A put whose response was lost is repeated and finds its own object, so equal bytes count as written.
     """
 
     def put() -> None:
@@ -237,7 +237,7 @@ def _put_if_absent_remotely(url: str, data: bytes) -> bool:
 
 
 def _scratch_path(path: str) -> str:
-    """An attempt-unique name beside `path`, so that the final rename stays within one file system."""
+    """A unique name beside `path`, so that the final rename stays within one file system."""
     folder, name = os.path.split(path)
     os.makedirs(folder or ".", exist_ok=True)
     return os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -253,9 +253,9 @@ def _write(path: str, data: bytes, url: str) -> None:
 
 @contextmanager
 def build_locally(url: str) -> Iterator[str]:
-    """Yield a local path to write to; it becomes `url` only when the body ends without an error.
+    """Yield a local path to write; it becomes `url` if the body ends without an error.
 
-    Local targets are renamed into place, remote ones uploaded. Raises StorageError (disk full, no access).
+    Local files are renamed, remote ones uploaded. Raises StorageError (disk full, no access).
     """
     if is_local(url):
         try:
@@ -278,7 +278,7 @@ def build_locally(url: str) -> Iterator[str]:
 
 @contextmanager
 def local_copy(url: str) -> Iterator[str]:
-    """The file on a local disk for as long as it is read: itself, or a copy. Raises InputError where there is none."""
+    """A local path of a file: itself, or a temporary copy. Raises InputError if it does not exist."""
     if is_local(url):
         yield local_path(url)
         return
@@ -287,11 +287,11 @@ def local_copy(url: str) -> Iterator[str]:
         try:
             get_file(url, path)
         except FileNotFoundError as error:
-            raise InputError(f"{url}: no such file") from error
+            raise InputError(f"{url}: no such file; check the path") from error
         yield path
 
 
 def remove(url: str) -> None:
-    """Remove a file or a folder with all it holds; nothing happens where there is none."""
+    """Remove a file, or a folder with its content; does nothing if it does not exist."""
     if exists(url):
         _attempt("remove", url, lambda: filesystem(url).rm(local_path(url), recursive=True))

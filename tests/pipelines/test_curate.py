@@ -155,5 +155,5 @@ def test_inspect_shows_the_funnel_and_each_data_set(tmp_path: Path, pictures: Pa
         assert shown["num_rows"] > 0
         assert 0 < len(shown["samples"]) <= 5
     assert inspect(folder_of(summary, "select"))["drop_counts"] == {"few_words": 1, "perceptual_duplicate": 1}
-    with pytest.raises(InputError, match="no finished data set"):
+    with pytest.raises(InputError, match="no complete data set"):
         inspect(str(tmp_path / "pictures"))

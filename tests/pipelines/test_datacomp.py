@@ -253,5 +253,5 @@ def test_a_subset_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes
     with pytest.raises(InputError, match=r"select\.subset: .*subset\.npy"):
         read_subset(str(path))
     np.save(path, np.zeros(3, np.int64))
-    with pytest.raises(InputError, match="a subset is one list of u8,u8"):
+    with pytest.raises(InputError, match="save one list of u8,u8"):
         read_subset(str(path))

@@ -1,7 +1,7 @@
 """Roots whose steps are complete but empty: `curate` finds every folder by its hash, or it finds work left to do.
 
 A step hash covers the settings, the manifests of the parents and the content of models and lists, but no pixel. So a
-manifest per step is enough to walk through a recipe.
+manifest per step is enough to check a recipe.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The walk on several Ray nodes of one machine, in a process of its own: `python -m tests.several_nodes --help`.
+"""The curation on several Ray nodes of one machine, in a process of its own: `python -m tests.several_nodes --help`.
 
 Each node is a raylet with workers of its own, as a node of a cluster has; they share the disk. Prints one JSON object:
-on which nodes tasks of the walk were seen, and whether a node was killed before the walk was done.
+on which nodes tasks of the curation were seen, and whether a node was killed before the curation was done.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WRITTEN_BY = {"dedupe": "dedupe/*/*/spill/*/samples/*.rows", "reshard": "curated
 
 
 def recipe_for(pictures: str, root: str) -> CurateRecipe:
-    """All steps of the walk; shards are small, so that there are many tasks."""
+    """All steps of the curation; shards are small, so that there are many tasks."""
     return CurateRecipe.model_validate(
         {
             "root": root,
@@ -83,7 +83,7 @@ class Nodes(threading.Thread):
 
 
 def main() -> None:
-    """Run the walk."""
+    """Run the curation."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures")
     parser.add_argument("root", type=Path)

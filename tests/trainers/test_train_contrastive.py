@@ -150,7 +150,7 @@ def test_wrong_recipes_are_refused(root: Path) -> None:
     cases: dict[str, list[str]] = {
         "no preset siglip-vit-b-61": ["model.preset=siglip-vit-b-61"],
         "tokenizer: give path, or train": ["tokenizer={}"],
-        "no finished data set": ["data.train.0.path=/nowhere/curated/train"],
+        "no complete data set": ["data.train.0.path=/nowhere/curated/train"],
         "another tokenizer": [f"model={{path: {root / 'tower'}}}"],
     }
     recipes = {part: tiny_recipe(root / f"bad{i}", data, *cases[part]) for i, part in enumerate(cases)}

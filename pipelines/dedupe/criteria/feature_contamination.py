@@ -1,4 +1,4 @@
-"""Which images are alike an image of an evaluation set by their features: every one is compared with every one."""
+"""Contamination by features: every image is compared with every image of an evaluation set."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ import numpy.typing as npt
 
 from pairloom.pipelines.algorithms.kmeans import BLOCK_ROWS, ROW_MULTIPLE, Features, normalised
 
-BLOCK_IMAGES = 4096  # of the evaluation set, compared at once
+BLOCK_IMAGES = 4096  # images of the evaluation set per matrix product
 
 
 def nearest_in_set(
     features_BD: npt.NDArray[Any], evaluation_ED: Features, threshold: float
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], Counter[int]]:
-    """For each row the nearest evaluation image whose cosine is above the threshold (-1: none), and that cosine.
+    """Per row: nearest evaluation image with a cosine above the threshold (-1: none), and the cosine.
 
-    Also how many rows each evaluation image is alike, the nearest or not.
+    Also the number of rows above the threshold per evaluation image, nearest or not.
     """
-    place = np.full(len(features_BD), -1, np.int32)
+    index = np.full(len(features_BD), -1, np.int32)
     cosine = np.zeros(len(features_BD), np.float32)
     counts: Counter[int] = Counter()
     for start in range(0, len(features_BD), BLOCK_ROWS):
         block = normalised(features_BD[start : start + BLOCK_ROWS])
-        padded = np.pad(block, ((0, -len(block) % ROW_MULTIPLE), (0, 0)))  # every row goes through the same code
+        padded = np.pad(
+            block, ((0, -len(block) % ROW_MULTIPLE), (0, 0))
+        )  # the BLAS then uses the same code for all rows
         for first in range(0, len(evaluation_ED), BLOCK_IMAGES):
             similarity = (padded @ evaluation_ED[first : first + BLOCK_IMAGES].T)[: len(block)]
-            near = np.flatnonzero(similarity.max(axis=1) > threshold)  # few, so that only this looks at everything
-            similarity = similarity[near]
+            near_rows = np.flatnonzero(similarity.max(axis=1) > threshold)  # few
+            similarity = similarity[near_rows]
             counts.update((first + np.nonzero(similarity > threshold)[1]).tolist())
             best, value = similarity.argmax(axis=1), similarity.max(axis=1, initial=-1)
-            rows = start + near
-            is_nearer = (place[rows] < 0) | (value > cosine[rows])
-            place[rows[is_nearer]], cosine[rows[is_nearer]] = first + best[is_nearer], value[is_nearer]
-    return place, cosine, counts
+            rows = start + near_rows
+            is_nearer = (index[rows] < 0) | (value > cosine[rows])
+            index[rows[is_nearer]], cosine[rows[is_nearer]] = first + best[is_nearer], value[is_nearer]
+    return index, cosine, counts

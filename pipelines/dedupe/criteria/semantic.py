@@ -1,14 +1,14 @@
-"""Semantic duplicates (SemDeDup, arXiv 2303.09540): images whose features agree, compared inside k-means clusters.
+"""Semantic duplicates (SemDeDup, arXiv 2303.09540): images with near features in one k-means cluster.
 
-Two images are near where the cosine of their features is above the threshold and k-means puts them in one cluster.
-Which of them stay is the policy's:
+Two images are near if the cosine of their features is above the threshold and they are in the same k-means cluster. The
+policy decides which images are kept:
 
-- `greedy`: images are walked in keep order; one is dropped when a *kept* one is near.
-- `official`: images are walked from the outside of the cluster in; one is dropped when any earlier one is near, be it
-  kept or not (as the paper's code does: in a chain A - B - C both B and C go).
-- `components`: the best image of everything that is linked, chains included, stays.
+- `greedy`: in keep order, an image is dropped if it is near a *kept* one.
+- `official`: from the outside of the cluster inwards, an image is dropped if any earlier image is near, kept or not (as
+  the paper's code does: of a chain A - B - C, both B and C are dropped).
+- `components`: the best image of each connected component is kept, chains included.
 
-Memory is bounded: similarities are computed in blocks and never kept. The rounds of tasks: `semantic_rounds`.
+Memory is bounded: similarities are computed in blocks and not stored. The tasks: semantic_rounds.py.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from pairloom.pipelines.algorithms.jit import compiled
 from pairloom.pipelines.algorithms.kmeans import Features
 from pairloom.pipelines.algorithms.union_find import Indices, find, unite
 
-BLOCK = 1024  # images compared at once
+BLOCK = 1024  # images per block of similarities
 
 
 def decide_cluster(
     features: Features, centroid: npt.NDArray[np.float32], threshold: float, policy: str, num_earlier: int = 0
 ) -> Indices:
-    """For each image of a cluster, in keep order, which one is kept instead; -1 where it is kept.
+    """Per image of a cluster, in keep order: index of the image kept instead; -1 if it is kept.
 
-    The first `num_earlier` ones belong to earlier data sets and come first in any policy.
+    The first `num_earlier` images belong to earlier data sets and come first in every policy.
     """
     if policy != "official":
-        return _walk_cluster(features, threshold, policy == "components")
+        return _scan_cluster(features, threshold, policy == "components")
     is_own = np.arange(len(features)) >= num_earlier
-    order = np.lexsort((features @ centroid, is_own))  # the farthest first
+    order = np.lexsort((features @ centroid, is_own))  # farthest from the centroid first
     instead = _earlier_and_nearest(features[order], threshold)
-    for place in range(len(order)):  # earlier ones are kept, or name a kept one already
-        if instead[place] >= 0 and instead[instead[place]] >= 0:
-            instead[place] = instead[instead[place]]
+    for index in range(len(order)):  # earlier images are kept, or already name a kept one
+        if instead[index] >= 0 and instead[instead[index]] >= 0:
+            instead[index] = instead[instead[index]]
     kept_instead = np.full(len(order), -1)
     kept_instead[order] = np.where(instead >= 0, order[instead], -1)
     return kept_instead
 
 
 def _earlier_and_nearest(features: Features, threshold: float) -> Indices:
-    """For each image the nearest earlier one above the threshold, -1 where there is none."""
+    """Per image: the nearest earlier image above the threshold, or -1."""
     nearest_earlier = np.full(len(features), -1)
     for start, stop in _blocks(len(features)):
         similarity = features[start:stop] @ features[:stop].T
@@ -57,8 +57,8 @@ def _earlier_and_nearest(features: Features, threshold: float) -> Indices:
     return nearest_earlier
 
 
-def _walk_cluster(features: Features, threshold: float, chains: bool) -> Indices:
-    """Greedy (compare with kept ones) or components (`chains`: everything that is linked has one kept image)."""
+def _scan_cluster(features: Features, threshold: float, chains: bool) -> Indices:
+    """The policies greedy (compare with kept images) and components (`chains`: one kept image per component)."""
     roots = np.arange(len(features))
     kept_instead = np.full(len(features), -1)
     earlier = np.empty(0, np.int64)
@@ -73,7 +73,7 @@ def _walk_cluster(features: Features, threshold: float, chains: bool) -> Indices
             earlier = np.flatnonzero(kept_instead[:stop] < 0)
     if not chains:
         return kept_instead
-    roots = np.array([find(roots, place) for place in range(len(roots))])
+    roots = np.array([find(roots, index) for index in range(len(roots))])
     return np.where(roots == np.arange(len(roots)), -1, roots)
 
 
@@ -87,7 +87,7 @@ def _unite_near(roots: Indices, similarity: Features, others: Indices, start: in
 
 @compiled
 def _greedy_block(kept_instead: Indices, similarity: Features, others: Indices, start: int, threshold: float) -> None:
-    """Walk one block in keep order; of the kept images that are near, the nearest is named."""
+    """Scan one block in keep order; of the near kept images, the nearest is named."""
     for row in range(len(similarity)):
         best = np.float32(threshold)
         for column in range(len(others)):

@@ -1,14 +1,14 @@
-"""Near hashes are linked only where their images may have the same colours: many more look alike in grey.
+"""Link near hashes only if their images may have near colours: most near hashes are alike in grey only.
 
-Two thumbnails agree when their absolute differences sum up to at most a limit. The sums over a cell of the thumbnail
-then differ by no more than that in all cells together. Of each hash the least and the largest sum that any of its
-images has in each cell are known: 24 bytes for 192, rounded outwards, so that no pair that agrees is lost.
+Two thumbnails agree if their absolute differences sum to at most a limit. Then the sums over cells of the thumbnail
+differ by at most that limit in all cells together. For each hash, the smallest and the largest sum of its images are
+kept per cell: 24 bytes instead of 192, rounded outwards, so that no agreeing pair is lost.
 
-The search for pairs works on hashes alone, for it needs each of them many times over. Three rounds of tasks:
+The search for pairs uses hashes alone, because it copies each hash many times. Three rounds of tasks:
 
-    search   part of the search -> pairs, and questions for the colours of the hashes in them
-    colours  part of the hashes -> colours of the hashes that were asked for, by part of the search
-    link     part of the search -> the pairs that may agree
+    search   part of the search -> pairs, and requests for the colours of their hashes
+    colours  part of the hashes -> requested colours, by part of the search
+    link     part of the search -> pairs that may agree
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import numpy.typing as npt
 from pairloom.pipelines.algorithms.hamming64 import Hashes
 from pairloom.pipelines.algorithms.hamming_pairs import indices_of
 from pairloom.pipelines.algorithms.jit import compiled
+from pairloom.pipelines.algorithms.unique_sorted import unique_sorted
 from pairloom.pipelines.engine.shuffle import Rows, SpillTable, pack, spread
 from pairloom.schemas.images.columns import THUMBNAIL_SIDE
 from pairloom.schemas.storage import storage
 
-CELLS = 2  # on a side of the thumbnail
+CELLS = 2  # per side of the thumbnail
 CELL_SIDE = THUMBNAIL_SIDE // CELLS
 CELL_PIXELS = CELL_SIDE**2
 
@@ -34,12 +35,12 @@ Sums = npt.NDArray[np.uint8]  # [hashes, cells x channels], in units of CELL_PIX
 
 @dataclass(frozen=True)
 class Colours:
-    """Where the rounds lie."""
+    """The spill tables of the rounds."""
 
     folder: str
-    num_batches: int  # of samples
+    num_batches: int  # batches of samples
     num_searches: int
-    num_parts: int  # of the hashes
+    num_parts: int  # parts of the hashes
 
     def _table(self, name: str, num_files: int, num_parts: int) -> SpillTable:
         return SpillTable(storage.join(self.folder, name), num_files, num_parts)
@@ -51,52 +52,53 @@ class Colours:
 
     @property
     def pairs(self) -> SpillTable:
-        """left, right; a file for each part of the search."""
+        """left, right; one file per part of the search."""
         return self._table("pairs", self.num_searches, 1)
 
     @property
-    def asked(self) -> SpillTable:
+    def requested(self) -> SpillTable:
         """hash, task; by part of the hashes."""
-        return self._table("asked", self.num_searches, self.num_parts)
+        return self._table("requested", self.num_searches, self.num_parts)
 
     @property
-    def told(self) -> SpillTable:
+    def reported(self) -> SpillTable:
         """hash, low, high; by part of the search."""
-        return self._table("told", self.num_parts, self.num_searches)
+        return self._table("reported", self.num_parts, self.num_searches)
 
 
-def hand_out_colours(colours: Colours, batch: int, samples: Rows) -> None:
-    """Keep what colours the hashes of some samples have."""
+def write_colours(colours: Colours, batch: int, samples: Rows) -> None:
+    """Write the colour bounds of the hashes of some samples."""
     rows = colour_rows(samples)
     colours.known.write(batch, rows, spread(rows["hash"], colours.num_parts))
 
 
-def ask_for_colours(colours: Colours, task: int, left: Hashes, right: Hashes) -> None:
-    """Keep the pairs that one part of the search has found, and ask for the colours of their hashes."""
+def request_colours(colours: Colours, task: int, left: Hashes, right: Hashes) -> None:
+    """Write the pairs of one part of the search, and request the colours of their hashes."""
     colours.pairs.write(task, pack({"left": left, "right": right}), np.zeros(len(left), np.int64))
-    hashes = np.unique(np.concatenate([left, right]), return_index=True)[0]  # sorts; else it would count by a table
+    hashes = unique_sorted(np.concatenate([left, right]))
     rows = pack({"hash": hashes, "task": np.full(len(hashes), task, np.int64)})
-    colours.asked.write(task, rows, spread(hashes, colours.num_parts))
+    colours.requested.write(task, rows, spread(hashes, colours.num_parts))
 
 
-def tell_colours(colours: Colours, part: int) -> None:
-    """Answer what was asked of one part of the hashes."""
-    known, asked = merged(colours.known.read(part)), colours.asked.read(part)
-    colours.told.write(part, known[np.searchsorted(known["hash"], asked["hash"])], asked["task"])
+def report_colours(colours: Colours, part: int) -> None:
+    """Write the requested colours of one part of the hashes."""
+    known, requested = merged(colours.known.read(part)), colours.requested.read(part)
+    rows = known[np.searchsorted(known["hash"], requested["hash"])]
+    colours.reported.write(part, rows, requested["task"])
 
 
-def pairs_that_may_agree(colours: Colours, task: int, limit: int) -> tuple[Hashes, Hashes]:
-    """The pairs of one part of the search whose images may differ by at most `limit` in all."""
-    pairs, told = colours.pairs.read(0, only=task), np.sort(colours.told.read(task), order="hash")
+def pairs_with_near_colours(colours: Colours, task: int, limit: int) -> tuple[Hashes, Hashes]:
+    """The pairs of one part of the search whose thumbnails may differ by at most `limit` in total."""
+    pairs, bounds = colours.pairs.read(0, only=task), np.sort(colours.reported.read(task), order="hash")
     left, right = pairs["left"], pairs["right"]
-    low, high = np.ascontiguousarray(told["low"]), np.ascontiguousarray(told["high"])
-    lefts, rights = indices_of(told["hash"], left), indices_of(told["hash"], right)
+    low, high = np.ascontiguousarray(bounds["low"]), np.ascontiguousarray(bounds["high"])
+    lefts, rights = indices_of(bounds["hash"], left), indices_of(bounds["hash"], right)
     agree = _may_agree(low, high, lefts, rights, limit // CELL_PIXELS)
     return left[agree], right[agree]
 
 
 def colour_rows(samples: Rows) -> Rows:
-    """The distinct hashes of some samples (records of `Slim`) with the least and the largest sums of their cells."""
+    """The unique hashes of samples (`SampleRecords` rows) with the smallest and largest sums of their cells."""
     hashed = samples[samples["has_phash"]]
     cells = hashed["thumbnail"].reshape(len(hashed), CELLS, CELL_SIDE, CELLS, CELL_SIDE, 3)
     sums = cells.sum(axis=(2, 4), dtype=np.int32).reshape(len(hashed), CELLS * CELLS * 3)
@@ -105,7 +107,7 @@ def colour_rows(samples: Rows) -> Rows:
 
 
 def merged(rows: Rows) -> Rows:
-    """One row for each hash, sorted."""
+    """One row per hash, sorted."""
     if not len(rows):
         return rows
     order = np.argsort(rows["hash"], kind="stable")

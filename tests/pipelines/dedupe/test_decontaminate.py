@@ -12,7 +12,7 @@ import torch
 from transformers import SiglipModel
 
 from pairloom.pipelines.algorithms.kmeans import normalised
-from pairloom.pipelines.dedupe.criteria.contamination import near_any
+from pairloom.pipelines.dedupe.criteria.contamination import has_near
 from pairloom.pipelines.dedupe.criteria.feature_contamination import nearest_in_set
 from pairloom.pipelines.dedupe.dedupe import dedupe
 from pairloom.pipelines.inspect.inspect import explain
@@ -29,7 +29,7 @@ def test_lookup_in_an_evaluation_set_equals_brute_force(radius: int) -> None:
     hashes = hashes_with_neighbours("random")
     others, asked = hashes[::7].copy(), hashes[1::2].copy()
     expected = (np.bitwise_count(asked[:, None] ^ others[None, :]) <= radius).any(axis=1)
-    assert near_any(asked, others, radius).tolist() == expected.tolist()
+    assert has_near(asked, others, radius).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("kind", ["images", "tars", "raw"])

@@ -1,4 +1,4 @@
-"""Dedupe: the pair search misses nothing, the greedy walk follows the keep policy, real copies are found."""
+"""Dedupe: the pair search misses nothing, the greedy selection follows the keep policy, real copies are found."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 
 from pairloom.pipelines.algorithms.forest import forest, roots_of
-from pairloom.pipelines.algorithms.hamming256 import HOT_BUCKET, find_wide_pairs, pairs_of_wide_table, plan_tables
+from pairloom.pipelines.algorithms.hamming256 import HOT_BUCKET, find_pairs256, pairs_of_table256, plan_tables
 from pairloom.pipelines.algorithms.hamming_pairs import Pairs
 from pairloom.pipelines.algorithms.union_find import connect
-from pairloom.pipelines.dedupe.criteria.greedy import Block, walk
-from pairloom.pipelines.dedupe.links.links_256 import plan_wide_search
+from pairloom.pipelines.dedupe.criteria.greedy import Block, select_greedily
+from pairloom.pipelines.dedupe.links.candidate_links_256 import plan_search256
 from pairloom.pipelines.engine.shuffle import SpillTable, pack
 from tests.support.dedupe_builder import SEED
 
@@ -46,7 +46,7 @@ def test_every_wide_pair_within_the_radius_is_found_once(kind: str) -> None:
     hashes = wide_hashes(kind)
     distance = distances(hashes)
     for radius in range(12):
-        found = find_wide_pairs(hashes, radius)
+        found = find_pairs256(hashes, radius)
         expected = np.argwhere(np.triu(distance <= radius, 1))
         assert len(found.left) == len(expected) == len(as_set(found)), radius
         assert as_set(found) == {(int(a), int(b), int(distance[a, b])) for a, b in expected}, radius
@@ -61,7 +61,7 @@ def test_hot_buckets_of_wide_hashes_lose_nothing(radius: int) -> None:
     hashes[1::2, 2:] = hashes[::2, 2:] ^ (np.uint64(1) << generator.integers(0, 64, (len(hashes) // 2, 2), np.uint64))
     hashes = np.unique(hashes, axis=0)
     tables = plan_tables(len(hashes), radius)
-    found = [pairs_of_wide_table(hashes, tables, table, radius) for table in range(len(tables))]
+    found = [pairs_of_table256(hashes, tables, table, radius) for table in range(len(tables))]
     pairs = [tuple(sorted(pair)) for left, right in found for pair in zip(left.tolist(), right.tolist(), strict=True)]
     expected = [tuple(pair) for pair in np.argwhere(np.triu(distances(hashes) <= radius, 1)).tolist()]
     assert len(expected) > HOT_BUCKET // 3
@@ -82,11 +82,11 @@ def test_links_of_wide_hashes_keep_near_nodes_together(tmp_path: Path, radius: i
             "received": np.zeros((len(hashes) + len(twins), 2), np.uint64),
         }
     )
-    plan = plan_wide_search(len(samples), radius, hashes_per_partition=500)
+    plan = plan_search256(len(samples), radius, hashes_per_partition=500)
     assert plan.partitions_per_table > 1
     table = SpillTable(str(tmp_path), 2, plan.num_tasks)
-    plan.hand_out(table, 0, samples[:900])
-    plan.hand_out(table, 1, samples[800:])
+    plan.write_hashes(table, 0, samples[:900])
+    plan.write_hashes(table, 1, samples[800:])
     links = [plan.links(table, part) for part in range(plan.num_tasks)]
     roots = roots_of(nodes, forest(*(np.concatenate(side) for side in zip(*links, strict=True))))
     assert roots.tolist() == connect(len(hashes), *np.nonzero(distances(hashes) <= radius)).tolist()
@@ -97,10 +97,10 @@ def test_links_of_wide_hashes_keep_near_nodes_together(tmp_path: Path, radius: i
 def test_256_bits_confirm_a_wide_radius(tmp_path: Path) -> None:
     """Hashes within 8 of 64 bits and the same colours: only those near in 256 bits are the same picture."""
     hash_of, pairs = np.array([0, 1, 2]), Pairs(np.array([0, 0]), np.array([1, 2]), np.array([8, 6], np.int32))
-    wide = np.zeros((3, 4), np.uint64)
-    wide[1], wide[2] = 0xFFFF, 0xFF
-    block = Block(hash_of, pairs, np.zeros((3, 192), np.uint8), wide)
-    assert walk(12.0, block).kept_instead.tolist() == [-1, 0, 0]
-    walked = walk(12.0, block, 40)
-    assert walked.kept_instead.tolist() == [-1, -1, 0]
-    assert walked.root.tolist() == [0, 1, 0]
+    hashes256 = np.zeros((3, 4), np.uint64)
+    hashes256[1], hashes256[2] = 0xFFFF, 0xFF
+    block = Block(hash_of, pairs, np.zeros((3, 192), np.uint8), hashes256)
+    assert select_greedily(12.0, block).kept_instead.tolist() == [-1, 0, 0]
+    result = select_greedily(12.0, block, 40)
+    assert result.kept_instead.tolist() == [-1, -1, 0]
+    assert result.root.tolist() == [0, 1, 0]

@@ -1,4 +1,4 @@
-"""The search for near pairs of hashes, components and the greedy walk, each against brute force."""
+"""The search for near pairs of hashes, components and the greedy selection, each against brute force."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pairloom.pipelines.algorithms.hamming64 import HOT_BUCKET, pairs_of_hot, pl
 from pairloom.pipelines.algorithms.hamming_pairs import Pairs, as_pairs, even_distance, find_pairs
 from pairloom.pipelines.algorithms.union_find import connect
 from pairloom.pipelines.dedupe.criteria.exact import first_of_equals
-from pairloom.pipelines.dedupe.criteria.greedy import Block, walk
+from pairloom.pipelines.dedupe.criteria.greedy import Block, select_greedily
+from pairloom.pipelines.dedupe.links.candidate_links import SearchPlan, plan_search
 from pairloom.pipelines.dedupe.links.colour_bounds import (
     Colours,
-    ask_for_colours,
-    hand_out_colours,
-    pairs_that_may_agree,
-    tell_colours,
+    pairs_with_near_colours,
+    report_colours,
+    request_colours,
+    write_colours,
 )
-from pairloom.pipelines.dedupe.links.links import SearchPlan, plan_search
 from pairloom.pipelines.dedupe.summary import GIANT_GROUP, GroupSizes
 from pairloom.pipelines.engine.shuffle import SpillTable, pack
 from tests.support.dedupe_builder import hashes_with_neighbours
@@ -60,8 +60,8 @@ def test_a_search_in_parts_finds_the_same_pairs(tmp_path: Path, num_planned_for:
     hashes = hashes_with_neighbours("random")
     plan = SearchPlan(4, 0, tuple(plan_groups(num_planned_for, 4)), 3)
     table = SpillTable(str(tmp_path), 2, plan.num_tasks)
-    plan.hand_out_hashes(table, 0, hashes[:2000])
-    plan.hand_out_hashes(table, 1, hashes[1000:])
+    plan.write_unique_hashes(table, 0, hashes[:2000])
+    plan.write_unique_hashes(table, 1, hashes[1000:])
     found = [plan.links(table, part) for part in range(plan.num_tasks)]
     left, right = (np.concatenate(side) for side in zip(*found, strict=True))
     pairs = as_pairs(hashes, left, right)
@@ -85,13 +85,13 @@ def test_only_hashes_whose_colours_may_agree_are_linked(tmp_path: Path, max_diff
     colours = Colours(str(tmp_path / "colours"), 2, plan.num_tasks, 3)
     for batch, rows in enumerate((slice(400), slice(300, 600))):
         samples = samples_of(hashes[rows], thumbnails[rows])
-        plan.hand_out(table, batch, samples)
-        hand_out_colours(colours, batch, samples)
+        plan.write_hashes(table, batch, samples)
+        write_colours(colours, batch, samples)
     for task in range(plan.num_tasks):
-        ask_for_colours(colours, task, *plan.links(table, task))
+        request_colours(colours, task, *plan.links(table, task))
     for part in range(3):
-        tell_colours(colours, part)
-    links = [pairs_that_may_agree(colours, task, plan.colour_limit) for task in range(plan.num_tasks)]
+        report_colours(colours, part)
+    links = [pairs_with_near_colours(colours, task, plan.colour_limit) for task in range(plan.num_tasks)]
     linked = {frozenset(pair) for left, right in links for pair in zip(left.tolist(), right.tolist(), strict=True)}
     is_near = np.bitwise_count(hashes[:, None] ^ hashes[None, :]) <= 8
     apart = np.abs(thumbnails[:, None].astype(int) - thumbnails[None, :]).sum(axis=2)
@@ -172,7 +172,7 @@ def test_captions_are_compared_without_case_spaces_and_compatibility_forms() -> 
     assert caption_hash("a dog") != caption_hash("a dog.")
 
 
-# ---- the greedy walk
+# ---- the greedy selection
 
 
 def walk_by_brute_force(hashes: npt.NDArray[np.uint64], thumbnails: npt.NDArray[np.uint8], radius: int) -> Any:
@@ -200,20 +200,20 @@ def test_walk_equals_brute_force(radius: int) -> None:
     thumbnails = np.repeat(colours.astype(np.uint8)[:, None], 192, axis=1)
     values, hash_of = np.unique(hashes, return_inverse=True)
     pairs = find_pairs(values, radius)
-    walked = walk(12.0, Block(hash_of, pairs, thumbnails))
+    result = select_greedily(12.0, Block(hash_of, pairs, thumbnails))
     kept, roots, near = walk_by_brute_force(hashes, thumbnails, radius)
-    assert np.flatnonzero(walked.kept_instead < 0).tolist() == kept
-    assert walked.root.tolist() == roots.tolist()
-    for dropped in np.flatnonzero(walked.kept_instead >= 0):
-        instead = int(walked.kept_instead[dropped])
+    assert np.flatnonzero(result.kept_instead < 0).tolist() == kept
+    assert result.root.tolist() == roots.tolist()
+    for dropped in np.flatnonzero(result.kept_instead >= 0):
+        instead = int(result.kept_instead[dropped])
         assert near[dropped, instead]
         assert instead in kept
-        assert walked.distance[dropped] == np.bitwise_count(hashes[dropped] ^ hashes[instead])
+        assert result.distance[dropped] == np.bitwise_count(hashes[dropped] ^ hashes[instead])
 
 
 def test_a_chain_keeps_both_ends() -> None:
     hashes = np.array([0b0000, 0b0011, 0b1111], np.uint64)  # distances 2, 2 and 4
     values, hash_of = np.unique(hashes, return_inverse=True)
-    walked = walk(12.0, Block(hash_of, find_pairs(values, 2), np.zeros((3, 192), np.uint8)))
-    assert walked.kept_instead.tolist() == [-1, 0, -1]
-    assert walked.root.tolist() == [0, 0, 0]  # one group all the same: folds must not part them
+    result = select_greedily(12.0, Block(hash_of, find_pairs(values, 2), np.zeros((3, 192), np.uint8)))
+    assert result.kept_instead.tolist() == [-1, 0, -1]
+    assert result.root.tolist() == [0, 0, 0]  # one group all the same: folds must not part them

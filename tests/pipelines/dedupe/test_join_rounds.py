@@ -12,7 +12,7 @@ import pytest
 
 from pairloom.pipelines.algorithms.forest import forest, roots_of
 from pairloom.pipelines.algorithms.union_find import connect
-from pairloom.pipelines.dedupe.links.join_rounds import Join, hand_on, join_links
+from pairloom.pipelines.dedupe.links.join_rounds import Join, join_links, write_links
 from pairloom.pipelines.engine.shuffle import SpillTable, spread
 from pairloom.schemas.storage import storage
 
@@ -50,7 +50,7 @@ def test_every_node_finds_the_smallest_of_its_component(
     join = Join(str(tmp_path / "join"), NUM_SEARCHES, num_parts)
     for task in range(NUM_SEARCHES):
         left, right = edges[:, task::NUM_SEARCHES].astype(np.uint64)
-        hand_on(join, 0, task, forest(left, right))
+        write_links(join, 0, task, forest(left, right))
     table = SpillTable(str(tmp_path / "roots"), num_parts, 3)
     largest = join_links(join, table)
     expected = connect(NUM_NODES, *edges)

@@ -56,7 +56,7 @@ def curated(tmp_path_factory: pytest.TempPathFactory, shared_data: Callable[[str
 def test_the_page_tells_the_whole_story(curated: Path, tmp_path: Path) -> None:
     write_report(str(curated), str(tmp_path / "report.html"))
     page = (tmp_path / "report.html").read_text()
-    for heading in ("Funnel", "Dropped because", "What was measured", "Where from", "Duplicates", "Clusters",
+    for heading in ("Funnel", "Drop reasons", "Measurements", "Origin", "Duplicates", "Clusters",
                     "Random samples"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in page
     for said in (

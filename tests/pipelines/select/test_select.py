@@ -107,7 +107,7 @@ def test_any_column_of_a_signal_can_be_bounded(tmp_path: Path) -> None:
     assert tables.reasons(scores=[{**rule, "max": 0.5}]) == [None, None, "high_score", "high_score", "low_score"]
     assert tables.reasons(scores=[{**rule, "min": 0.4, "max": 0.6}]) == [
         "low_score", None, None, "high_score", "low_score"]  # fmt: skip
-    with pytest.raises(ValueError, match="give the column of captions: num_words, num_chars, language_score"):
+    with pytest.raises(ValueError, match="set the column of captions to one of num_words, num_chars, language_score"):
         tables.recipe(scores=[{"signal": "captions", "min": 0.4}])
 
 

@@ -102,7 +102,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path, ray_session:
         ("a.csv", b"url,caption\n", "no rows"),
         ("a.json", b'[{"url": "x", "caption": "y"}, ', "not a JSON array"),
         ("a.json", b"7", "none of 1 rows can be read"),
-        ("a.csv", "url,caption\nx,y\n".encode("utf-16"), "UTF-8 rather than UTF-16"),
+        ("a.csv", "url,caption\nx,y\n".encode("utf-16"), "save the table as UTF-8 text"),
         ("a.csv", b"\0" * 1000, "NUL bytes"),
         ("a.csv", b"url,caption\nx," + b"y" * (17 << 20), "line 2: field larger than field limit"),
         ("a.csv", b"a;" * 500 + b"url;caption\nx;y\n", r"no column url; there are a;a;[a;]{56}$"),

@@ -45,7 +45,7 @@ def test_minimal_recipe_has_the_documented_defaults(tmp_path: Path) -> None:
         (CURATE + "dedup: {}", "unknown key dedup; did you mean dedupe?"),
         (CURATE + "signals: [{kind: clip, name: a, modle: x}]", "did you mean model?"),
         ("root: out", "source is required"),
-        ('root: "o\\0ut"\nsource: {kind: folder, path: a}', "root holds a NUL character"),
+        ('root: "o\\0ut"\nsource: {kind: folder, path: a}', "root has a NUL character"),
         (CURATE + "select: {min_words: 3}", "need `- kind: captions`"),
         (CURATE + "select: {scores: [{signal: b32, min: 0.2}]}", "b32 is not a signal"),
         ("- 1", "a recipe is a mapping"),

@@ -174,7 +174,7 @@ def test_errors_say_what_to_do(s3: S3Server, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PAIRLOOM_STORAGE_ATTEMPTS", "2")
     dead = error(AWS_ENDPOINT_URL="http://127.0.0.1:1")
     assert isinstance(dead, StorageError)
-    assert "AWS_ENDPOINT_URL right?" in str(dead)
+    assert "AWS_ENDPOINT_URL is right" in str(dead)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("HOME", "/nonexistent")

@@ -67,7 +67,7 @@ def test_manifest_round_trip_and_latest(root: str) -> None:
         drop_counts={"timeout": 1},
     )  # fmt: skip
     assert not is_complete(folder)
-    with pytest.raises(InputError, match="no finished data set"):
+    with pytest.raises(InputError, match="no complete data set"):
         resolve(storage.join(root, "curated/train"))
     save_manifest(folder, manifest)
     set_latest(folder)

@@ -1,4 +1,4 @@
-"""The pictures of a report: random samples of each reason, and the largest groups of duplicates."""
+"""Images of a report: random samples per drop reason, and the largest duplicate groups and clusters."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table
 from pairloom.schemas.errors import SampleError
 from pairloom.schemas.images.decode import decode_rgb
 
-SIDE = 160  # px, of a thumbnail's longer side
-PER_REASON = 8  # samples
+SIDE = 160  # px; longer side of a thumbnail
+PER_REASON = 8  # samples per drop reason
 NUM_GROUPS = 12
 NUM_CLUSTERS = 15
-PER_GROUP = 8  # members shown
-GIANT = 1000  # members: such a component is more likely a chain or a placeholder than copies of one picture
+PER_GROUP = 8  # shown members per group
+GIANT = 1000  # members; a larger component is probably a chain or a placeholder
 MAX_CAPTION_CHARS = 160
 
 Row = dict[str, Any]
 
 
 def sample_rows(selected: Selected) -> dict[str, list[Row]]:
-    """Random rows of each drop reason, and kept ones: the same ones every time."""
+    """Random rows per drop reason, and kept rows; a function of the uids."""
     chosen: dict[str, list[tuple[bytes, Row]]] = defaultdict(list)
     for shard in selected.shards:
         table = read_table(table_url(selected.folder, shard.name), ["uid", "kept", "drop_reason"])
@@ -49,7 +49,7 @@ def _draw(uid: str, row: int) -> bytes:
 
 
 def duplicate_groups(selected: Selected) -> list[tuple[int, list[Row]]]:
-    """The largest groups of duplicates: how many members, and the first few of them."""
+    """The largest duplicate groups: number of members, and the first members."""
     members: dict[str, list[Row]] = defaultdict(list)
     sizes: dict[str, int] = defaultdict(int)
     for shard in selected.shards:
@@ -73,13 +73,13 @@ def duplicate_groups(selected: Selected) -> list[tuple[int, list[Row]]]:
 
 
 def _kept_first(rows: list[Row]) -> list[Row]:
-    """The members of a group that a report shows: what dedupe keeps, then some of what it drops."""
+    """The shown members of a group: kept ones first."""
     return sorted(rows, key=lambda row: row["is_dropped"])[:PER_GROUP]
 
 
 @dataclass
 class Cluster:
-    """What a report tells of one cluster."""
+    """One cluster of a report."""
 
     number: int
     num_samples: int
@@ -88,7 +88,7 @@ class Cluster:
 
 
 def largest_clusters(selected: Selected) -> tuple[int, list[Cluster]]:
-    """The number of clusters that hold samples, and the largest of them; (0, []) without a clusters signal."""
+    """The number of non-empty clusters, and the largest ones; (0, []) without a clusters signal."""
     folders = [folder for folder in selected.signals.values() if "num_clusters" in load_manifest(folder).details]
     if not folders:
         return 0, []
@@ -119,7 +119,7 @@ def largest_clusters(selected: Selected) -> tuple[int, list[Cluster]]:
 
 
 class Album:
-    """Turns rows into what the page shows: thumbnail, caption, note."""
+    """Makes cards of rows for the page: thumbnail, caption, note."""
 
     def __init__(self, selected: Selected) -> None:
         self._selected = selected
@@ -127,10 +127,10 @@ class Album:
         self._entries: dict[str, ShardEntry] = {}
         self._readers: dict[str, ShardReader] = {}
 
-    def card(self, place: Row) -> dict[str, str]:
-        """One sample. A row without an image shows its address and what went wrong."""
-        shard: ShardEntry = place["shard"]
-        row = self._rows(shard)[place["row"]]
+    def card(self, position: Row) -> dict[str, str]:
+        """The card of one sample (`shard`, `row`). Without an image it has the URL and the error message."""
+        shard: ShardEntry = position["shard"]
+        row = self._rows(shard)[position["row"]]
         image = self._thumbnail(shard, row) if row["status"] == STATUS_SUCCESS else ""
         caption = (row["caption"] or "")[:MAX_CAPTION_CHARS]
         note = f"{row['width']} x {row['height']}" if image else (row["error_message"] or "")
@@ -160,6 +160,6 @@ class Album:
         return f"data:image/jpeg;base64,{base64.b64encode(encoded.tobytes()).decode()}"
 
     def close(self) -> None:
-        """Release the tars."""
+        """Close the tars."""
         for reader in self._readers.values():
             reader.close()
