@@ -23,8 +23,8 @@ from pairloom.schemas.recipes.train import TrainRecipe
 from pairloom.schemas.storage import storage
 from pairloom.trainers.error_file import ERROR_FILE, error_file, raise_reported, write_error
 
-SECONDS_BETWEEN_LOOKS = 0.05
-SECONDS_TO_STOP = 300.0  # a rank that is told to stop saves a checkpoint first
+POLL_S = 0.05
+STOP_TIMEOUT_S = 300.0  # a rank that is told to stop saves a checkpoint first
 _PR_SET_PDEATHSIG = 1
 RANK_SETTINGS = {
     "DS_ACCELERATOR": "cpu",  # without a GPU: silences DeepSpeed's search for one
@@ -118,7 +118,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
     while any(process.poll() is None for process in ranks):
         if any(process.poll() not in (None, 0) for process in ranks):
             return
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_S)
 
 
 def _stop(ranks: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
@@ -126,7 +126,7 @@ def _stop(ranks: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> N
         if process.poll() is None:
             process.send_signal(number)
     for process in ranks:
-        process.wait(SECONDS_TO_STOP)
+        process.wait(STOP_TIMEOUT_S)
 
 
 def _raise_failure(ranks: Sequence[subprocess.Popen[bytes]], scratch: Path) -> None:

@@ -25,7 +25,7 @@ import transformers
 from pairloom.schemas.errors import PairloomError, RecipeError, UserError
 from pairloom.schemas.recipes.load import parse_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
-from pairloom.trainers.checkpoints.async_writer import Saver
+from pairloom.trainers.checkpoints.async_writer import AsyncWriter
 from pairloom.trainers.checkpoints.checkpoint import TrainState, complete_checkpoints, load_checkpoint, newest_state
 from pairloom.trainers.checkpoints.run_folder import (
     RunFolder,
@@ -39,7 +39,7 @@ from pairloom.trainers.data.dataset import Dataset, identity_of, open_dataset
 from pairloom.trainers.data.loader import Loader, Share, shares
 from pairloom.trainers.data.sample_order import Order, Stream, check_world_size
 from pairloom.trainers.data.wait_time import measure_wait
-from pairloom.trainers.deepspeed_engine.engine import Engine, calm_threads, device, start_engine, start_process_group
+from pairloom.trainers.deepspeed_engine.engine import Engine, device, limit_threads, start_engine, start_process_group
 from pairloom.trainers.error_file import write_error
 from pairloom.trainers.evaluate.run import check_data
 from pairloom.trainers.metrics import Metrics
@@ -64,7 +64,7 @@ class Training:
     task: Task
     engine: Engine
     loader: Loader
-    saver: Saver
+    writer: AsyncWriter
     state: TrainState
 
     @property
@@ -157,8 +157,8 @@ def start(recipe: TrainRecipe, run: RunFolder) -> Training:
         state = replace(state, step=newest.step, samples_seen=newest.samples_seen)
         logger.info("%s: goes on after step %d", recipe.run.dir, state.step)
     loader = make_loader(recipe, datasets, task)
-    saver = Saver(engine, task, run, recipe.run.keep_checkpoints)
-    return Training(recipe, run, task, engine, loader, saver, state)
+    writer = AsyncWriter(engine, task, run, recipe.run.keep_checkpoints)
+    return Training(recipe, run, task, engine, loader, writer, state)
 
 
 def open_datasets(recipe: TrainRecipe) -> list[Dataset]:
@@ -227,15 +227,15 @@ def save_or_evaluate(training: Training, stops: bool) -> None:
 
     Only who needs the files now waits for them.
     """
-    run, saver = training.recipe.run, training.saver
+    run, writer = training.recipe.run, training.writer
     is_last = training.state.step == training.num_steps
     evaluates = not is_last and is_due(training, run.evaluate_every_samples)
     if not (is_last or stops or evaluates or is_due(training, run.checkpoint_every_samples)):
-        saver.poll()
+        writer.poll()
         return
-    path = saver.begin(training.state)
+    path = writer.begin(training.state)
     if is_last or stops or evaluates:
-        saver.finish()
+        writer.finish()
     if evaluates:
         if rank() == 0:
             evaluate_checkpoint(training.recipe, training.run.path, path)
@@ -244,7 +244,7 @@ def save_or_evaluate(training: Training, stops: bool) -> None:
 
 def raise_at_nan(training: Training, what: str, own_uids: list[str]) -> None:
     """Raise PairloomError: nothing after a value that is no number is worth computing. Every rank calls it."""
-    training.saver.finish()
+    training.writer.finish()
     uids = join_lists(own_uids)
     good = complete_checkpoints(training.run.path)
     shown = ", ".join(uids[:NUM_UIDS_SHOWN])
@@ -275,7 +275,7 @@ def main(path: str) -> int:
     logging.getLogger("pairloom").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     quiet_libraries()
     try:
-        calm_threads()
+        limit_threads()
         start_process_group()
         train(parse_recipe(json.loads(Path(path).read_text()), TrainRecipe, path))
     except PairloomError as error:

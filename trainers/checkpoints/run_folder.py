@@ -17,7 +17,7 @@ from pairloom.schemas.recipes.load import parse_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
 from pairloom.schemas.storage import storage
 from pairloom.trainers.checkpoints.checkpoint import complete_checkpoints, remove_partial
-from pairloom.trainers.checkpoints.remote_copy import RUN_FILES, Mirror, local_folder
+from pairloom.trainers.checkpoints.remote_copy import RUN_FILES, RemoteCopy, local_folder
 from pairloom.trainers.ranks import local_rank, rank
 
 logger = logging.getLogger("pairloom.train")
@@ -41,12 +41,12 @@ class RunFolder:
     """Where a run is written, and what copies it to its URL if it has one."""
 
     path: Path
-    mirror: Mirror | None
+    remote_copy: RemoteCopy | None
 
     def put(self, *names: str) -> None:
         """Copy files or folders to the run's URL."""
-        if self.mirror is not None:
-            self.mirror.put(names)
+        if self.remote_copy is not None:
+            self.remote_copy.put(names)
 
 
 def open_run(recipe: TrainRecipe) -> RunFolder:
@@ -56,9 +56,9 @@ def open_run(recipe: TrainRecipe) -> RunFolder:
         run = RunFolder(Path(storage.local_path(url)), None)
     else:
         path = local_folder(url)
-        run = RunFolder(path, Mirror(path, url))
+        run = RunFolder(path, RemoteCopy(path, url))
         if local_rank() == 0:
-            Mirror(path, url).fetch_run()
+            RemoteCopy(path, url).fetch_run()
         dist.barrier()
     if rank() == 0:
         _begin_or_resume(run.path, recipe)
@@ -69,12 +69,12 @@ def open_run(recipe: TrainRecipe) -> RunFolder:
 
 def share_folder(run: RunFolder, name: str) -> None:
     """What rank 0 has made in the run folder, on every machine. Every rank calls it."""
-    if run.mirror is not None:
+    if run.remote_copy is not None:
         if rank() == 0:
-            run.mirror.put([name])
+            run.remote_copy.put([name])
         dist.barrier()
         if local_rank() == 0 and rank() != 0:
-            run.mirror.fetch(name)
+            run.remote_copy.fetch(name)
     dist.barrier()
 
 
@@ -82,8 +82,8 @@ def clean_run(run: RunFolder) -> None:
     """Remove what an interrupted save left. Every rank calls it."""
     if local_rank() == 0:
         remove_partial(run.path)
-    if rank() == 0 and run.mirror is not None:
-        run.mirror.remove_partial()
+    if rank() == 0 and run.remote_copy is not None:
+        run.remote_copy.remove_partial()
     dist.barrier()
 
 

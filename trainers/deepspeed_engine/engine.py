@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pairloom.schemas.recipes.train import TrainRecipe
-from pairloom.trainers.deepspeed_engine.build_ops import build_operators
+from pairloom.trainers.deepspeed_engine.build_ops import build_ops
 from pairloom.trainers.deepspeed_engine.config import deepspeed_config, micro_batch_size, zero_stage
 from pairloom.trainers.deepspeed_engine.unused_parameters import freeze_unused
 from pairloom.trainers.optimizers.optimizers import build_optimizer
@@ -26,7 +26,7 @@ EXCHANGE_TIMEOUT = timedelta(hours=2)  # ranks wait while rank 0 saves, evaluate
 
 def start_process_group() -> None:
     """Join the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
-    build_operators()
+    build_ops()
     import deepspeed
 
     if torch.cuda.is_available():
@@ -78,7 +78,7 @@ class Engine:
 
 def start_engine(task: Task, recipe: TrainRecipe) -> Engine:
     """DeepSpeed around the task's model. Raises RecipeError where sizes do not divide."""
-    build_operators()
+    build_ops()
     import deepspeed
 
     micro = micro_batch_size(recipe, world_size())
@@ -118,7 +118,7 @@ def whole_state(engine: Engine) -> dict[str, torch.Tensor]:
     return state
 
 
-def calm_threads() -> None:
+def limit_threads() -> None:
     """Share the cores between the ranks of this machine, unless the user has said how."""
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

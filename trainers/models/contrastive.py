@@ -22,7 +22,7 @@ from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.images.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
 from pairloom.schemas.images.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess
 from pairloom.schemas.recipes.train import ModelRecipe
-from pairloom.trainers.models.fast_towers import spare_work
+from pairloom.trainers.models.fast_towers import prune_unused_compute
 from pairloom.trainers.models.hf_folder import model_type_of
 from pairloom.trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
 from pairloom.trainers.models.positions import resize_pictures
@@ -73,7 +73,7 @@ class ContrastiveModel(nn.Module):
         self.hf = hf
         self._locked: list[nn.Module] = []
         self._kept_patches: torch.Tensor | None = None
-        spare_work(hf)
+        prune_unused_compute(hf)
         if isinstance(hf, Siglip2Model):
             share_positions(hf)
         if task.patch_dropout:

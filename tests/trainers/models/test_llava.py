@@ -19,7 +19,7 @@ from pairloom.schemas.conversation import Conversation, Turn
 from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.recipes.load import parse_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
-from pairloom.trainers.deepspeed_engine.build_ops import build_operators
+from pairloom.trainers.deepspeed_engine.build_ops import build_ops
 from pairloom.trainers.task import TrainSample
 from pairloom.trainers.tasks.llava import LlavaTask, build_llava_task
 from pairloom.trainers.text.chat import JINJA_TEMPLATES
@@ -165,7 +165,7 @@ def _zero_losses(rank: int, folders: Path, out: Path, stage: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=(out / "port").read_text())
     torch.set_num_threads(1)
-    build_operators()
+    build_ops()
     deepspeed.init_distributed("gloo")
     task = build(folders)
     config = {
