@@ -41,28 +41,43 @@ def recipes() -> str:
     from pairloom.schemas.recipes.curate import CurateRecipe
     from pairloom.schemas.recipes.train import TrainRecipe
 
-    return "\n\n".join(
-        f"## {title}\n\n" + "\n\n".join(_parts(model, set())) for title, model in
-        (("Curate recipe", CurateRecipe), ("Train recipe", TrainRecipe))
-    )  # fmt: skip
+    curate, train = _parts(CurateRecipe, "", _hash_note, set()), _parts(TrainRecipe, "", _resume_note, set())
+    return "\n\n".join(["## Curate recipe", *curate, "## Train recipe", *train])
 
 
-def _parts(model: Any, done: set[str]) -> Iterator[str]:
+Note = Callable[[Any, str, str], str]
+"""Last column of a field's row, from its recipe part, dotted path and name."""
+
+
+def _parts(model: Any, path: str, note: Note, done: set[str]) -> Iterator[str]:
+    """A recipe part, then the parts that its fields hold; each once."""
     if model.__name__ in done:
         return
     done.add(model.__name__)
-    yield _part(model)
-    for part in _models_of(model):
-        yield from _parts(part, done)
+    yield _part(model, path, note)
+    for name in model.model_fields:
+        for part in _models_of(model, name):
+            yield from _parts(part, f"{path}.{name}" if path else name, note, done)
 
 
-def _models_of(model: Any) -> list[Any]:
+def _hash_note(model: Any, path: str, name: str) -> str:
+    return "hash: no, outside of it" if path.startswith("ingest.fetch") else f"hash: {model.hash_note(name)}"
+
+
+def _resume_note(model: Any, path: str, name: str) -> str:
+    from pairloom.trainers.checkpoints.run_folder import MAY_CHANGE
+
+    full = f"{path}.{name}" if path else name
+    return "may change" if any(full == one or full.startswith(f"{one}.") for one in MAY_CHANGE) else "fixed"
+
+
+def _models_of(model: Any, name: str) -> list[Any]:
     from pairloom.schemas.recipes.load import models_of_field
 
-    return [found for field in model.model_fields.values() for found in models_of_field(field)]
+    return models_of_field(model.model_fields[name])
 
 
-def _part(model: Any) -> str:
+def _part(model: Any, path: str, note: Note) -> str:
     schema = model.model_json_schema()
     kind = schema["properties"].get("kind", {}).get("const")
     title = f"### `{model.__name__}`" + (f" (`kind: {kind}`)" if kind else "")
@@ -72,7 +87,7 @@ def _part(model: Any) -> str:
             _type(schema["properties"].get(name, {})),
             "required" if field.is_required() else f"`{_default(field)}`",
             field.description or "",
-            _hashed(model, name),
+            note(model, path, name),
         )
         for name, field in model.model_fields.items()
         if name != "kind"
@@ -114,10 +129,6 @@ def _limits(schema: dict[str, Any]) -> str:
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     found = [f"{sign} {schema[name]}" for name, sign in signs.items() if name in schema]
     return f" ({', '.join(found)})" if found else ""
-
-
-def _hashed(model: Any, name: str) -> str:
-    return model.hash_note(name)
 
 
 # ---- other pages

@@ -41,7 +41,7 @@ class SemanticRecipe(StrictModel):
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Cosine of image features above which two images are duplicates."""
     policy: Literal["greedy", "official", "components"] = "greedy"
-    """Choice of the kept image. greedy: drop an image near a kept one. official: as the paper's code, drop an image near
+    """Choice of the kept image. greedy: drop an image near a kept one. official: as in the paper's code, drop one near
     any image farther from the centroid. components: keep one image per connected component."""
     num_clusters: Annotated[int, Field(gt=0)] | None = None
     """Number of k-means clusters; null: one per 1,000 images."""
