@@ -1,4 +1,4 @@
-"""Balance: matches and probabilities are MetaCLIP's, and the draw hangs on seed and uid alone."""
+"""Balance: matches and probabilities equal MetaCLIP's, and the draw depends on seed and uid alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CAPTIONS = [
 
 
 def reference_match(caption: str, entries: list[str]) -> list[int]:
-    """MetaCLIP's definition, one entry after the other."""
+    """MetaCLIP's definition, entry by entry."""
     text = f" {caption} "
     for mark in (",", ".", ";", ":", "?", "!", "`"):
         text = text.replace(mark, f" {mark} ")
@@ -107,7 +107,7 @@ def recipe_for(root: Path, **settings: Any) -> CurateRecipe:
 
 
 def prepare(root: Path, samples_per_shard: int) -> str:
-    """40 photographs of dogs, 6 of cats, one of which nothing is known."""
+    """40 photographs of dogs, 6 of cats, and one without an entry."""
     pairs = photographs(47)
     captions = [*(f"a dog number {place}" for place in range(40)), *(f"the cat {place}" for place in range(6)), "?"]
     renamed = [Pair(pair.image, caption, pair.url) for pair, caption in zip(pairs, captions, strict=True)]

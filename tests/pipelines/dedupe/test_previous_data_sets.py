@@ -1,4 +1,4 @@
-"""Semantic dedupe of a new batch against an old corpus: by its stored features, where they are of the same model."""
+"""Semantic dedupe against an earlier data set, with its stored features of the same model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Bunches = dict[str, npt.NDArray[np.float32]]
 
 
 def model_in(folder: Path, weights: bytes) -> Path:
-    """What names a model; nothing is scored here."""
+    """A folder that identifies a model; no test scores with it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(weights)
@@ -45,7 +45,7 @@ def recipe_of(root: Path, model: Path, policy: str, old: str | None = None) -> C
 
 
 def bunched(pairs: list[Pair]) -> Bunches:
-    """Features in bunches: those of the first old pairs, of all new ones, of new ones alone."""
+    """Features in clusters: of the first old pairs, of all new pairs, of new pairs only."""
     bunches = np.random.default_rng(SEED).standard_normal((NUM_BUNCHES, 32))
     kinds = [place % 5 for place in range(NUM_OLD)] + [3 + place % 6 for place in range(len(pairs) - NUM_OLD)]
     noise = 0.01 * np.random.default_rng(1).standard_normal((len(pairs), 32))
@@ -55,7 +55,7 @@ def bunched(pairs: list[Pair]) -> Bunches:
 
 @pytest.mark.parametrize("policy", ["greedy", "official", "components"])
 def test_a_new_batch_gives_way_to_old_images_of_like_features(tmp_path: Path, ray_session: None, policy: str) -> None:
-    """Bunches 3 and 4 are in the old corpus, 5 to 8 are new: one of each new bunch stays. The cut never shows."""
+    """Clusters 3 and 4 are in the old data set, 5 to 8 are new: one sample per new cluster is kept, for any split."""
     pairs = photographs(NUM_OLD + 30)
     old_pairs, new_pairs, features = pairs[:NUM_OLD], pairs[NUM_OLD:], bunched(pairs)
     model, limits = model_in(tmp_path / "model", b"weights"), DEFAULT_LIMITS
