@@ -150,7 +150,7 @@ def test_another_t_needs_no_new_matches(tmp_path: Path, ray_session: None) -> No
     assert kept_strict < kept_loose
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "no such file"), ("\n \n", "no entry in it")])
+@pytest.mark.parametrize(("text", "message"), [(None, "no such file"), ("\n \n", "is empty; write one entry per line")])
 def test_a_list_that_cannot_be_used_is_one_line(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "entries.txt"
     if text is not None:

@@ -154,7 +154,7 @@ def test_forests_keep_together_what_their_links_do() -> None:
 def test_giant_groups_are_flagged_and_the_largest_named() -> None:
     uids = np.array([[0, place] for place in range(30)], np.uint64)
     sizes = np.array([1] * 10 + [2] * 15 + [GIANT_GROUP - 1, GIANT_GROUP, 7, 5000, 0])
-    told = (GroupSizes.of(uids[:20], sizes[:20]) + GroupSizes.of(uids[20:], sizes[20:])).told("largest_groups")
+    told = (GroupSizes.of(uids[:20], sizes[:20]) + GroupSizes.of(uids[20:], sizes[20:])).as_details("largest_groups")
     assert (told["num_groups_of_several"], told["num_groups_giant"]) == (19, 2)
     named: Any = told["largest_groups"]
     assert [(int(group["uid"], 16), group["num_samples"]) for group in named[:4]] == [

@@ -104,7 +104,7 @@ def test_features_of_another_model_are_told_and_not_compared(
     result = dedupe(recipe, raw, own)
     assert result == before
     assert load_manifest(result).details["semantic_not_compared_with"] == [old]
-    assert f"dedupe.against: {old} has no features tiny of its images by the same model" in caplog.text
+    assert f"dedupe.against: {old} has no features tiny of the same model" in caplog.text
     assert [row["drop_reason"] for row in decisions_of(result).values()].count("semantic_duplicate") == 6
     same = recipe_of(root, models[0], "greedy", old)
     assert dedupe_folder(same, raw, own).url != before  # once they can be compared it is another result

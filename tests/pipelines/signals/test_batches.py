@@ -143,7 +143,7 @@ def test_a_truncated_tar_is_named(tmp_path: Path, ray_session: None) -> None:
     tar.write_bytes(tar.read_bytes()[:600])
     model = write_classifier(tmp_path / "nsfw")
     recipe = recipe_for(tmp_path, {"kind": "image_classifier", "name": "nsfw", "label": "kind 0", "model": str(model)})
-    with pytest.raises(InputError, match=r"0000004\.tar: .* truncated"):
+    with pytest.raises(InputError, match=r"0000004\.tar: truncated"):
         measure_signal(recipe, recipe.signals[0], raw, None)
 
 
