@@ -152,7 +152,6 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
     import torch
 
     from pairloom.trainers.deepspeed_engine.engine import device, start_engine, start_process_group
-    from pairloom.trainers.step import take_step
     from pairloom.trainers.task import TrainSample
     from pairloom.trainers.tasks.contrastive import ContrastiveTask
     from pairloom.trainers.text.bpe_tokenizer import train_tokenizer
@@ -175,7 +174,7 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
     flops = 3 * forward_flops(task.model.hf.config, batch["input_ids"].shape[1])
     if options.measure.startswith("pairloom"):
         engine = start_engine(task, recipe)
-        return lambda: take_step(task, engine, [batch], options.batch), flops
+        return lambda: task.take_step(engine, [batch]), flops
     pixels = torch.from_numpy(task.preprocess.normalise(np.stack([one.pixels for one in samples]))).to(device())
     if options.measure == "open_clip":
         return open_clip_step(options, pixels), flops

@@ -31,7 +31,7 @@ from pairloom.schemas.recipes.train import AugmentRecipe, DataSource
 from pairloom.trainers.data.dataset import open_pairs
 from pairloom.trainers.data.loader import Loader, shares
 from pairloom.trainers.data.sample_order import Order, Stream
-from pairloom.trainers.data.wait_time import timed
+from pairloom.trainers.data.wait_time import measure_wait
 from tests.support.curated_builder import build_curated
 
 SIZE, BATCH, LANES, ROUNDS, PER_SHARD = 224, 64, 8, 5, 500
@@ -187,7 +187,7 @@ def waited(loader: Loader) -> float:
     exhaust(shares(loader, 0, num_steps, num_workers=1))
     seconds_a_step = (time.monotonic() - start) / num_steps
     fractions = []
-    for share in timed(shares(loader, 0, num_steps, num_workers=1)):
+    for share in measure_wait(shares(loader, 0, num_steps, num_workers=1)):
         fractions.append(share.wait_fraction)
         time.sleep(1.5 * seconds_a_step)
     return float(np.mean(fractions[first:]))

@@ -1,7 +1,7 @@
 """What billions of pairs cost: unit costs measured on this machine, and from them hours, nodes and storage.
 
     python benchmarks/scaling.py measure --data FOLDER --write    # some of unit_costs.json
-    python benchmarks/scaling.py table                         # docs/explanation/scaling.md's tables from it
+    python benchmarks/scaling.py table       # the tables of docs/explanation/scaling.md, from unit_costs.json
     python benchmarks/scaling.py table --costs MINE.json --hours 48 --cores-per-node 96
 
 `FOLDER` holds photographs (`*.jpg`). The other unit costs come from `benchmarks/dedupe.py`, `benchmarks/curate.py` and

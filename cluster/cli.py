@@ -11,69 +11,62 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from pairloom import api
 from pairloom.cluster import render
-from pairloom.cluster.built_in_recipes import built_in_recipes
+from pairloom.cluster.built_in_recipes import built_in_recipes, write_schemas
 from pairloom.schemas.data_set.result_path import COMMANDS
 from pairloom.schemas.errors import InputError, PairloomError, RecipeError, UserError
-from pairloom.schemas.recipes.curate import CurateRecipe
-from pairloom.schemas.recipes.load import load_recipe
-from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.schemas.recipes.load import apply_override
 from pairloom.schemas.storage import storage
 
 if TYPE_CHECKING:
-    from pairloom.trainers.evaluate.vqa import ImageMode
+    from pairloom.trainers.evaluate.recipes import ImageMode
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="pairloom")
 def cli() -> None:
-    """Image URLs to a curated WebDataset, to CLIP, SigLIP and LLaVA models, and back as the next filter."""
+    """Turn image URLs into a curated WebDataset, train CLIP, SigLIP and LLaVA on it, and filter with the model."""
 
 
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--only", type=click.Choice(COMMANDS), help="Run one step; those before it must be complete.")
-@click.option(
-    "--retry", type=click.Choice(["transient"]), help="Fetch rows again that failed for a reason that may heal."
-)
+@click.option("--retry", type=click.Choice(["transient"]), help="Fetch rows again that failed for a transient reason.")
 @click.option("--ray-address", help="Join this Ray cluster instead of starting a local one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def curate(
-    recipe: str, overrides: tuple[str, ...], only: str | None, retry: str | None, ray_address: str | None, as_json: bool
+    recipe: str,
+    overrides: tuple[str, ...],
+    only: str | None,
+    retry: Literal["transient"] | None,
+    ray_address: str | None,
+    as_json: bool,
 ) -> None:
     """Turn a source of image-text pairs into a curated data set."""
-    from pairloom.cluster.ray_session import start_ray
-    from pairloom.pipelines.curate import curate as run
-
-    settings = load_recipe(recipe, CurateRecipe, overrides)
-    summary = run(settings, start_ray=lambda: start_ray(ray_address), only=only, retry=retry is not None)
+    summary = api.curate(recipe, overrides, only=only, retry=retry, ray_address=ray_address)
     _show(summary, as_json, render.curate_table)
 
 
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--num-processes", type=click.IntRange(min=1), help="Ranks; default: one a GPU, else one.")
+@click.option("--num-processes", type=click.IntRange(min=1), help="Ranks; default: one per GPU, or one.")
 @click.option("--ray-address", help="Run the ranks on this Ray cluster, by Ray Train.")
 def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ray_address: str | None) -> None:
     """Train a model; the same command again resumes an interrupted run."""
-    from pairloom.cluster.launch_trainer import launch_trainer
-    from pairloom.cluster.staleness import stale_data
-
-    settings = load_recipe(recipe, TrainRecipe, overrides)
-    for line in stale_data(settings):
-        click.echo(f"pairloom: warning: {line}", err=True)
-    launch_trainer(settings, num_processes=num_processes, ray_address=ray_address)
+    api.train(recipe, overrides, num_processes=num_processes, ray_address=ray_address)
 
 
 @cli.command()
 @click.argument("model")
-@click.option("--kind", required=True, type=click.Choice(["zero-shot", "linear-probe", "retrieval", "vqa"]))
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--kind", required=True, help="zero-shot, linear-probe, retrieval, vqa, or a kind that a plug-in adds.")
 @click.option("--data", required=True, help="Evaluation data: a folder, a table, tars, parquet or a curated data set.")
 @click.option("--train-data", help="linear-probe: the images that the classifier is fitted to.")
 @click.option("--classes", help="zero-shot, linear-probe: file of class names; default: beside the data.")
@@ -84,97 +77,85 @@ def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ra
     type=click.Choice(["real", "none", "wrong"]),
     default="real",
     show_default=True,
-    help="vqa: show the image, none, or another one, to see what images are worth.",
+    help="vqa: show the image, no image, or another image, to measure the worth of images.",
 )
 @click.option("--num-patches", type=click.IntRange(min=1), help="NaFlex: at most so many patches of an image.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(model: str, image_mode: ImageMode, as_json: bool, **settings: Any) -> None:
-    """Measure an exported model."""
-    from pairloom.trainers.evaluate.run import evaluate as run
-
-    _show(run(model, image_mode=image_mode, **settings), as_json, render.plain_table)
+def evaluate(model: str, settings: tuple[str, ...], image_mode: ImageMode, as_json: bool, **options: Any) -> None:
+    """Measure an exported model. KEY=VALUE: further fields of the evaluation's recipe part."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for setting in settings:
+        apply_override(given, setting)
+    _show(api.evaluate(model, **{"image_mode": image_mode, **given}), as_json, render.plain_table)
 
 
 @cli.command()
 @click.argument("run_dir", metavar="RUN")
-@click.option("--format", "export_format", required=True, type=click.Choice(["hf", "open-clip", "onnx"]))
+@click.option("--format", "export_format", required=True, help="hf, open-clip, onnx, or one that a plug-in adds.")
 @click.option("--out", required=True, help="Folder to write.")
 @click.option("--step", type=click.IntRange(min=1), help="Checkpoint to export; default: the newest.")
 @click.option("--average", is_flag=True, help="The moving average of the weights (optimizer.average_decay).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export(run_dir: str, export_format: str, out: str, step: int | None, average: bool, as_json: bool) -> None:
     """Export a checkpoint to what the ecosystem loads, with its model card and receipt."""
-    if export_format == "hf":
-        from pairloom.trainers.export.hugging_face import export as run
-    elif export_format == "open-clip":
-        from pairloom.trainers.export.open_clip import export as run
-    else:
-        from pairloom.trainers.export.onnx_towers import export as run
-    folder = run(run_dir, out, step, average)
-    receipt = json.loads(storage.read_text(storage.join(folder, "receipt.json")))
-    _show(
-        {"folder": folder, "largest_output_difference": receipt["largest_output_difference"]},
-        as_json,
-        render.plain_table,
-    )
+    folder = api.export(run_dir, out, format=export_format, step=step, averaged=average)
+    result = {"folder": folder}
+    receipt_url = storage.join(folder, "receipt.json")
+    if storage.exists(receipt_url):
+        receipt = json.loads(storage.read_text(receipt_url))
+        result["largest_output_difference"] = receipt["largest_output_difference"]
+    _show(result, as_json, render.plain_table)
 
 
 @cli.command()
 @click.argument("root")
-@click.option("--uids", metavar="FILE", help="Uids to recall, one a line.")
-@click.option("--urls", metavar="FILE", help="URLs to recall, one a line.")
-@click.option("--domains", metavar="FILE", help="Hosts to recall with their subdomains, one a line.")
-@click.option("--same-images", is_flag=True, help="Recall the same image bytes under other URLs, too.")
-@click.option("--runs", multiple=True, metavar="FOLDER", help="Look for stale training runs here, too.")
+@click.option("--uids", metavar="FILE", help="Uids to recall, one per line.")
+@click.option("--urls", metavar="FILE", help="URLs to recall, one per line.")
+@click.option("--domains", metavar="FILE", help="Hosts to recall with their subdomains, one per line.")
+@click.option("--same-images", is_flag=True, help="Also recall the same image bytes under other URLs.")
+@click.option("--runs", multiple=True, metavar="FOLDER", help="Also look for stale training runs here.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def recall(root: str, same_images: bool, runs: tuple[str, ...], dry_run: bool, as_json: bool, **files: str) -> None:
-    """Honour opt-out requests, now and in every later ingest. FILE: a path, a URL, or - for stdin."""
-    from pairloom.cluster.staleness import stale_runs
-    from pairloom.pipelines.optout.recall import recall as run
-    from pairloom.pipelines.optout.rules import parse_request
-
+    """Apply opt-out requests, now and in every later ingest. FILE: a path, a URL, or - for stdin."""
     given = {kind: file for kind, file in files.items() if file is not None}
     if len(given) != 1:
         raise InputError("name one of --uids, --urls and --domains")
     [(kind, file)] = given.items()
     text = sys.stdin.read() if file == "-" else storage.read_input(file)
-    result = run(root, parse_request(kind, text.splitlines(), file), same_images, dry_run)
-    _show({**result, "stale": [*result["stale"], *stale_runs(root, runs)]}, as_json, render.plain_table)
+    request = api.OptOutRequest(kind, text.splitlines(), file)
+    _show(api.apply_request(root, request, same_images, runs, dry_run), as_json, render.plain_table)
 
 
 @cli.command()
 @click.argument("root")
-@click.option("--keep", type=click.IntRange(min=1), default=1, show_default=True, help="Newest results of each name.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), default=1, show_default=True, help="Newest results of each name that stay."
+)
 @click.option("--min-age", type=float, default=24.0, show_default=True, metavar="HOURS",
-              help="Leave names alone whose newest result is younger.")  # fmt: skip
-@click.option("--runs", multiple=True, metavar="FOLDER", help="Look for training runs here, too; their data stays.")
-@click.option("--dry-run", is_flag=True, help="Only tell, with sizes.")
+              help="Keep all results of a name whose newest result is younger.")  # fmt: skip
+@click.option("--runs", multiple=True, metavar="FOLDER", help="Also look for training runs here; their data stays.")
+@click.option("--dry-run", is_flag=True, help="Only list the results, with sizes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def gc(root: str, keep: int, min_age: float, runs: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Remove what nothing points to below a root."""
-    from pairloom.cluster.staleness import data_of_runs
-    from pairloom.pipelines.inspect.gc import collect_garbage
-
-    result = collect_garbage(root, keep, min_age, data_of_runs(root, runs), dry_run)
+    """Remove results below a root that nothing points to."""
+    result = api.gc(root, keep=keep, min_age_hours=min_age, runs=runs, dry_run=dry_run)
     _show(result, as_json, render.garbage_table)
 
 
 @cli.command()
 @click.argument("path")
-@click.option("--html", help="Write a page with charts and pictures of a root or a selection to this file.")
+@click.option("--html", help="Write a page with charts and images of a root or a selection to this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(path: str, html: str | None, as_json: bool) -> None:
     """Show a root, data set, selection, run or model: counts, sizes, funnel, samples."""
-    from pairloom.cluster.inspect_path import inspect_path
-
     if html is not None:
         from pairloom.pipelines.inspect.html_report import write_report
 
         write_report(path, html)
         click.echo(html)
         return
-    _show(inspect_path(path), as_json, render.plain_table)
+    _show(api.inspect(path), as_json, render.plain_table)
 
 
 @cli.command()
@@ -193,7 +174,7 @@ def subset(selection: str, out: str) -> None:
 @click.argument("uid")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def explain(root: str, uid: str, as_json: bool) -> None:
-    """Tell everything that happened to one sample, and why."""
+    """Show every decision about one sample, and its reason."""
     from pairloom.pipelines.inspect.inspect import explain as run
 
     _show(run(root, uid), as_json, render.plain_table)
@@ -202,8 +183,13 @@ def explain(root: str, uid: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("name", required=False)
 @click.option("--out", help="Copy the recipe to this file.")
-def recipes(name: str | None, out: str | None) -> None:
+@click.option("--schema", metavar="FOLDER", help="Write the JSON Schemas of recipes there; editors complete by them.")
+def recipes(name: str | None, out: str | None, schema: str | None) -> None:
     """List the built-in recipes, show one, or copy it."""
+    if schema is not None:
+        for path in write_schemas(Path(schema)):
+            click.echo(path)
+        return
     found = built_in_recipes()
     if name is None:
         for built_in in found.values():
@@ -224,10 +210,8 @@ def recipes(name: str | None, out: str | None) -> None:
 @click.argument("recipe", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(recipe: str | None, as_json: bool) -> None:
-    """Check versions, devices, disk and a recipe before hours are spent."""
-    from pairloom.cluster.preflight import preflight
-
-    report = preflight(recipe)
+    """Check versions, devices, disk and a recipe before a long run."""
+    report = api.doctor(recipe)
     _show(report, as_json, render.plain_table)
     if report["problems"]:
         raise RecipeError(f"{len(report['problems'])} problem(s): {'; '.join(report['problems'])}")
@@ -238,10 +222,10 @@ def _show(result: Mapping[str, Any], as_json: bool, table: Any) -> None:
 
 
 QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # a bar for each model that is loaded would bury our own
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # one bar per loaded model would hide our own
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_WAIT_POLICY": "passive",  # threads that spin slow every process beside them
+    "OMP_WAIT_POLICY": "passive",  # spinning threads slow other processes
 }
 
 

@@ -1,4 +1,4 @@
-"""`pairloom inspect`: finds out what a path holds and shows it."""
+"""`pairloom inspect`: shows the content of a root, data set, run or model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inspect_path(path: str) -> dict[str, Any]:
 
 
 def _inspect_run(path: str) -> dict[str, Any]:
-    """A run folder: how far it is, its newest figures and its checkpoints."""
+    """A run folder: progress, newest figures, checkpoints."""
     metrics_url = storage.join(path, "metrics.jsonl")
     lines = storage.read_text(metrics_url).splitlines() if storage.exists(metrics_url) else []
     checkpoints = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import socket
@@ -12,17 +11,20 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pairloom.schemas.errors import InputError, PairloomError, UserError
+from pairloom.schemas.errors import PairloomError
 from pairloom.schemas.recipes.load import parse_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
+from pairloom.schemas.storage import storage
+from pairloom.trainers.error_file import ERROR_FILE, error_file, raise_reported, write_error
 
-SECONDS_BETWEEN_LOOKS = 0.05
-SECONDS_TO_STOP = 300.0  # a rank that is told to stop saves a checkpoint first
+POLL_S = 0.05
+STOP_TIMEOUT_S = 300.0  # a rank that is told to stop saves a checkpoint first
 _PR_SET_PDEATHSIG = 1
 RANK_SETTINGS = {
     "DS_ACCELERATOR": "cpu",  # without a GPU: silences DeepSpeed's search for one
@@ -84,7 +86,7 @@ def _rank_environment(index: int, count: int, port: int, threads: int | None, sc
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "PAIRLOOM_ERROR_FILE": str(scratch / f"error{index}.json"),
+        ERROR_FILE: error_file(str(scratch), index),
     }
     if threads is not None:
         own["OMP_NUM_THREADS"] = str(threads)
@@ -116,7 +118,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
     while any(process.poll() is None for process in ranks):
         if any(process.poll() not in (None, 0) for process in ranks):
             return
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_S)
 
 
 def _stop(ranks: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
@@ -124,16 +126,12 @@ def _stop(ranks: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> N
         if process.poll() is None:
             process.send_signal(number)
     for process in ranks:
-        process.wait(SECONDS_TO_STOP)
+        process.wait(STOP_TIMEOUT_S)
 
 
 def _raise_failure(ranks: Sequence[subprocess.Popen[bytes]], scratch: Path) -> None:
     """Raise the first error that a rank has written down, or say which rank ended and how."""
-    for index in range(len(ranks)):
-        path = scratch / f"error{index}.json"
-        if path.exists():
-            error = json.loads(path.read_text())
-            raise (UserError if error["is_user_error"] else PairloomError)(error["message"])
+    raise_reported(str(scratch), len(ranks))
     for index, process in enumerate(ranks):
         if process.returncode:
             raise PairloomError(
@@ -152,10 +150,11 @@ def _launch_on_ray(recipe: TrainRecipe, num_processes: int, address: str) -> Non
 
     start_ray(address)
     uses_gpu = ray.cluster_resources().get("GPU", 0) >= num_processes
+    errors = storage.join(recipe.run.dir, f"errors-{uuid.uuid4().hex[:8]}")  # this machine's disk may not be shared
     with tempfile.TemporaryDirectory(prefix="pairloom-") as scratch:
         trainer = TorchTrainer(
             _ray_worker,
-            train_loop_config={"recipe": recipe.model_dump(mode="json")},
+            train_loop_config={"recipe": recipe.model_dump(mode="json"), "errors": errors},
             scaling_config=ScalingConfig(num_workers=num_processes, use_gpu=uses_gpu),
             torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo"),
             run_config=RunConfig(storage_path=scratch),
@@ -163,7 +162,10 @@ def _launch_on_ray(recipe: TrainRecipe, num_processes: int, address: str) -> Non
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _error_of_ray(error) from error
+            raise_reported(errors, num_processes)
+            raise PairloomError(f"Ray Train: {' '.join(str(error).split())[-600:]}") from error
+        finally:
+            storage.remove(errors)
 
 
 def _ray_worker(config: dict[str, Any]) -> None:
@@ -180,17 +182,14 @@ def _ray_worker(config: dict[str, Any]) -> None:
         "LOCAL_RANK": str(context.get_local_rank()),
         "WORLD_SIZE": str(context.get_world_size()),
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        ERROR_FILE: error_file(config["errors"], context.get_world_rank()),
     }
-    start_process_group()
-    train(parse_recipe(config["recipe"], TrainRecipe, "recipe"))
-
-
-def _error_of_ray(error: BaseException) -> PairloomError:
-    """What a rank raised, found in the words of Ray Train."""
-    text = " ".join(str(error).split())
-    is_user_error = any(f"{kind}:" in text for kind in ("UserError", "RecipeError", "InputError"))
-    message = text.rpartition("Error: ")[2][-600:] or text[-600:]
-    return (InputError if is_user_error else PairloomError)(message)
+    try:
+        start_process_group()
+        train(parse_recipe(config["recipe"], TrainRecipe, "recipe"))
+    except PairloomError as error:
+        write_error(error)
+        raise
 
 
 def _num_gpus() -> int:

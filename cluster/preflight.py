@@ -1,4 +1,4 @@
-"""`pairloom doctor`: what would stop a run, found before hours are spent."""
+"""`pairloom doctor`: finds problems that would stop a run, before the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIN_FREE_BYTES = 2 << 30
 
 
 def preflight(recipe: str | None) -> dict[str, Any]:
-    """Versions, devices, compiler, free disk, and the recipe's paths; `problems` lists what must be mended."""
+    """Versions, devices, compiler, free disk, and the recipe's paths; `problems` lists what must be fixed."""
     problems: list[str] = []
     report: dict[str, Any] = {
         "python": sys.version.split()[0],

@@ -1,4 +1,4 @@
-"""Ray for the pipelines: an embedded local Ray unless a cluster's address is given."""
+"""Starts Ray for the pipelines: a local Ray, or a connection to a cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pairloom.schemas.errors import InputError, PairloomError
 logger = logging.getLogger("pairloom")
 
 _WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # a task is one CPU; spinning threads slow its neighbours
+    "OMP_NUM_THREADS": "1",  # a task has one CPU; more threads slow other tasks
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONSAFEPATH": "1",  # workers import nothing from the working folder
@@ -90,8 +90,10 @@ def _job_config() -> ray.job_config.JobConfig:
 
 @contextmanager
 def _in_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """What starts meanwhile inherits these variables: Ray leaves the workers that it starts first unused where
-    there is a `runtime_env`."""
+    """Set variables that the processes started in the `with` block inherit.
+
+    A `runtime_env` would do the same, but Ray then leaves its first workers unused.
+    """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -105,6 +107,6 @@ def _in_environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def stop_ray() -> None:
-    """Give the memory of an embedded Ray back (close to a gigabyte) when the pipelines are done with it."""
+    """Stop the local Ray after the pipelines; it holds close to a gigabyte."""
     if ray.is_initialized():
         ray.shutdown()

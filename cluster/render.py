@@ -22,7 +22,7 @@ def _text_of(*renderables: Any) -> str:
 
 
 def number(value: Any) -> str:
-    """A figure as people read it: thousands separated, four significant digits."""
+    """A number with thousands separators and four significant digits."""
     if isinstance(value, bool) or value is None:
         return "-" if value is None else str(value).lower()
     if isinstance(value, int):
@@ -33,7 +33,7 @@ def number(value: Any) -> str:
 
 
 def plain_table(result: Mapping[str, Any]) -> str:
-    """Nested mappings, one line a value, indented by depth."""
+    """Nested mappings, one line per value, indented by depth."""
     return "\n".join(_lines(result, 0))
 
 
@@ -83,7 +83,7 @@ def curate_table(summary: Mapping[str, Any]) -> str:
 
 
 def _difference(found: Mapping[str, Any]) -> list[Any]:
-    """What another selection changes: one line, the rules, then who changed sides and why."""
+    """The difference between two selections: counts, changed rules, then changed samples by reason."""
     if found["kept_before"] == found["kept_after"] == found["kept_by_both"]:
         return [f"the last selection kept the same {found['kept_after']:,} samples"]
     change = found["kept_after"] - found["kept_before"]
@@ -107,7 +107,7 @@ def _difference(found: Mapping[str, Any]) -> list[Any]:
 
 
 def num_bytes(value: int) -> str:
-    """A size as people read it."""
+    """A size in bytes with its unit."""
     size = float(value)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
@@ -117,7 +117,7 @@ def num_bytes(value: int) -> str:
 
 
 def garbage_table(result: Mapping[str, Any]) -> str:
-    """What `gc` removed, or would remove."""
+    """The results that `gc` removed, or would remove."""
     table = Table(box=None, pad_edge=False)
     for column in ("size", "files", "path", "why"):
         table.add_column(column, justify="right" if column in ("size", "files") else "left", overflow="fold")

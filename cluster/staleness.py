@@ -12,7 +12,7 @@ from pairloom.schemas.storage import storage
 
 
 def stale_data(recipe: TrainRecipe) -> list[str]:
-    """One line for each curated data set of a recipe that is stale; what is not there is the trainer's to report."""
+    """One line for each curated data set of a recipe that is stale; the trainer reports missing ones."""
     lines = []
     for source in recipe.data.train:
         path = source.images if source.path.endswith((".json", ".jsonl")) else source.path

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import logging
 import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from pairloom.console import ConsoleProgress
 from pairloom.schemas.recipes.train import TrainRecipe
 from pairloom.schemas.storage import storage
 from pairloom.trainers.checkpoints.checkpoint import TrainState
 from pairloom.trainers.ranks import rank
 
-logger = logging.getLogger("pairloom.train")
-SECONDS_BETWEEN_LINES = 10.0
 RATE_SMOOTHING = 0.9
 
 
@@ -32,7 +27,6 @@ class Metrics:
         self._is_writer = rank() == 0
         self._total = recipe.run.total_samples
         self._num_samples = recipe.batch.global_batch_size
-        self._bar: Progress | None = None
         if self._is_writer:
             self._open(run_dir, state)
 
@@ -41,21 +35,12 @@ class Metrics:
         _cut_after(self._path, state.step)
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(run_dir / "tb"), purge_step=state.step + 1)
-        self._last_line = self._last_step = time.monotonic()
+        self._last_step = time.monotonic()
         self._rate = 0.0
-        if sys.stderr.isatty():
-            columns = (
-                "{task.description}",
-                "{task.completed:,.0f} of {task.total:,.0f} samples",
-                "{task.fields[note]}",
-            )
-            texts = [TextColumn(column) for column in columns]
-            self._bar = Progress(
-                texts[0], BarColumn(), texts[1], TimeElapsedColumn(), TimeRemainingColumn(), texts[2],
-                console=Console(stderr=True),
-            )  # fmt: skip
-            self._task = self._bar.add_task(run_dir.name, total=self._total, completed=state.samples_seen, note="")
-            self._bar.start()
+        self._console = ConsoleProgress(
+            str(run_dir), "samples", self._total, state.samples_seen, logger="pairloom.train"
+        )
+        self._console.start()
 
     def record(self, state: TrainState, figures: Mapping[str, float]) -> None:
         """The figures of the step that led to `state`; speed and memory are added."""
@@ -80,11 +65,7 @@ class Metrics:
 
     def _show(self, step: int, samples_seen: int, figures: Mapping[str, float]) -> None:
         note = f"loss {figures['loss']:.4f}  {self._rate:,.0f} samples/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=samples_seen, note=note)
-        elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or samples_seen >= self._total:
-            self._last_line = time.monotonic()
-            logger.info("%s: step %d, %d of %d samples, %s", self._path.parent, step, samples_seen, self._total, note)
+        self._console.show(samples_seen, f"step {step}, {note}", is_last=samples_seen >= self._total)
 
     def close(self) -> None:
         """Finish all writers."""
@@ -92,8 +73,7 @@ class Metrics:
             return
         self._file.close()
         self._board.close()
-        if self._bar is not None:
-            self._bar.stop()
+        self._console.stop()
 
 
 def memory_bytes() -> int:

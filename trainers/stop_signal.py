@@ -1,4 +1,4 @@
-"""Notice that the machine is wanted back, so that the step in hand is finished and saved."""
+"""On SIGTERM or SIGINT, finish the current step and save a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from types import FrameType
 
 @dataclass
 class StopSignal:
-    """True in `received` once SIGTERM (preemption) or SIGINT has come."""
+    """`received` is true after SIGTERM (preemption) or SIGINT."""
 
     received: bool = field(default=False)
 
     def __post_init__(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # not so in a worker of Ray Train
+        if threading.current_thread() is threading.main_thread():  # signals cannot be handled in a worker of Ray Train
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._note)
 

@@ -25,7 +25,7 @@ import transformers
 from pairloom.schemas.errors import PairloomError, RecipeError, UserError
 from pairloom.schemas.recipes.load import parse_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
-from pairloom.trainers.checkpoints.async_writer import Saver
+from pairloom.trainers.checkpoints.async_writer import AsyncWriter
 from pairloom.trainers.checkpoints.checkpoint import TrainState, complete_checkpoints, load_checkpoint, newest_state
 from pairloom.trainers.checkpoints.run_folder import (
     RunFolder,
@@ -38,17 +38,17 @@ from pairloom.trainers.checkpoints.run_folder import (
 from pairloom.trainers.data.dataset import Dataset, identity_of, open_dataset
 from pairloom.trainers.data.loader import Loader, Share, shares
 from pairloom.trainers.data.sample_order import Order, Stream, check_world_size
-from pairloom.trainers.data.wait_time import timed
-from pairloom.trainers.deepspeed_engine.engine import Engine, calm_threads, device, start_engine, start_process_group
+from pairloom.trainers.data.wait_time import measure_wait
+from pairloom.trainers.deepspeed_engine.engine import Engine, device, limit_threads, start_engine, start_process_group
+from pairloom.trainers.error_file import write_error
 from pairloom.trainers.evaluate.run import check_data
 from pairloom.trainers.metrics import Metrics
 from pairloom.trainers.open_clip.load import convert_folder, is_open_clip
 from pairloom.trainers.optimizers.schedule import rate_factor
 from pairloom.trainers.ranks import any_rank, join_lists, local_rank, rank, sum_over_ranks, world_size
-from pairloom.trainers.step import take_step
 from pairloom.trainers.stop_signal import StopSignal
 from pairloom.trainers.task import Batch, Task
-from pairloom.trainers.tasks.build import build_task, prepare_tokenizer
+from pairloom.trainers.tasks.tokenizer import prepare_tokenizer
 
 logger = logging.getLogger("pairloom.train")
 MESSAGE_OF_NAN = "{what} at step {step}; samples: {uids}; last good checkpoint: {checkpoint}"
@@ -64,7 +64,7 @@ class Training:
     task: Task
     engine: Engine
     loader: Loader
-    saver: Saver
+    writer: AsyncWriter
     state: TrainState
 
     @property
@@ -83,7 +83,9 @@ def train(recipe: TrainRecipe) -> None:
     stop = StopSignal()
     metrics = Metrics(run.path, recipe, training.state)
     try:
-        for share in timed(shares(training.loader, training.state.step, training.num_steps, recipe.data.num_workers)):
+        for share in measure_wait(
+            shares(training.loader, training.state.step, training.num_steps, recipe.data.num_workers)
+        ):
             figures = train_step(training, share.value)
             training.state = advance(training)
             metrics.record(training.state, {**figures, "data_wait_fraction": share.wait_fraction})
@@ -144,19 +146,19 @@ def start(recipe: TrainRecipe, run: RunFolder) -> Training:
         check_data(recipe.evaluate)
         prepare_tokenizer(recipe, datasets, run.path)
     share_folder(run, "tokenizer")
-    task = build_task(recipe, prepare_tokenizer(recipe, datasets, run.path))
+    task: Task = recipe.task.build(recipe, prepare_tokenizer(recipe, datasets, run.path))
     engine = start_engine(task, recipe)
     clean_run(run)
     pairs = zip(recipe.data.train, datasets, strict=True)
     data = [identity_of(source, dataset) for source, dataset in pairs]
     state = TrainState(0, 0, world_size(), recipe.zero.stage, data)
     if (newest := newest_state(run.path)) is not None:
-        load_checkpoint(engine, newest, state, run.path)
+        load_checkpoint(engine, task, newest, state, run.path)
         state = replace(state, step=newest.step, samples_seen=newest.samples_seen)
         logger.info("%s: goes on after step %d", recipe.run.dir, state.step)
     loader = make_loader(recipe, datasets, task)
-    saver = Saver(engine, task, run, recipe.run.keep_checkpoints)
-    return Training(recipe, run, task, engine, loader, saver, state)
+    writer = AsyncWriter(engine, task, run, recipe.run.keep_checkpoints)
+    return Training(recipe, run, task, engine, loader, writer, state)
 
 
 def open_datasets(recipe: TrainRecipe) -> list[Dataset]:
@@ -171,7 +173,7 @@ def make_loader(recipe: TrainRecipe, datasets: Sequence[Dataset], task: Task) ->
     weights = [source.weight for source in recipe.data.train]
     stream = Stream(orders, weights, recipe.data.num_lanes, recipe.batch.global_batch_size)
     augment, num_patches = recipe.data.augment, recipe.model.num_patches
-    return Loader(datasets, stream, task.preprocess, augment, seed, rank(), world_size(), num_patches)
+    return Loader(datasets, stream, task.preprocess, augment, seed, rank(), world_size(), num_patches, task.extra_views)
 
 
 def train_step(training: Training, share: Share) -> dict[str, float]:
@@ -181,11 +183,13 @@ def train_step(training: Training, share: Share) -> dict[str, float]:
     torch.manual_seed(recipe.run.seed * 1_000_003 + training.state.samples_seen + first_slot)
     factor = rate_factor(recipe.optimizer, recipe.run.total_samples, training.state.samples_seen)
     engine.set_rate_factor(factor)
-    task.begin_step(training.state.samples_seen)
+    phase = task.phase_at(training.state.samples_seen, recipe.run.total_samples)
+    task.begin_step(training.state.samples_seen, phase)
     batches = [to_device(batch) for batch in micro_batches(training, share)]
-    num_targets = int(sum_over_ranks(sum(task.num_targets(batch) for batch in batches))[0])
-    result = take_step(task, engine, batches, num_targets)
-    total_of_ranks, num_replaced, checksum = sum_over_ranks(result.loss, len(share.replaced), checksum_of(share.uids))
+    result = task.take_step(engine, batches)
+    task.end_step()
+    own = (result.loss, len(share.replaced), checksum_of(share.uids), *result.terms.values())
+    total_of_ranks, num_replaced, checksum, *terms = sum_over_ranks(*own)
     mean, norm = total_of_ranks / world_size(), result.gradient_norm
     if not math.isfinite(mean):
         raise_at_nan(training, f"the loss is {mean}", [] if math.isfinite(result.loss) else share.uids)
@@ -193,6 +197,9 @@ def train_step(training: Training, share: Share) -> dict[str, float]:
         raise_at_nan(training, f"the norm of the gradients is {norm}", share.uids)
     rate = recipe.optimizer.learning_rate * factor
     figures = {**result.figures, "grad_norm": norm, "num_replaced": num_replaced, "sample_checksum": checksum}
+    figures |= {name: total / world_size() for name, total in zip(result.terms, terms, strict=True)}
+    if len(task.phase_starts) > 1:
+        figures["phase"] = phase
     if share.grids:
         figures["num_patches"] = share.pixels.shape[1]
     return {"loss": mean, "learning_rate": rate, **figures}
@@ -220,15 +227,15 @@ def save_or_evaluate(training: Training, stops: bool) -> None:
 
     Only who needs the files now waits for them.
     """
-    run, saver = training.recipe.run, training.saver
+    run, writer = training.recipe.run, training.writer
     is_last = training.state.step == training.num_steps
     evaluates = not is_last and is_due(training, run.evaluate_every_samples)
     if not (is_last or stops or evaluates or is_due(training, run.checkpoint_every_samples)):
-        saver.poll()
+        writer.poll()
         return
-    path = saver.begin(training.state)
+    path = writer.begin(training.state)
     if is_last or stops or evaluates:
-        saver.finish()
+        writer.finish()
     if evaluates:
         if rank() == 0:
             evaluate_checkpoint(training.recipe, training.run.path, path)
@@ -237,7 +244,7 @@ def save_or_evaluate(training: Training, stops: bool) -> None:
 
 def raise_at_nan(training: Training, what: str, own_uids: list[str]) -> None:
     """Raise PairloomError: nothing after a value that is no number is worth computing. Every rank calls it."""
-    training.saver.finish()
+    training.writer.finish()
     uids = join_lists(own_uids)
     good = complete_checkpoints(training.run.path)
     shown = ", ".join(uids[:NUM_UIDS_SHOWN])
@@ -268,7 +275,7 @@ def main(path: str) -> int:
     logging.getLogger("pairloom").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     quiet_libraries()
     try:
-        calm_threads()
+        limit_threads()
         start_process_group()
         train(parse_recipe(json.loads(Path(path).read_text()), TrainRecipe, path))
     except PairloomError as error:
@@ -285,16 +292,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def write_error(error: PairloomError) -> None:
-    """One line into the file that the launcher named, or to stderr without a launcher."""
-    message = " ".join(str(error).split())
-    path = os.environ.get("PAIRLOOM_ERROR_FILE")
-    if path is None:
-        sys.stderr.write(f"pairloom: {message}\n")
-    else:
-        Path(path).write_text(json.dumps({"message": message, "is_user_error": isinstance(error, UserError)}))
 
 
 if __name__ == "__main__":

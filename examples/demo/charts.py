@@ -13,7 +13,7 @@ SMOOTHING = 0.9  # of the loss curves, exponential
 
 
 def loss_chart(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Smoothed losses over samples seen, without the first steep drop, which would flatten all that follows."""
+    """Smoothed losses over samples seen, without the first steep drop, which would flatten the rest of the curve."""
     smoothed = {name: _smooth(points[len(points) // 30 :]) for name, points in curves.items() if points}
     return line_chart(smoothed, x_label="samples seen")
 

@@ -10,7 +10,7 @@ import click
 @click.command()
 @click.option("--out", default="out/demo", show_default=True, help="Folder for everything that the demo makes.")
 def demo(out: str) -> None:
-    """The whole walk on data that comes with the installation: minutes on two cores."""
+    """Run the whole workflow on drawings that come with the installation; about ten minutes on two cores."""
     from pairloom.cluster.render import demo_table
     from pairloom.demo.report import run_demo
 

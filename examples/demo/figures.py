@@ -1,4 +1,4 @@
-"""What the demo planted against what the curation found. Only the report reads the truth."""
+"""Compares the planted copies and wrong captions with the findings of the curation. Only the report reads the truth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Truth = Mapping[str, Mapping[str, Any]]  # url -> row of truth.jsonl
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Of what was found the share that is right, and of what was planted the share that was found."""
+    """Precision: the share of findings that are right. Recall: the share of planted rows that were found."""
 
     precision: float
     recall: float
@@ -35,7 +35,7 @@ def load_truth(path: Path) -> Truth:
 
 
 def read_rows(folder: str, columns: list[str] | None = None) -> pa.Table:
-    """The tables of all shards of a finished step, one after another (the demo's data are small)."""
+    """The tables of all shards of a finished step, one after another (the demo's tables fit in memory)."""
     shards = load_manifest(folder).shards
     return pa.concat_tables([read_table(table_url(folder, shard.name), columns) for shard in shards])
 

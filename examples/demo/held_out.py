@@ -1,4 +1,4 @@
-"""What the demo's models are measured on: pictures made of drawings that no training picture shows."""
+"""The held-out sets of the demo: pictures of drawings that no training picture shows."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the body to stage `name`."""
+        """Add the wall time of the `with` block to stage `name`."""
         started = time.monotonic()
         try:
             yield
@@ -50,7 +50,7 @@ def memory_of_tree() -> int:
     for process in [root, *root.children(recursive=True)]:
         try:
             info = process.memory_full_info()
-        except psutil.Error:  # it has ended, or belongs to someone else
+        except psutil.Error:  # the process has ended, or belongs to another user
             continue
         total += getattr(info, "pss", info.rss)
     return total

@@ -15,7 +15,7 @@ from pairloom.cluster.render import number
 from pairloom.demo import figures
 from pairloom.demo.charts import loss_chart, score_chart
 from pairloom.demo.meter import Meter
-from pairloom.demo.walk import Walk, walk
+from pairloom.demo.workflow import Workflow, run_workflow
 from pairloom.schemas.data_set.manifest import load_manifest, tar_url
 from pairloom.schemas.data_set.shard import ShardReader
 from pairloom.trainers.evaluate.load import LlavaReader
@@ -29,7 +29,7 @@ QUESTION_KINDS = ("shape", "colour", "yes_no", "count")
 Section = dict[str, Any]
 
 
-def sections_of(done: Walk) -> list[Section]:
+def sections_of(done: Workflow) -> list[Section]:
     """All figures as tables: title, note, columns, rows."""
     truth = figures.load_truth(done.out / "source" / "truth.jsonl")
     return [
@@ -41,8 +41,8 @@ def sections_of(done: Walk) -> list[Section]:
     ]
 
 
-def funnel_of(done: Walk) -> list[tuple[str, int]]:
-    """Rows that are left after each step."""
+def funnel_of(done: Workflow) -> list[tuple[str, int]]:
+    """Number of rows after each step."""
     raw, basic = load_manifest(done.folders["raw/main"]), load_manifest(done.folders["selections/basic"])
     reasons = Counter(basic.drop_counts)
     duplicates = sum(count for reason, count in reasons.items() if reason.endswith("_duplicate"))
@@ -55,7 +55,7 @@ def funnel_of(done: Walk) -> list[tuple[str, int]]:
     ]
 
 
-def _planted(done: Walk, truth: figures.Truth) -> Section:
+def _planted(done: Workflow, truth: figures.Truth) -> Section:
     raw = done.folders["raw/main"]
     copies = figures.duplicate_figures(truth, raw, done.folders["dedupe/default"])
     wrong = figures.mismatch_figures(truth, raw, done.folders["selections/filtered"])
@@ -73,7 +73,7 @@ def _planted(done: Walk, truth: figures.Truth) -> Section:
     }
 
 
-def _drop_reasons(done: Walk) -> Section:
+def _drop_reasons(done: Workflow) -> Section:
     manifest = load_manifest(done.folders["selections/filtered"])
     rows = sorted(manifest.drop_counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return {
@@ -84,7 +84,7 @@ def _drop_reasons(done: Walk) -> Section:
     }
 
 
-def _before_and_after(done: Walk) -> Section:
+def _before_and_after(done: Workflow) -> Section:
     names = {
         "zero-shot": {"top1": "class accuracy, 24 classes"},
         "retrieval": {
@@ -108,7 +108,7 @@ def _before_and_after(done: Walk) -> Section:
     }
 
 
-def _answers(done: Walk) -> Section:
+def _answers(done: Workflow) -> Section:
     keys = {"overall": "accuracy", **{kind: f"accuracy_{kind}" for kind in QUESTION_KINDS}}
     rows = [[label, *(done.scores[f"{reader}/vqa"][key] for reader in VQA_READERS)] for label, key in keys.items()]
     return {
@@ -119,14 +119,14 @@ def _answers(done: Walk) -> Section:
     }
 
 
-def _cost(done: Walk) -> Section:
+def _cost(done: Workflow) -> Section:
     rows: list[list[Any]] = [[name, f"{seconds:.0f} s"] for name, seconds in done.meter.seconds.items()]
     total = sum(done.meter.seconds.values())
     rows += [["together", f"{total:.0f} s"], ["peak memory", f"{done.meter.peak_bytes / 2**30:.2f} GiB"]]
     return {"title": "Time and memory of this run", "note": "", "columns": ["stage", ""], "rows": rows}
 
 
-def write_report(done: Walk, sections: Sequence[Section], path: Path) -> None:
+def write_report(done: Workflow, sections: Sequence[Section], path: Path) -> None:
     """Write the page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["figure"] = number
@@ -143,7 +143,7 @@ def write_report(done: Walk, sections: Sequence[Section], path: Path) -> None:
     path.write_text(page)
 
 
-def _cards(done: Walk) -> list[dict[str, str]]:
+def _cards(done: Workflow) -> list[dict[str, str]]:
     funnel = dict(funnel_of(done))
     raw, filtered = done.scores["raw/zero-shot"]["top1"], done.scores["filtered/zero-shot"]["top1"]
     llava, blind = done.scores["instruct/vqa"]["accuracy"], done.scores["text only/vqa"]["accuracy"]
@@ -156,7 +156,7 @@ def _cards(done: Walk) -> list[dict[str, str]]:
     ]
 
 
-def _charts(done: Walk) -> list[dict[str, str]]:
+def _charts(done: Workflow) -> list[dict[str, str]]:
     truth = figures.load_truth(done.out / "source" / "truth.jsonl")
     matched, mismatched = figures.scores_by_truth(truth, done.folders["raw/main"], done.folders["signals/self_filter"])
     thresholds: Any = load_manifest(done.folders["selections/filtered"]).details["thresholds"]
@@ -171,7 +171,7 @@ def _charts(done: Walk) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def _samples(done: Walk, kept: bool) -> list[dict[str, str]]:
+def _samples(done: Workflow, kept: bool) -> list[dict[str, str]]:
     """Pictures that the filter kept with the highest, or dropped with the lowest scores."""
     raw, selection = done.folders["raw/main"], done.folders["selections/filtered"]
     shards = load_manifest(raw).shards
@@ -192,8 +192,8 @@ def _samples(done: Walk, kept: bool) -> list[dict[str, str]]:
     return samples
 
 
-def _answered_pictures(done: Walk) -> list[dict[str, Any]]:
-    """Held-out pictures with all their questions and what the model says."""
+def _answered_pictures(done: Workflow) -> list[dict[str, Any]]:
+    """Held-out pictures with their questions and the answers of the model."""
     questions = load_questions(str(done.out / "held_out" / "vqa.jsonl"))
     shown = list(dict.fromkeys(question.image for question in questions))[:NUM_SAMPLES]
     asked = [question for question in questions if question.image in shown]
@@ -215,9 +215,9 @@ def _inline(data: bytes, mime_type: str) -> str:
 
 
 def run_demo(out: Path) -> dict[str, Any]:
-    """Do the walk and write report.html and result.json below `out`; returns the result."""
+    """Run the workflow and write report.html and result.json below `out`; returns the result."""
     with Meter() as meter:
-        done = walk(out, meter)
+        done = run_workflow(out, meter)
         sections = sections_of(done)
         write_report(done, sections, out / "report.html")
     result = {"sections": sections, "funnel": funnel_of(done), "evaluations": done.scores}

@@ -16,7 +16,7 @@ from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
 USUAL_PORT = 8917
-SLOW_S = 30  # longer than any patience
+SLOW_S = 30  # longer than every timeout of the recipe
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -33,7 +33,7 @@ class _Handler(SimpleHTTPRequestHandler):
             super().do_GET()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: there is a line for each of thousands of requests."""
+        """Print nothing: one line per request would be thousands of lines."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -41,11 +41,11 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 256
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of the demo."""
+        """Ignore clients that close the connection; the demo provokes them."""
 
 
 def choose_port(folder: Path) -> int:
-    """The port that this demo folder uses in every run, so that its URLs, and with them its uids, stay."""
+    """The port of this demo folder: the same in every run, so that URLs and uids stay the same."""
     remembered = folder / "port"
     if remembered.exists():
         return int(remembered.read_text())

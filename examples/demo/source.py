@@ -138,7 +138,7 @@ def _mismatch(rows: list[Row], captions: list[str], seed: int) -> list[Row]:
 
 
 def _broken_rows(folder: Path, captions: list[str]) -> list[Row]:
-    """Rows that must end with a drop reason: the server and the files misbehave as the web does."""
+    """Rows that must end with a drop reason: failures of servers and files that the web has."""
     whole = (folder / "images/000000.jpg").read_bytes()
     bodies = {
         "truncated.jpg": whole[: len(whole) // 3],

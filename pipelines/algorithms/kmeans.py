@@ -52,18 +52,21 @@ def _nearest_of_block(block: Features, centroids: Features, size: int) -> npt.ND
     return found
 
 
-def train(sample_SD: Features, num_clusters: int) -> Features:
-    """Centroids [K, D] of a sample in random order; its first K rows are the initial centroids."""
+def train(sample_SD: Features, num_clusters: int, on_ray: bool = True) -> Features:
+    """Centroids [K, D] of a sample in random order; its first K rows are the initial centroids. `on_ray`: in tasks."""
     centroids_KD = sample_SD[:num_clusters].copy()
     if num_clusters == 1:
         return centroids_KD
-    sample = ray.put(sample_SD)
+    sample = ray.put(sample_SD) if on_ray else None
     size = max(BLOCK_ROWS, -(-len(sample_SD) // MAX_TASKS))
     chunks = [(start, start + size) for start in range(0, len(sample_SD), size)]
     for _ in range(NUM_ITERATIONS):
         sums_KD = np.zeros(centroids_KD.shape, np.float64)
-        shared = [sample, ray.put(centroids_KD)]  # in a list, Ray passes references, not copies
-        found = run_shards("k-means", partial(_sums, shared), chunks) if len(chunks) > 1 else [_sums(shared, chunks[0])]
+        if on_ray and len(chunks) > 1:
+            shared = [sample, ray.put(centroids_KD)]  # in a list, Ray passes references, not copies
+            found = run_shards("k-means", partial(_shared_sums, shared), chunks)
+        else:
+            found = [_sums(sample_SD, centroids_KD, chunk) for chunk in chunks]
         for used, sums in found:
             sums_KD[used] += sums
         is_used = np.linalg.norm(sums_KD, axis=1) > 0  # an empty cluster keeps its centroid
@@ -71,9 +74,16 @@ def train(sample_SD: Features, num_clusters: int) -> Features:
     return centroids_KD
 
 
-def _sums(shared: list[Any], chunk: tuple[int, int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """The used centroids of one chunk of the sample, and the sum of the rows of each."""
+Sums = tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]
+
+
+def _shared_sums(shared: list[Any], chunk: tuple[int, int]) -> Sums:
     sample_SD, centroids_KD = ray.get(shared)
+    return _sums(sample_SD, centroids_KD, chunk)
+
+
+def _sums(sample_SD: Features, centroids_KD: Features, chunk: tuple[int, int]) -> Sums:
+    """The used centroids of one chunk of the sample, and the sum of the rows of each."""
     block = sample_SD[chunk[0] : chunk[1]]
     cluster = nearest(block, centroids_KD)
     order = np.argsort(cluster, kind="stable")

@@ -44,9 +44,9 @@ def balance_folder(recipe: CurateRecipe, raw_folder: str) -> StepFolder:
     """The folder of the matches. Raises InputError if the list of entries cannot be read."""
     rules = _rules(recipe)
     parents = (load_manifest(raw_folder).hash(),)
-    unused = {"t", "seed", "entries", *(("min_count", "min_information") if rules.entries else ())}
+    unused = {"min_count", "min_information"} if rules.entries else set()
     inputs = {"entries": _fingerprint(load_entries(rules.entries))} if rules.entries else {}
-    result = step_hash(STEP, VERSION, settings_of(rules, exclude={"name", *unused}), parents, inputs)
+    result = step_hash(STEP, VERSION, settings_of(rules, unused), parents, inputs)
     return StepFolder(recipe.root, STEP, rules.name, result, parents)
 
 

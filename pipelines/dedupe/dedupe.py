@@ -90,7 +90,7 @@ def dedupe_folder(recipe: CurateRecipe, raw_folder: str, signal_folders: Mapping
     earlier = find_earlier(recipe)
     parents += [one.manifest.hash() for one in earlier]
     parents += [load_manifest(one.folders.features).hash() for one in earlier if one.folders.features is not None]
-    settings = settings_of(recipe.dedupe, exclude={"name", "score_signal", "hashes", "against"})
+    settings = settings_of(recipe.dedupe)
     inputs = {
         f"evaluation set {index}": fingerprint_of(rule.path) for index, rule in enumerate(recipe.dedupe.decontaminate)
     }

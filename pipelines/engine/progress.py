@@ -7,50 +7,20 @@ the same to a `metrics.jsonl`.
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
-from rich.text import Text
-
+from pairloom.console import ConsoleProgress
 from pairloom.pipelines.engine.counters import Counts
 from pairloom.pipelines.engine.metrics_file import MetricsFile
 
-logger = logging.getLogger("pairloom")
-SECONDS_BETWEEN_LINES = 10.0
 RATE_WINDOW_S = 30.0  # rates are averages over the last half minute
 SHORT_WAIT_S, LONG_WAIT_S = 0.5, 5.0  # timeouts for reading counts: during the step, at its end
 NUM_REASONS = 3
-
-
-_COLUMNS = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
-
-
-class _Bar(RichProgress):
-    """A progress bar with a line of text below it."""
-
-    note = ""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        if self.note:
-            yield Text(f"  {self.note}")
 
 
 class Progress:
@@ -60,14 +30,7 @@ class Progress:
         self.step = step
         self.total = total
         self.done = done
-        self._last_line = time.monotonic()
-        self._bar: _Bar | None = None
-        if sys.stderr.isatty():
-            self._bar = _Bar(*self._columns(), console=Console(stderr=True))
-            self._task: TaskID = self._bar.add_task(step, total=total, completed=done, left="")
-
-    def _columns(self) -> list[ProgressColumn]:
-        return [*_COLUMNS, TimeElapsedColumn(), TimeRemainingColumn()]
+        self._console = ConsoleProgress(step, "shards", total, done)
 
     def advance(self) -> None:
         """Count one finished shard."""
@@ -79,18 +42,9 @@ class Progress:
         self._show()
 
     def _show(self, is_last: bool = False) -> None:
-        if self._bar is not None:
-            self._bar.note = self._note()
-            self._bar.update(self._task, completed=self.done, left=self._left())
-        elif is_last or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            parts = [f"{self.done} of {self.total} shards", self._note(), self._left()]
-            logger.info("%s: %s", self.step, ", ".join(part for part in parts if part))
+        self._console.show(self.done, self._note(), is_last)
 
     def _note(self) -> str:
-        return ""
-
-    def _left(self) -> str:
         return ""
 
     def close(self) -> None:
@@ -98,8 +52,7 @@ class Progress:
         self._show(is_last=True)
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        self._console.start()
         return self
 
     def __exit__(
@@ -109,8 +62,7 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-        if self._bar is not None:
-            self._bar.stop()
+        self._console.stop()
 
 
 @dataclass(frozen=True)
@@ -132,9 +84,6 @@ class CountedProgress(Progress):
         self._started_at = time.monotonic()
         self._history = deque([(self._started_at, 0, 0, 0)])  # time, rows, images, bytes
         self._file = MetricsFile(meter.metrics_url)
-
-    def _columns(self) -> list[ProgressColumn]:
-        return [*_COLUMNS, TimeElapsedColumn(), TextColumn("{task.fields[left]}")]
 
     def refresh(self) -> None:
         """Show the newest counts of the workers."""
@@ -184,7 +133,8 @@ class CountedProgress(Progress):
         parts = [f"{rows_per_s:,.0f} rows/s", f"{images_per_s:,.0f} images/s", f"{bytes_per_s / 1e6:,.1f} MB/s"]
         parts.append(f"{counts.images / counts.rows:.1%} kept")
         reasons = [f"{reason} {number / counts.rows:.1%}" for reason, number in counts.dropped.most_common(NUM_REASONS)]
-        return ", ".join(parts + reasons)
+        left = self._left()
+        return ", ".join(parts + reasons + ([left] if left else []))
 
     def _line(self) -> dict[str, object]:
         """A line of metrics.jsonl."""

@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 
 NUM_ATTEMPTS = 3  # per shard: after a storage error, a lost worker or a lost node
 IN_FLIGHT_PER_CPU = 2  # the inputs of the next shard are ready when a worker becomes free
+MAX_REASON_CHARS = 500  # of an unforeseen error, in its message
 REFRESH_S = 0.5  # between two updates of the progress
 
 
@@ -179,6 +180,13 @@ def _as_pairloom_error(step: str, item: object, error: RayError) -> PairloomErro
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, PairloomError):
         return cause
-    text = " ".join(f"{type(cause).__name__}: {cause}".split())
     shard = f"shard {item.name}" if isinstance(item, ShardEntry) else "a shard"
-    return ShardError(f"{step}: {shard} did not finish ({text[-500:]}); run the same command again")
+    return ShardError(f"{step}: {shard} did not finish ({_in_one_line(cause)}); run the same command again")
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Type and message of an error; of a traceback in its text, the last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if any(line.startswith("Traceback (most recent call last)") for line in lines) or "File " in str(error):
+        return lines[-1][:MAX_REASON_CHARS]
+    return f"{type(error).__name__}: {' '.join(lines)}"[:MAX_REASON_CHARS]

@@ -73,8 +73,8 @@ def ingest(recipe: CurateRecipe, before_work: BeforeWork = nothing) -> str:
 def raw_folder(recipe: CurateRecipe) -> StepFolder:
     """The raw folder of a recipe. Its hash covers how rows become samples, not the list of files."""
     settings = {
-        "source": settings_of(recipe.source, exclude={"path", "name"}),
-        "ingest": settings_of(recipe.ingest, exclude={"fetch"}),
+        "source": settings_of(recipe.source),
+        "ingest": settings_of(recipe.ingest),
     }
     return StepFolder(recipe.root, "raw", recipe.source.name, step_hash("ingest", VERSION, settings), parents=())
 

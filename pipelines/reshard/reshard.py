@@ -42,7 +42,7 @@ class Group:
 def reshard_folder(recipe: CurateRecipe, raw_folder: str, selection_folder: str) -> StepFolder:
     """The folder of the curated data set."""
     parents = (load_manifest(raw_folder).hash(), load_manifest(selection_folder).hash())
-    result = step_hash(STEP, VERSION, settings_of(recipe.reshard, exclude={"name"}), parents)
+    result = step_hash(STEP, VERSION, settings_of(recipe.reshard), parents)
     return StepFolder(recipe.root, STEP, recipe.reshard.name, result, parents)
 
 

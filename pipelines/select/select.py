@@ -83,7 +83,7 @@ def inputs_of(
 def select_folder(recipe: CurateRecipe, inputs: Inputs) -> StepFolder:
     """The folder of the selection. Its parents include only the signals that a rule uses."""
     parents = inputs.parents()
-    settings = settings_of(recipe.select, exclude={"name", "subset"})
+    settings = settings_of(recipe.select)
     if recipe.balance is not None:
         settings = {**settings, "balance": _draw_settings(recipe.balance)}
     if recipe.select.subset is not None:
@@ -124,7 +124,7 @@ def _decide(recipe: CurateRecipe, inputs: Inputs, folder: str) -> StepResult:
         }
         for rule, threshold in zip(recipe.select.scores, limits.thresholds, strict=True)
     ]
-    details = {"rules": settings_of(recipe.select, exclude={"name", "subset", "scores"}), "thresholds": named}
+    details = {"rules": settings_of(recipe.select, exclude={"scores"}), "thresholds": named}
     if recipe.balance is not None:
         details["balance"] = _draw_settings(recipe.balance)
     return StepResult(entries, counts, details)

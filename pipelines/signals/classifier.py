@@ -182,12 +182,13 @@ class ClassifierSignals(Signal):
     batch_size: Annotated[int, Field(gt=0)] = 64
     """Images per forward pass."""
 
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "model": "counts by content",
+        "batch_size": "changes speed only",
+    }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("score",)
-
-    def settings(self) -> dict[str, Any]:
-        """The label; the model is part of `inputs`."""
-        return {"kind": self.kind, "label": self.label}
 
     def inputs(self) -> dict[str, str]:
         """Fingerprint of the model."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,12 @@ class ClipSignals(Signal):
     batch_size: Annotated[int, Field(gt=0)] = 64
     """Images, or captions, per forward pass."""
 
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "model": "counts by content",
+        "models": "counts by content",
+        "batch_size": "changes speed only",
+    }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("clip_score",)
 
@@ -102,10 +108,6 @@ class ClipSignals(Signal):
     def reads_dedupe(self) -> bool:
         """Folds need duplicate groups."""
         return self.models is not None
-
-    def settings(self) -> dict[str, Any]:
-        """Only the kind; models are part of `inputs`."""
-        return {"kind": self.kind}
 
     def inputs(self) -> dict[str, str]:
         """Fingerprints of the models."""

@@ -122,6 +122,12 @@ class ClusterSignals(Signal):
     target: str | None = None
     """The target set: a .npy or .npz of features, or a folder or tars of images for the model of the features."""
 
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "features": "counts by its result",
+        "centroids": "counts by content",
+        "target": "counts by content",
+    }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("near_target",)
 

@@ -177,6 +177,11 @@ class HeadSignals(Signal):
     head: str
     """A safetensors or ONNX file."""
 
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "features": "counts by its result",
+        "head": "counts by content",
+    }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("score",)
 
@@ -188,10 +193,6 @@ class HeadSignals(Signal):
         """Check that the features exist. Raises ValueError."""
         if self.features not in signals or not signals[self.features].writes_features():
             raise ValueError(f"signals.{self.name}.features: {self.features} is not a clip signal")
-
-    def settings(self) -> dict[str, Any]:
-        """Only the kind; the head is part of `inputs`."""
-        return {"kind": self.kind}
 
     def inputs(self) -> dict[str, str]:
         """Fingerprint of the head."""

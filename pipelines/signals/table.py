@@ -51,6 +51,7 @@ class TableSignals(Signal):
     key_column: str | None = None
     """The column with the uid or URL; null: the column is named uid or url."""
 
+    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder", "path": "counts by content"}
     version: ClassVar[int] = 1
     is_per_shard: ClassVar[bool] = False
 
@@ -79,10 +80,6 @@ class TableSignals(Signal):
     def writes_clusters(self) -> bool:
         """Whether a column is named cluster."""
         return CLUSTER in self.columns
-
-    def settings(self) -> dict[str, Any]:
-        """Columns and key; the files are part of `inputs`."""
-        return {"kind": self.kind, "columns": self.columns, "by": self.by, "key": self.key}
 
     def inputs(self) -> dict[str, str]:
         """Fingerprints of the files."""

@@ -7,8 +7,9 @@ looked up in lower case, so that "dog." is not found. Without WordNet, words are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
@@ -85,13 +86,14 @@ class WordListSignals(CaptionSignal):
     wordnet: str | None = None
     """The `dict` folder of Princeton's WordNet."""
 
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "entries": "counts by content",
+        "wordnet": "counts by content",
+    }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("score",)
     arrow_schema: ClassVar[pa.Schema] = SCORE_SIGNALS
-
-    def settings(self) -> dict[str, Any]:
-        """Only the kind; the files are part of `inputs`."""
-        return {"kind": self.kind}
 
     def inputs(self) -> dict[str, str]:
         """Fingerprints of the list and of WordNet."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +30,13 @@ class EntryBalance(StrictModel):
     """Matches up to which all samples of an entry are kept; MetaCLIP uses 20,000 for 400 million pairs."""
     seed: Seed = 0
     """Seed of the draw."""
+
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "entries": "counts by content",
+        "t": "part of the selection's hash",
+        "seed": "part of the selection's hash",
+    }
 
 
 class ClusterBalance(StrictModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -92,6 +92,8 @@ class IngestRecipe(StrictModel):
     fetch: FetchRecipe = FetchRecipe()
     """Fetching of images."""
 
+    not_hashed: ClassVar[Mapping[str, str]] = {"fetch": "changes speed and politeness, not the images that come"}
+
 
 class ScoreRule(StrictModel):
     """Keep samples by one column of a signal: between `min` and `max`, or the best `top_fraction`."""
@@ -138,6 +140,8 @@ class SelectRecipe(StrictModel):
     scores: tuple[ScoreRule, ...] = ()
     """Score rules, applied in this order."""
 
+    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder", "subset": "counts by content"}
+
 
 class ReshardRecipe(StrictModel):
     """Kept samples -> curated shards."""
@@ -153,6 +157,8 @@ class ReshardRecipe(StrictModel):
     """Seed of the shuffle."""
     raw_shards_per_group: Annotated[int, Field(gt=0)] = 16
     """Raw shards that one task reads and shuffles together."""
+
+    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder"}
 
 
 class CurateRecipe(StrictModel):
@@ -176,6 +182,8 @@ class CurateRecipe(StrictModel):
     """Reduction of frequent content; null: none."""
     reshard: ReshardRecipe = ReshardRecipe()
     """Writing of curated shards."""
+
+    not_hashed: ClassVar[Mapping[str, str]] = {"root": "where the results lie"}
 
     @field_validator("signals")
     @classmethod

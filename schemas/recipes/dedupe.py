@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -119,6 +119,13 @@ class DedupeRecipe(StrictModel):
     """Name of the signal for `keep: highest_score`."""
     score_column: str | None = None
     """Column of `score_signal`; null: its only column."""
+
+    not_hashed: ClassVar[Mapping[str, str]] = {
+        "name": "names the folder",
+        "score_signal": "counts by its result",
+        "hashes": "counts by its result",
+        "against": "counts by its result",
+    }
 
     @model_validator(mode="after")
     def _score_needs_signal(self) -> DedupeRecipe:

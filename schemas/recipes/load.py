@@ -9,10 +9,11 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from pairloom.registry import PartOf
 from pairloom.schemas.errors import RecipeError
@@ -23,6 +24,14 @@ class StrictModel(BaseModel):
     """Base of every recipe part: frozen, without unknown keys. Docstrings of fields become their descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+    not_hashed: ClassVar[Mapping[str, str]] = {}
+    """Fields that the hash of a step's folder leaves out, each with the reason."""
+
+    @classmethod
+    def hash_note(cls, name: str) -> str:
+        """For the documentation: whether a field is part of the hash of its step's folder."""
+        return f"no: {cls.not_hashed[name]}" if name in cls.not_hashed else "yes"
 
     @model_validator(mode="before")
     @classmethod
@@ -38,6 +47,14 @@ Recipe = TypeVar("Recipe", bound=StrictModel)
 
 def load_recipe(path: str, model: type[Recipe], overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe, apply `dotted.path=value` overrides, validate. Raises RecipeError in one line."""
+    settings = load_settings(path)
+    for override in overrides:
+        apply_override(settings, override)
+    return parse_recipe(settings, model, where=path)
+
+
+def load_settings(path: str) -> dict[str, Any]:
+    """The settings of a YAML recipe, not validated yet. Raises RecipeError in one line."""
     try:
         settings = yaml.safe_load(storage.read_text(path))
     except FileNotFoundError as error:
@@ -47,9 +64,7 @@ def load_recipe(path: str, model: type[Recipe], overrides: Sequence[str] = ()) -
         raise RecipeError(f"{path}: not YAML: {reason}") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: a recipe is a mapping, not {type(settings).__name__}; see `pairloom recipes`")
-    for override in overrides:
-        apply_override(settings, override)
-    return parse_recipe(settings, model, where=path)
+    return settings
 
 
 def parse_recipe(settings: Mapping[str, Any], model: type[Recipe], where: str) -> Recipe:
@@ -117,7 +132,7 @@ def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     for part in location:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         if fields:
-            models = [found for field in fields for found in _models_in((field.annotation, *field.metadata))]
+            models = [found for field in fields for found in models_of_field(field)]
         elif registered := [m for m in models if part in get_args(_kind_of(m))]:
             models = registered
     return [key for m in models for key in m.model_fields]
@@ -126,6 +141,11 @@ def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
 def _kind_of(model: type[BaseModel]) -> Any:
     field = model.model_fields.get("kind")
     return None if field is None else field.annotation
+
+
+def models_of_field(field: FieldInfo) -> list[type[BaseModel]]:
+    """The recipe parts that a field may hold, plug-ins included."""
+    return _models_in((field.annotation, *field.metadata))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -144,10 +164,14 @@ def canonical_json(value: Any) -> str:
 
 
 def settings_of(part: BaseModel | None, exclude: set[str] | None = None) -> dict[str, Any]:
-    """The fields of a recipe part that differ from their defaults; a step hash covers these."""
+    """The fields of a recipe part that a step hash covers: those that differ from their defaults.
+
+    Fields that the part names in `not_hashed`, and `exclude`, are left out.
+    """
     if part is None:
         return {}
-    return part.model_dump(mode="json", exclude_defaults=True, exclude=exclude)
+    not_hashed = set(getattr(part, "not_hashed", {}))
+    return part.model_dump(mode="json", exclude_defaults=True, exclude=not_hashed | (exclude or set()))
 
 
 def step_hash(

@@ -33,6 +33,7 @@ class Signal(StrictModel):
     score_columns: ClassVar[tuple[str, ...]] = ()  # numeric columns for score rules
     has_hashes: ClassVar[bool] = False  # writes `phash256`, for dedupe.hashes
     counts_captions: ClassVar[bool] = False  # writes num_words, num_chars and language, for select
+    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder"}
     is_per_shard: ClassVar[bool] = True  # the columns of a shard depend on that shard alone
 
     def rule_columns(self) -> tuple[str, ...]:
@@ -70,8 +71,8 @@ class Signal(StrictModel):
                 raise ValueError(f"signals.{self.name}: {name} is not a signal; use one of {sorted(signals)}")
 
     def settings(self) -> dict[str, Any]:
-        """The fields that change the columns; they are part of the folder's hash."""
-        return {"kind": self.kind, **settings_of(self, exclude={"kind", "name"})}
+        """The fields that are part of the folder's hash: all but those in `not_hashed`."""
+        return {**settings_of(self), "kind": self.kind}
 
     def inputs(self) -> dict[str, str]:
         """Content fingerprints of the models and files that the signal reads. Raises InputError."""

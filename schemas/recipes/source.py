@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +37,8 @@ class SourceRecipe(StrictModel):
     """Column with boxes to blur, [[x_min, y_min, x_max, y_max], ...], such as DataComp's face_bboxes; null: none."""
     blur_boxes_unit: Literal["fractions", "pixels"] = "fractions"
     """Unit of the boxes: fractions of the sides, or pixels of the upright image as received."""
+
+    not_hashed: ClassVar[Mapping[str, str]] = {"path": "segments freeze the files", "name": "names the folder"}
 
     @property
     def caption_columns(self) -> tuple[str, ...]:

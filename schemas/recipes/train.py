@@ -1,56 +1,45 @@
-"""The train recipe: one training run, contrastive or LLaVA."""
+"""The train recipe: one training run. The task brings its own part; see `pairloom.schemas.recipes.task`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from pairloom.registry import EVALUATIONS, TASKS
+from pairloom.schemas.recipes.evaluation import EvaluationPart
+from pairloom.schemas.recipes.frozen_dict import FrozenDict
 from pairloom.schemas.recipes.load import StrictModel
+from pairloom.schemas.recipes.task import TaskPart
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0)]
+Setting = int | float | str
 
 
 class RunRecipe(StrictModel):
-    """Where the run lies and how long it is, counted in samples over all ranks."""
+    """Where the run lies and how long it is, in samples over all ranks."""
 
     dir: str
+    """Path or URL of the run folder."""
     seed: int = 0
     total_samples: Positive
-    checkpoint_every_samples: Positive | None = None  # null: only at the end
-    evaluate_every_samples: Positive | None = None  # null: only at the end
+    checkpoint_every_samples: Positive | None = None
+    """null: only at the end."""
+    evaluate_every_samples: Positive | None = None
+    """null: only at the end."""
     keep_checkpoints: Positive = 3
-
-
-class ContrastiveTask(StrictModel):
-    """Image and text towers with a CLIP or SigLIP loss."""
-
-    kind: Literal["contrastive"]
-    loss: Literal["clip", "siglip"]
-    initial_logit_scale: float | None = None  # null: ln(1/0.07) for clip, ln 10 for siglip
-    initial_logit_bias: float = -10.0  # siglip only
-    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # part of a picture's patches that the tower never sees
-
-
-class LlavaTask(StrictModel):
-    """LLaVA: `align` trains the projector on captions, `instruct` projector and language model on dialogues."""
-
-    kind: Literal["llava"]
-    mode: Literal["align", "instruct"]
-    template: Literal["plain", "vicuna_v1", "chatml", "tokenizer"] | None = None  # null: plain / vicuna_v1
-    max_length: Positive = 2048  # tokens, image tokens included
-    vision_learning_rate: Rate = 0.0  # instruct: 0 keeps the vision tower frozen
-    blind: bool = False  # remove every image: the text-only twin that shows what the images are worth
+    """Older checkpoints are removed."""
 
 
 class LlavaParts(StrictModel):
-    """Folders (or presets) that a LLaVA is put together from."""
+    """Folders (or presets) of the parts of a LLaVA."""
 
     vision: str
     language: str
     projector: Literal["linear", "mlp2x_gelu"] = "mlp2x_gelu"
-    feature_layer: int = -2  # hidden state of the vision tower that the projector reads
+    feature_layer: int = -2
+    """Hidden state of the vision tower that the projector reads."""
 
 
 class DualParts(StrictModel):
@@ -68,17 +57,18 @@ class ModelRecipe(StrictModel):
     path: str | None = None
     dual: DualParts | None = None
     llava: LlavaParts | None = None
-    overrides: dict[str, int | float | str | dict[str, int | float | str]] = {}  # of a preset's config
-    image_size: Positive | None = (
-        None  # px a side, contrastive: another one than the loaded model's; the table is resized
-    )
-    num_patches: list[Positive] = []  # NaFlex (SigLIP): pictures of any shape in at most so many patches; one of the
-    # numbers is drawn for each step
-    locked: list[Literal["vision", "text"]] = []  # contrastive: towers that stay as they are (LiT)
-    activation_checkpointing: bool = False  # contrastive: make layers' activations again in the backward
-    compile: bool = (
-        False  # contrastive: the layers by torch.compile, which takes a minute or two at the start; not ZeRO 3
-    )
+    overrides: Annotated[dict[str, Setting | dict[str, Setting]], AfterValidator(FrozenDict)] = FrozenDict({})
+    """Fields of a preset's configuration."""
+    image_size: Positive | None = None
+    """contrastive: side of the image in px, where it differs from the loaded model's; the position table is resized."""
+    num_patches: tuple[Positive, ...] = ()
+    """NaFlex (SigLIP): largest number of patches of an image of any shape; each step draws one of these numbers."""
+    locked: tuple[Literal["vision", "text"], ...] = ()
+    """contrastive: towers that are not trained (LiT)."""
+    activation_checkpointing: bool = False
+    """contrastive: compute the activations of layers again in the backward, which saves memory."""
+    compile: bool = False
+    """contrastive: compile the layers with torch.compile, which takes a minute or two at the start; not with ZeRO 3."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelRecipe:
@@ -87,16 +77,21 @@ class ModelRecipe(StrictModel):
             raise ValueError(f"give exactly one of preset, path, dual, llava; got {given or 'none'}")
         return self
 
+    def check(self, recipe: TrainRecipe) -> None:
+        """Raise ValueError where other parts of the recipe do not fit."""
+        if self.compile and recipe.zero.stage == 3:
+            raise ValueError("model.compile: ZeRO 3 gathers weights in the midst of a layer; take zero.stage 2 at most")
+
 
 class TokenizerTraining(StrictModel):
-    """A byte-level BPE tokenizer made from the data set's captions, once."""
+    """A byte-level BPE tokenizer, trained on the captions of the data sets once per run."""
 
     vocab_size: Annotated[int, Field(ge=300)] = 32_000
     max_captions: Positive = 1_000_000
 
 
 class TokenizerRecipe(StrictModel):
-    """A tokenizer folder, or one made from the captions; null both: the one in the model's folder."""
+    """A tokenizer folder, or one that is trained on the captions; null both: the one in the model's folder."""
 
     path: str | None = None
     train: TokenizerTraining | None = None
@@ -111,50 +106,74 @@ class TokenizerRecipe(StrictModel):
 class DataSource(StrictModel):
     """One data set of the mixture."""
 
-    path: str  # curated/<name>, selections/<name> (read where it lies in raw), or WebDataset tars (folder, glob,
-    # braces); llava: or a LLaVA json/jsonl file
-    images: str | None = None  # for a json/jsonl file: folder of its images, or a curated data set by uid
+    path: str
+    """curated/<name>, selections/<name> (images are read from the raw shards), or WebDataset tars (folder, glob,
+    braces); llava: also a LLaVA json or jsonl file.
+    """
+    images: str | None = None
+    """For a json or jsonl file: folder of its images, or a curated data set that is read by uid."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    hold_out_fold: tuple[int, int] | None = None  # [k, n]: leave out fold k of n, to score it later
+    hold_out_fold: tuple[int, int] | None = None
+    """[k, n]: leave out fold k of n, so that this model can score it later."""
 
 
 class AugmentRecipe(StrictModel):
     """Random augmentation of training images, drawn from (seed, epoch, uid)."""
 
-    random_resized_crop: tuple[float, float] | None = None  # range of the area that is kept
+    random_resized_crop: tuple[float, float] | None = None
+    """Range of the share of the image's area that is kept."""
 
 
 class DataRecipe(StrictModel):
-    """What is trained on, in which order."""
+    """The training data and its order."""
 
-    train: Annotated[list[DataSource], Field(min_length=1)]
+    train: Annotated[tuple[DataSource, ...], Field(min_length=1)]
     augment: AugmentRecipe = AugmentRecipe()
     num_lanes: Positive = 8
-    num_workers: Annotated[int, Field(ge=0)] = 1  # decode processes a rank; never changes results
-    cache_gb: Positive = 50  # of local disk, at most about, for tars that lie at a URL; never changes results
+    """Sequences that the order of samples is cut into; the number of ranks must divide it."""
+    num_workers: Annotated[int, Field(ge=0)] = 1
+    """Decoding processes per rank; never changes results."""
+    cache_gb: Positive = 50
+    """Approximate limit of local disk for tars that lie at a URL; never changes results."""
 
 
 class BatchRecipe(StrictModel):
-    """Samples an optimizer step over all ranks, and samples a forward on one rank."""
+    """Batch sizes."""
 
     global_batch_size: Positive
-    micro_batch_size: Positive | None = None  # null: all of a rank's share at once
+    """Samples per optimizer step over all ranks."""
+    micro_batch_size: Positive | None = None
+    """Samples per forward on one rank; null: the rank's whole share."""
+
+    def check(self, recipe: TrainRecipe) -> None:
+        """Raise ValueError where the sizes do not divide."""
+        batch, lanes, micro = self.global_batch_size, recipe.data.num_lanes, self.micro_batch_size
+        if batch % lanes:
+            raise ValueError(f"data.num_lanes {lanes} must divide batch.global_batch_size {batch}")
+        if micro is not None and batch % micro:
+            raise ValueError(f"batch.micro_batch_size {micro} must divide batch.global_batch_size {batch}")
 
 
 class OptimizerRecipe(StrictModel):
     """The optimizer and its schedule, in samples."""
 
-    name: Literal["adamw", "lamb", "muon"] = "adamw"  # others than adamw: zero.stage 0, for they need whole parameters
+    name: Literal["adamw", "lamb", "muon"] = "adamw"
+    """lamb and muon need zero.stage 0, for they step whole parameters."""
     learning_rate: Rate
+    """At the peak of the schedule."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: Rate = 0.0
     warmup_samples: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    decay_samples: Annotated[int, Field(ge=0)] = 0  # wsd: how many samples before the end the rate begins to fall
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # contrastive: rate of a layer over that of the next one
-    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # a step, of a moving average of the weights
+    decay_samples: Annotated[int, Field(ge=0)] = 0
+    """wsd: the rate decays over this many samples at the end."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are clipped to this norm; 0: no clipping."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """contrastive: learning rate of a layer divided by that of the next one."""
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of a moving average of the weights; null: no average."""
 
     @model_validator(mode="after")
     def _decay_fits_schedule(self) -> OptimizerRecipe:
@@ -162,39 +181,27 @@ class OptimizerRecipe(StrictModel):
             raise ValueError("optimizer.decay_samples belongs to optimizer.schedule: wsd, which needs it")
         return self
 
+    def check(self, recipe: TrainRecipe) -> None:
+        """Raise ValueError where other parts of the recipe do not fit."""
+        stage = recipe.zero.stage
+        if self.name != "adamw" and stage != 0:
+            raise ValueError(f"optimizer.name: {self.name} needs whole parameters; zero.stage {stage} cuts them up")
+
 
 class ZeroRecipe(StrictModel):
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO."""
 
     stage: Literal[0, 1, 2, 3] = 1
-
-
-class EvaluateRecipe(StrictModel):
-    """One evaluation during and after training."""
-
-    kind: Literal["zero-shot", "linear-probe", "retrieval", "vqa"]
-    data: str
-    num_patches: Positive | None = None  # NaFlex: at most so many of a picture; null: what the export says
-    train_data: str | None = None  # linear-probe: images that the classifier is fitted to
-    classes: str | None = None  # zero-shot, linear-probe: file of class names; null: what lies beside the data
-    templates: str | None = None  # zero-shot: file of sentences with {} for the class name
-
-    @model_validator(mode="after")
-    def _fits_kind(self) -> EvaluateRecipe:
-        if (self.train_data is not None) != (self.kind == "linear-probe"):
-            raise ValueError("evaluate.train_data belongs to kind: linear-probe, which needs it")
-        if (self.classes or self.templates) and self.kind not in ("zero-shot", "linear-probe"):
-            raise ValueError(f"evaluate: {self.kind} has no classes and templates")
-        if self.num_patches is not None and self.kind == "vqa":
-            raise ValueError("evaluate: vqa takes pictures as the model does; it has no num_patches")
-        return self
+    """1: the optimizer's state is partitioned over the ranks; 2: gradients, too; 3: weights, too."""
 
 
 class TrainRecipe(StrictModel):
     """One run: `pairloom train RECIPE`."""
 
+    model_config = ConfigDict(defer_build=True)  # tasks of other packages are imported when a recipe is read
+
     run: RunRecipe
-    task: Annotated[ContrastiveTask | LlavaTask, Field(discriminator="kind")]
+    task: TaskPart
     model: ModelRecipe
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     data: DataRecipe
@@ -202,51 +209,16 @@ class TrainRecipe(StrictModel):
     optimizer: OptimizerRecipe
     zero: ZeroRecipe = ZeroRecipe()
     precision: Literal["bf16", "fp32"] = "fp32"
-    evaluate: list[EvaluateRecipe] = []
-    init_from: str | None = None  # an export (the next round, or align -> instruct), a Hugging Face or open_clip folder
+    evaluate: tuple[EvaluationPart, ...] = ()
+    init_from: str | None = None
+    """An export (the next round, or align -> instruct), a Hugging Face folder or an open_clip folder."""
 
     @model_validator(mode="after")
-    def _sizes_divide(self) -> TrainRecipe:
-        batch, lanes = self.batch.global_batch_size, self.data.num_lanes
-        if batch % lanes:
-            raise ValueError(f"data.num_lanes {lanes} must divide batch.global_batch_size {batch}")
-        micro = self.batch.micro_batch_size
-        if micro is not None and batch % micro:
-            raise ValueError(f"batch.micro_batch_size {micro} must divide batch.global_batch_size {batch}")
+    def _parts_fit(self) -> TrainRecipe:
+        for part in (self.batch, self.model, self.optimizer, self.task):
+            part.check(self)
         return self
 
-    @model_validator(mode="after")
-    def _model_fits_task(self) -> TrainRecipe:
-        if (self.task.kind == "contrastive") and self.model.llava is not None:
-            raise ValueError("model.llava belongs to task.kind: llava")
-        if self.task.kind == "llava" and (self.model.preset or self.model.dual or self.model.locked):
-            raise ValueError("task.kind: llava takes model.llava or model.path")
-        return self
 
-    @model_validator(mode="after")
-    def _options_fit(self) -> TrainRecipe:
-        is_contrastive_only = (
-            self.model.activation_checkpointing or self.model.compile or self.optimizer.layer_decay != 1
-        )
-        if self.task.kind == "llava" and is_contrastive_only:
-            raise ValueError(
-                "model.activation_checkpointing, model.compile and optimizer.layer_decay belong to task.kind: "
-                "contrastive"
-            )
-        if self.model.compile and self.zero.stage == 3:
-            raise ValueError("model.compile: ZeRO 3 gathers weights in the midst of a layer; take zero.stage 2 at most")
-        name, stage = self.optimizer.name, self.zero.stage
-        if name != "adamw" and stage != 0:
-            raise ValueError(f"optimizer.name: {name} needs whole parameters; zero.stage {stage} cuts them up")
-        if name == "muon" and self.task.kind == "llava":
-            raise ValueError("optimizer.name: muon belongs to task.kind: contrastive")
-        is_loaded = self.task.kind == "contrastive" and (self.init_from or self.model.path or self.model.dual)
-        if self.model.image_size is not None and not is_loaded:
-            raise ValueError(
-                "model.image_size resizes a contrastive model that is loaded (model.path, model.dual, init_from)"
-            )
-        if self.model.num_patches and (self.task.kind == "llava" or self.model.dual):
-            raise ValueError("model.num_patches (NaFlex) belongs to a SigLIP: model.preset, model.path or init_from")
-        if "vision" in self.model.locked and self.task.kind == "contrastive" and self.task.patch_dropout:
-            raise ValueError("task.patch_dropout: the vision tower is locked")
-        return self
+TASKS.used_by(TrainRecipe)
+EVALUATIONS.used_by(TrainRecipe)

@@ -21,11 +21,15 @@ NUM_STEPS = 60
 SETTINGS = (f"run.total_samples={NUM_STEPS * BATCH}", f"run.checkpoint_every_samples={5 * BATCH}", "data.num_workers=1")
 SCRIPT = """
 import json, sys
+from pairloom.schemas.errors import UserError
 from pairloom.cluster.launch_trainer import launch_trainer
 from pairloom.schemas.recipes.load import parse_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
 address = sys.argv[2] if len(sys.argv) > 2 else None
-launch_trainer(parse_recipe(json.loads(sys.argv[1]), TrainRecipe, "test"), num_processes=2, ray_address=address)
+try:
+    launch_trainer(parse_recipe(json.loads(sys.argv[1]), TrainRecipe, "test"), num_processes=2, ray_address=address)
+except UserError as error:
+    sys.exit(f"UserError {error}")
 """
 
 
@@ -88,5 +92,9 @@ def test_ray_train_runs_the_same_entry_point(tmp_path: Path, ray_session: None) 
     address = ray.get_runtime_context().gcs_address
     subprocess.run([sys.executable, "-c", SCRIPT, recipe, address], check=True, timeout=300)
     assert results_of(tmp_path / "ray") == results_of(tmp_path / "local")
+    lost = tiny_recipe(tmp_path / "lost", "/nowhere/Error: lost").model_dump_json()
+    failed = subprocess.run([sys.executable, "-c", SCRIPT, lost, address], capture_output=True, text=True, timeout=300)
+    assert "UserError /nowhere/Error: lost: no finished data set" in " ".join(failed.stderr.split())
+    assert not list((tmp_path / "lost").glob("errors*"))
     provenance = json.loads((tmp_path / "ray" / "export" / "provenance.json").read_text())
     assert provenance["step"] == 6

@@ -161,15 +161,15 @@ def test_wrong_recipes_are_refused(root: Path) -> None:
 
 
 def spoiled(recipes: Sequence[TrainRecipe], spoil: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
-    """Train with a loss that is spoiled from the third step on; returns the errors."""
+    """Train with a loss that is spoiled at the third step (the first call is the probe); returns the errors."""
     from pairloom.trainers.tasks.contrastive import ContrastiveTask
 
     honest, calls = ContrastiveTask.loss, []
 
-    def loss(self: Any, engine: Any, batch: Any, num_targets: int) -> Any:
-        value, figures = honest(self, engine, batch, num_targets)
+    def loss(self: Any, engine: Any, batch: Any, counts: Any) -> Any:
+        value, figures = honest(self, engine, batch, counts)
         calls.append(batch)
-        return (spoil(value) if len(calls) % 3 == 0 else value), figures
+        return (spoil(value) if len(calls) % 4 == 0 else value), figures
 
     ContrastiveTask.loss = loss  # type: ignore[method-assign]
     logging.disable(logging.ERROR)

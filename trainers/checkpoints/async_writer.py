@@ -1,7 +1,7 @@
-"""Writes checkpoints beside the training: a copy on the CPU first, files in a thread, the manifest last.
+"""Writes checkpoints while training goes on: tensors are copied to the CPU, a thread writes, the manifest is last.
 
-Every rank writes its own file and hashes it on the way; the ranks look once a step whether all have finished, and
-then rank 0 puts the manifest. A failed write is raised on every rank at the next step.
+Every rank writes and hashes its own file. Once per step the ranks check whether all have finished; then rank 0 writes
+the manifest. A failed write is raised on every rank at the next step.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from pairloom.schemas.errors import PairloomError, StorageError
 from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import sha256_of
 from pairloom.trainers.checkpoints.checkpoint import (
+    AUXILIARY,
     FROZEN,
     MANIFEST,
+    TASK_STATE,
     TrainState,
     complete_checkpoints,
     folder_name,
@@ -57,10 +59,12 @@ class Weights:
 
     now: Mapping[str, torch.Tensor]
     average: Mapping[str, torch.Tensor]
+    task_state: Mapping[str, torch.Tensor]
+    """What the task keeps beside the weights (empty without any)."""
 
 
-class Saver:
-    """One checkpoint at a time is on its way; every rank calls every method at the same steps."""
+class AsyncWriter:
+    """Writes one checkpoint at a time; every rank calls every method at the same steps."""
 
     def __init__(self, engine: Engine, task: Task, run: RunFolder, keep: int) -> None:
         self._engine, self._task, self._run, self._keep = engine, task, run, keep
@@ -69,7 +73,7 @@ class Saver:
         self._trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
     def begin(self, state: TrainState) -> Path:
-        """Copy what belongs to `state` and begin to write it; returns where it will be complete."""
+        """Copy the tensors of `state` and begin to write them; returns the folder of the checkpoint."""
         self.finish()
         folder = self._run.path / "checkpoints" / folder_name(state.step)
         if local_rank() == 0:
@@ -78,14 +82,15 @@ class Saver:
         snapshot, whole = take_snapshot(self._engine), whole_state(self._engine)
         average = averaged_state(self._engine) if self._engine.has_average else {}
         pending = Pending(folder)
-        work = (pending, state, snapshot, Weights(whole, average))
+        task_state = {name: tensor.detach().cpu().clone() for name, tensor in self._task.state().items()}
+        work = (pending, state, snapshot, Weights(whole, average, task_state))
         pending.thread = threading.Thread(target=self._write, args=work, name="checkpoint", daemon=True)
         pending.thread.start()
         self._pending = pending
         return folder
 
     def poll(self) -> None:
-        """Complete what all ranks have written. Raises what a rank could not write."""
+        """Write the manifest if all ranks have finished. Raises the error of a rank that could not write."""
         if self._pending is None:
             return
         is_running = self._pending.thread is not None and self._pending.thread.is_alive()
@@ -93,7 +98,7 @@ class Saver:
             self._complete()
 
     def finish(self) -> None:
-        """Wait until nothing is on its way. Raises what a rank could not write."""
+        """Wait until the checkpoint is complete. Raises the error of a rank that could not write."""
         if self._pending is not None:
             if self._pending.thread is not None:
                 self._pending.thread.join()
@@ -119,12 +124,12 @@ class Saver:
 
     def _prune(self) -> None:
         for old in complete_checkpoints(self._run.path)[: -self._keep]:
-            if self._run.mirror is not None:
-                self._run.mirror.remove_checkpoint(old.name)
+            if self._run.remote_copy is not None:
+                self._run.remote_copy.remove_checkpoint(old.name)
             remove_checkpoint(old)
 
     def _write(self, pending: Pending, state: TrainState, snapshot: Snapshot, weights: Weights) -> None:
-        """The thread. What fails is kept for the step that asks; nothing is lost on the way."""
+        """Body of the thread. An error is kept until the next step raises it."""
         try:
             self._write_files(pending, state, snapshot, weights)
             self._run.put(*(self._name_of(pending.folder / name) for name in pending.hashes))
@@ -140,6 +145,10 @@ class Saver:
             return
         frozen = {name: tensor for name, tensor in weights.now.items() if name not in self._trained}
         pending.hashes[FROZEN] = write_tensors(folder / FROZEN, frozen, {})
+        auxiliary = self._task.auxiliary_state(weights.now)
+        for file, tensors in ((AUXILIARY, auxiliary), (TASK_STATE, weights.task_state)):
+            if tensors:
+                pending.hashes[file] = write_tensors(folder / file, tensors, {})
         self._task.save_model(str(folder / "model"), weights.now)
         if weights.average:
             self._task.save_model(str(folder / "average"), {**weights.now, **weights.average})

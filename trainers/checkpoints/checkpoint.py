@@ -4,6 +4,8 @@ optimizer/    rank-00000.safetensors, ...: weights and moments of the trained pa
 frozen.safetensors    frozen parameters and buffers, which no optimizer holds
 model/        a Hugging Face folder of the whole model
 state.json    step, samples_seen, world_size, zero_stage, data
+auxiliary.safetensors     heads that only training needs, whole; absent where the task has none
+task_state.safetensors    tensors that the task keeps beside the weights; absent where it keeps none
 
 They are files alone: any number of ranks at any ZeRO stage goes on with them. `async_writer` writes them.
 """
@@ -19,16 +21,20 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.storage.digests import sha256_of
 from pairloom.trainers.deepspeed_engine.engine import Engine
 from pairloom.trainers.deepspeed_engine.optimizer_state import restore
 from pairloom.trainers.ranks import join_lists, rank, world_size
+from pairloom.trainers.task import Task
 
 logger = logging.getLogger("pairloom.train")
 MANIFEST = "manifest.json"
 FROZEN = "frozen.safetensors"
+AUXILIARY = "auxiliary.safetensors"
+TASK_STATE = "task_state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,8 @@ def read_state(checkpoint: Path) -> TrainState:
     return TrainState(**json.loads((checkpoint / "state.json").read_text()))
 
 
-def load_checkpoint(engine: Engine, saved: TrainState, now: TrainState, run_dir: Path) -> None:
-    """Put the engine back where `saved` was. Raises RecipeError (other data), InputError (damaged)."""
+def load_checkpoint(engine: Engine, task: Task, saved: TrainState, now: TrainState, run_dir: Path) -> None:
+    """Restore the engine and the task as of `saved`. Raises RecipeError (other data), InputError (damaged)."""
     checkpoint = run_dir / "checkpoints" / folder_name(saved.step)
     for before, after in zip(saved.data, now.data, strict=False):
         if before["manifest_hash"] != after["manifest_hash"]:
@@ -83,8 +89,10 @@ def load_checkpoint(engine: Engine, saved: TrainState, now: TrainState, run_dir:
         raise InputError(f"{checkpoint}: written by an older pairloom; go on with that, or name another run.dir")
     if saved.world_size != world_size():
         logger.info("%s: saved by %d ranks, goes on with %d", run_dir, saved.world_size, world_size())
-    restore(engine, files)
-    restore_frozen(engine, checkpoint / FROZEN)
+    frozen_since = restore(engine, files)
+    restore_frozen(engine, checkpoint / FROZEN, frozen_since)
+    task_state = checkpoint / TASK_STATE
+    task.load_state(load_file(task_state) if task_state.exists() else {})
 
 
 def verify(checkpoint: Path) -> None:
@@ -103,22 +111,23 @@ def _is_whole(path: Path, digest: str) -> bool:
 
 
 @torch.no_grad()
-def restore_frozen(engine: Engine, path: Path) -> None:
-    """Give frozen parameters and buffers what the file holds. Raises InputError unless it holds all of them."""
+def restore_frozen(engine: Engine, path: Path, further: Mapping[str, torch.Tensor]) -> None:
+    """Load frozen parameters and buffers from the file and from `further`. Raises InputError where any is missing."""
     import deepspeed
 
     module = engine.deepspeed.module
     targets = {name: p for name, p in module.named_parameters() if not p.requires_grad} | saved_buffers(module)
     with safe_open(path, "pt") as file:
-        if wrong := sorted(set(targets) ^ set(file.keys())):
+        if wrong := sorted(set(targets) ^ {*file.keys(), *further}):
             raise InputError(f"{path}: has other frozen tensors than the model: {', '.join(wrong[:3])}")
         for name, target in targets.items():
+            values = further[name] if name in further else file.get_tensor(name)
             if hasattr(target, "ds_id"):  # ZeRO-3 has cut it
                 with deepspeed.zero.GatheredParameters([target], modifier_rank=0):
                     if rank() == 0:
-                        target.copy_(file.get_tensor(name))
+                        target.copy_(values.view_as(target))
             else:
-                target.copy_(file.get_tensor(name))
+                target.copy_(values.view_as(target))
 
 
 def saved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ def local_folder(url: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Mirror:
+class RemoteCopy:
     """A local folder and the URL that it is copied to."""
 
     local: Path

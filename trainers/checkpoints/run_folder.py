@@ -13,10 +13,11 @@ import torch.distributed as dist
 import yaml
 
 from pairloom.schemas.errors import RecipeError
+from pairloom.schemas.recipes.load import parse_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
 from pairloom.schemas.storage import storage
 from pairloom.trainers.checkpoints.checkpoint import complete_checkpoints, remove_partial
-from pairloom.trainers.checkpoints.remote_copy import RUN_FILES, Mirror, local_folder
+from pairloom.trainers.checkpoints.remote_copy import RUN_FILES, RemoteCopy, local_folder
 from pairloom.trainers.ranks import local_rank, rank
 
 logger = logging.getLogger("pairloom.train")
@@ -40,12 +41,12 @@ class RunFolder:
     """Where a run is written, and what copies it to its URL if it has one."""
 
     path: Path
-    mirror: Mirror | None
+    remote_copy: RemoteCopy | None
 
     def put(self, *names: str) -> None:
         """Copy files or folders to the run's URL."""
-        if self.mirror is not None:
-            self.mirror.put(names)
+        if self.remote_copy is not None:
+            self.remote_copy.put(names)
 
 
 def open_run(recipe: TrainRecipe) -> RunFolder:
@@ -55,12 +56,12 @@ def open_run(recipe: TrainRecipe) -> RunFolder:
         run = RunFolder(Path(storage.local_path(url)), None)
     else:
         path = local_folder(url)
-        run = RunFolder(path, Mirror(path, url))
+        run = RunFolder(path, RemoteCopy(path, url))
         if local_rank() == 0:
-            Mirror(path, url).fetch_run()
+            RemoteCopy(path, url).fetch_run()
         dist.barrier()
     if rank() == 0:
-        _begin_or_go_on(run.path, recipe.model_dump(mode="json"))
+        _begin_or_resume(run.path, recipe)
         run.put("recipe.yaml")
     dist.barrier()
     return run
@@ -68,12 +69,12 @@ def open_run(recipe: TrainRecipe) -> RunFolder:
 
 def share_folder(run: RunFolder, name: str) -> None:
     """What rank 0 has made in the run folder, on every machine. Every rank calls it."""
-    if run.mirror is not None:
+    if run.remote_copy is not None:
         if rank() == 0:
-            run.mirror.put([name])
+            run.remote_copy.put([name])
         dist.barrier()
         if local_rank() == 0 and rank() != 0:
-            run.mirror.fetch(name)
+            run.remote_copy.fetch(name)
     dist.barrier()
 
 
@@ -81,15 +82,15 @@ def clean_run(run: RunFolder) -> None:
     """Remove what an interrupted save left. Every rank calls it."""
     if local_rank() == 0:
         remove_partial(run.path)
-    if rank() == 0 and run.mirror is not None:
-        run.mirror.remove_partial()
+    if rank() == 0 and run.remote_copy is not None:
+        run.remote_copy.remove_partial()
     dist.barrier()
 
 
-def _begin_or_go_on(run_dir: Path, wanted: dict[str, Any]) -> None:
-    """Write recipe.yaml; what another recipe left before its first checkpoint is removed."""
-    path = run_dir / "recipe.yaml"
-    difference = _first_difference(yaml.safe_load(path.read_text()), wanted) if path.exists() else None
+def _begin_or_resume(run_dir: Path, recipe: TrainRecipe) -> None:
+    """Write recipe.yaml. Files of another recipe are removed, unless it has a checkpoint: then RecipeError."""
+    path, wanted = run_dir / "recipe.yaml", recipe.model_dump(mode="json")
+    difference = _difference_from(path, wanted) if path.exists() else None
     if difference is not None:
         if complete_checkpoints(run_dir):
             raise RecipeError(f"{run_dir}: {difference}; name another run.dir")
@@ -98,6 +99,18 @@ def _begin_or_go_on(run_dir: Path, wanted: dict[str, Any]) -> None:
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
     storage.put_bytes(str(path), yaml.safe_dump(wanted, sort_keys=False).encode())
+
+
+def _difference_from(path: Path, wanted: dict[str, Any]) -> str | None:
+    """The first field, in words, whose change makes another run than that of the recipe at `path`.
+
+    The old recipe is parsed, so that a field that it lacks (an older pairloom wrote it) has its default.
+    """
+    try:
+        before = parse_recipe(yaml.safe_load(path.read_text()), TrainRecipe, where=path.name)
+    except RecipeError as error:
+        return f"this version cannot read {error}"
+    return _first_difference(before.model_dump(mode="json"), wanted)
 
 
 def _first_difference(before: Any, wanted: Any) -> str | None:
@@ -141,16 +154,15 @@ def finish_run(recipe: TrainRecipe, run: RunFolder) -> None:
 
 def evaluate_checkpoint(recipe: TrainRecipe, run_dir: Path, checkpoint: Path) -> None:
     """Run the recipe's evaluations on a checkpoint's model; one line each in evaluations.jsonl. Rank 0 only."""
-    from pairloom.trainers.evaluate.run import evaluate
+    from pairloom.trainers.evaluate.run import run_evaluation
 
     path = run_dir / "evaluations.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for part in recipe.evaluate:
-        settings = part.model_dump(exclude_none=True)
-        key = {"checkpoint": checkpoint.name, **part.model_dump()}
+        key = {"checkpoint": checkpoint.name, **part.model_dump(mode="json")}
         if any({name: line.get(name) for name in key} == key for line in done):
             continue
-        result = {**evaluate(str(checkpoint / "model"), **settings), "checkpoint": checkpoint.name}
+        result = {**run_evaluation(str(checkpoint / "model"), part), "checkpoint": checkpoint.name}
         logger.info("%s: %s", run_dir, json.dumps(result))
         with path.open("a") as file:
             file.write(json.dumps(result) + "\n")

@@ -1,4 +1,4 @@
-"""From places in the order to decoded samples, in worker processes; broken samples are replaced, never hidden."""
+"""From the order of samples to decoded samples, in worker processes; broken samples are replaced and reported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,36 +21,50 @@ from pairloom.schemas.errors import InputError, PairloomError, SampleError
 from pairloom.schemas.images.decode import Pixels, decode_rgb
 from pairloom.schemas.images.naflex import AnyPreprocess, Grid, NaflexPreprocess
 from pairloom.schemas.recipes.train import AugmentRecipe
-from pairloom.trainers.data.prefetch import in_thread
+from pairloom.trainers.data.prefetch import prefetch
 from pairloom.trainers.data.raw_sample import Dataset, RawSample
 from pairloom.trainers.data.resize import cut_into, resize_into
-from pairloom.trainers.data.sample_order import Place, Stream, generator
-from pairloom.trainers.task import TrainSample
+from pairloom.trainers.data.sample_order import SampleIndex, Stream, generator
+from pairloom.trainers.task import TrainSample, View
 
 logger = logging.getLogger("pairloom.data")
-MAX_REPLACEMENTS = 20  # in a row, for one slot; more means that the data set itself is broken
-STEPS_AHEAD = 2  # that each worker has ready
-SECONDS_BETWEEN_LOOKS = 1.0  # of a worker, whether its rank is alive
+MAX_REPLACEMENTS = 20  # in a row, for one sample; more means that the data set itself is broken
+STEPS_AHEAD = 2  # steps that each worker prepares
+PARENT_POLL_S = 1.0  # between checks of a worker whether its rank is alive
 
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's samples of one step: pictures in one tensor, so that it travels in shared memory."""
+    """A rank's samples of one step. Images lie in one tensor per view, so that they travel in shared memory."""
 
-    pixels: torch.Tensor  # uint8 [images, size, size, 3]; of NaFlex [images, N, bytes of a patch]
+    pixels: torch.Tensor
+    """uint8 [images, size, size, 3], or of NaFlex [images, N, bytes of a patch]."""
     uids: list[str]
     captions: list[str]
     conversations: list[Conversation | None]
     image_ids: list[str | None]
     has_image: list[bool]
-    replaced: list[str]  # what was broken, one line each
-    grids: list[Grid] = field(default_factory=list)  # NaFlex: of each picture
+    replaced: list[str]
+    """One line per broken sample."""
+    grids: list[Grid] = field(default_factory=list)
+    """NaFlex: rows and columns of patches of each image."""
+    views: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """By name of the task's extra views: uint8 [images, count, size, size, 3]."""
 
     def samples(self) -> list[TrainSample]:
         """The samples, in order."""
         images, grids = iter(self.pixels.numpy()), iter(self.grids)
+        views = {name: iter(tensor.numpy()) for name, tensor in self.views.items()}
         return [
-            TrainSample(uid, next(images) if has_image else None, caption, conversation, image_id, next(grids, None))
+            TrainSample(
+                uid,
+                next(images) if has_image else None,
+                caption,
+                conversation,
+                image_id,
+                next(grids, None),
+                {name: next(crops) for name, crops in views.items()} if has_image else {},
+            )
             for uid, caption, conversation, image_id, has_image in zip(
                 self.uids, self.captions, self.conversations, self.image_ids, self.has_image, strict=True
             )
@@ -59,14 +73,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Failure:
-    """What stops the run, carried from a worker process as it is; torch would wrap it in a traceback."""
+    """An error that stops the run, carried from a worker process as a value; torch would wrap it in a traceback."""
 
     error: PairloomError
 
 
 @dataclass(frozen=True)
 class Loader(TorchDataset[Share | Failure]):
-    """Step number -> this rank's share, decoded. The result depends on nothing but the step."""
+    """Step number -> this rank's share, decoded. The result depends on the step only."""
 
     datasets: Sequence[Dataset]
     stream: Stream
@@ -75,39 +89,44 @@ class Loader(TorchDataset[Share | Failure]):
     seed: int
     rank: int
     world_size: int
-    num_patches: Sequence[int] = ()  # NaFlex: one of them a step, instead of the preprocess's own number
-    slots: torch.Tensor | None = None  # [slots, bytes of the largest share] in shared memory
+    num_patches: Sequence[int] = ()
+    """NaFlex: one of them is drawn per step, in place of the preprocess's number."""
+    views: tuple[View, ...] = ()
+    """Further images of each sample."""
+    slots: torch.Tensor | None = None
+    """[slots, bytes of the largest share] in shared memory."""
 
     def __getitem__(self, step: int) -> Share | Failure:
         try:
             self._read_ahead(step)
             share = self.share(step)
             is_in_slot = self.slots is not None and get_worker_info() is not None
-            return replace(share, pixels=torch.empty(0, dtype=torch.uint8)) if is_in_slot else share
+            return replace(share, pixels=torch.empty(0, dtype=torch.uint8), views={}) if is_in_slot else share
         except PairloomError as error:
             return Failure(error)
 
     def _read_ahead(self, step: int) -> None:
-        """Tell the data sets which shards come: a fetch takes longer than a step."""
-        for place in self.stream.ahead(step, self.rank, self.world_size):
-            self.datasets[place.dataset].read_ahead(place.shard)
+        """Announce the next shards to the data sets: a fetch takes longer than a step."""
+        for index in self.stream.ahead(step, self.rank, self.world_size):
+            self.datasets[index.dataset].read_ahead(index.shard)
 
     def share(self, step: int) -> Share:
         """This rank's samples of a step. Raises InputError, StorageError."""
         replaced: list[str] = []
-        places = self.stream.step(step, self.rank, self.world_size)
+        indices = self.stream.step(step, self.rank, self.world_size)
         preprocess = self.preprocess_at(step)
-        pictures = self._room(step, len(places))
+        images, *views = self._buffers(step)
         grids: list[Grid] = []
-        num_pictures = 0
+        num_images = 0
         found: list[RawSample] = []
-        for place in places:
-            raw, grid = self._sample(place, pictures[num_pictures], preprocess, replaced)
+        for index in indices:
+            out = _Out(images[num_images], [view[num_images] for view in views])
+            raw, grid = self._sample(index, out, preprocess, replaced)
             found.append(raw)
-            num_pictures += raw.image is not None
+            num_images += raw.image is not None
             grids += [grid] if grid is not None else []
         return Share(
-            torch.from_numpy(pictures[:num_pictures]),
+            torch.from_numpy(images[:num_images]),
             [raw.uid for raw in found],
             [raw.caption for raw in found],
             [raw.conversation for raw in found],
@@ -115,6 +134,7 @@ class Loader(TorchDataset[Share | Failure]):
             [raw.image is not None for raw in found],
             replaced,
             grids,
+            {view.name: torch.from_numpy(crops[:num_images]) for view, crops in zip(self.views, views, strict=True)},
         )
 
     def preprocess_at(self, step: int) -> AnyPreprocess:
@@ -124,62 +144,90 @@ class Loader(TorchDataset[Share | Failure]):
         drawn = int(generator(self.seed, "num_patches", step).integers(len(self.num_patches)))
         return replace(self.preprocess, num_patches=self.num_patches[drawn])
 
-    def _room(self, step: int, num: int) -> Pixels:
-        """Where the pictures of a step go: [num, *room of one]."""
+    def _buffers(self, step: int) -> list[Pixels]:
+        """Buffers for the images of a step and for each extra view: [samples of the share, shape of one]."""
         if self.slots is not None and get_worker_info() is not None:
-            slot: Pixels = self._slot(step, num).numpy()
-            return slot
-        return np.empty((num, *self.preprocess_at(step).room), np.uint8)
+            return [buffer.numpy() for buffer in self._slot(step)]
+        return [np.empty(shape, np.uint8) for shape in self._shapes(self.preprocess_at(step))]
 
-    def _slot(self, step: int, num: int) -> torch.Tensor:
+    def _shapes(self, preprocess: AnyPreprocess) -> list[tuple[int, ...]]:
+        num = self.stream.share_size(self.rank, self.world_size)
+        return [(num, *preprocess.room), *((num, view.count, *view.preprocess.room) for view in self.views)]
+
+    def _slot(self, step: int) -> list[torch.Tensor]:
+        """The buffers of a step in shared memory."""
         assert self.slots is not None
-        room = self.preprocess_at(step).room
-        return self.slots[step % len(self.slots)][: num * math.prod(room)].view(num, *room)
+        slot, start, buffers = self.slots[step % len(self.slots)], 0, []
+        for shape in self._shapes(self.preprocess_at(step)):
+            num_bytes = math.prod(shape)
+            buffers.append(slot[start : start + num_bytes].view(shape))
+            start += num_bytes
+        return buffers
 
     def with_slots(self, num_slots: int) -> Loader:
-        """The same with shared memory for the pictures of so many steps: fresh pages cost as much as a resize."""
-        num = len(self.stream.step(0, self.rank, self.world_size))
+        """This loader with shared memory for the images of `num_slots` steps: new pages cost as much as a resize."""
         largest = self.preprocess
         if isinstance(largest, NaflexPreprocess) and self.num_patches:
             largest = replace(largest, num_patches=max(self.num_patches))
-        shape = (num_slots, num * math.prod(largest.room))
+        shape = (num_slots, sum(math.prod(shape) for shape in self._shapes(largest)))
         return replace(self, slots=torch.empty(shape, dtype=torch.uint8).share_memory_())  # type: ignore[no-untyped-call]
 
     def from_slot(self, step: int, share: Share) -> Share:
-        """A share of a worker with a copy of its pictures; the slot is free again."""
-        return replace(share, pixels=self._slot(step, sum(share.has_image)).clone())
+        """A share of a worker with a copy of its images; the slot is free again."""
+        images, *views = (buffer[: sum(share.has_image)].clone() for buffer in self._slot(step))
+        return replace(
+            share, pixels=images, views={view.name: crops for view, crops in zip(self.views, views, strict=True)}
+        )
 
     def _sample(
-        self, place: Place, room: Pixels, preprocess: AnyPreprocess, replaced: list[str]
+        self, index: SampleIndex, out: _Out, preprocess: AnyPreprocess, replaced: list[str]
     ) -> tuple[RawSample, Grid | None]:
-        """The sample at a place, or one in its stead; its picture goes to `room`."""
+        """The sample of an index, or its replacement; its images are written to `out`."""
         for attempt in range(MAX_REPLACEMENTS):
-            chosen = place if attempt == 0 else self.stream.replacement(place, attempt, self.seed)
+            chosen = index if attempt == 0 else self.stream.replacement(index, attempt, self.seed)
             try:
-                return self._decode(chosen, room, preprocess)
+                return self._decode(chosen, out, preprocess)
             except SampleError as error:
                 replaced.append(f"data set {chosen.dataset}, shard {chosen.shard}, row {chosen.row}: {error}")
         raise InputError(f"{MAX_REPLACEMENTS} broken samples in a row ({replaced[-1]}); check the data set")
 
-    def _decode(self, place: Place, room: Pixels, preprocess: AnyPreprocess) -> tuple[RawSample, Grid | None]:
-        raw = self.datasets[place.dataset].read(place.shard, place.row)
+    def _decode(self, index: SampleIndex, out: _Out, preprocess: AnyPreprocess) -> tuple[RawSample, Grid | None]:
+        raw = self.datasets[index.dataset].read(index.shard, index.row)
         if raw.image is None:
             return raw, None
         try:
             pixels = decode_rgb(raw.image)
         except SampleError as error:
             raise SampleError(error.drop_reason, f"key {raw.key}, uid {raw.uid}: {error}") from error
+        for view, crops in zip(self.views, out.views, strict=True):
+            self._fill_view(view, crops, pixels, index.epoch, raw.uid)
         if self.augment.random_resized_crop is not None:
-            draw = generator(self.seed, "crop", place.epoch, raw.uid)
+            draw = generator(self.seed, "crop", index.epoch, raw.uid)
             pixels = random_crop(pixels, self.augment.random_resized_crop, draw)
         if isinstance(preprocess, NaflexPreprocess):
-            return raw, cut_into(room, pixels, preprocess)
-        resize_into(room, pixels, preprocess)
+            return raw, cut_into(out.image, pixels, preprocess)
+        resize_into(out.image, pixels, preprocess)
         return raw, None
+
+    def _fill_view(self, view: View, out: Pixels, pixels: Pixels, epoch: int, uid: str) -> None:
+        """Write the crops of one view [count, size, size, 3]."""
+        for number in range(view.count):
+            crop = pixels
+            if view.crop_area is not None:
+                crop = random_crop(pixels, view.crop_area, generator(self.seed, "view", view.name, number, epoch, uid))
+            resize_into(out[number], crop, view.preprocess)
+
+
+@dataclass(frozen=True)
+class _Out:
+    """Buffers for the images of one sample."""
+
+    image: Pixels
+    views: Sequence[Pixels]
 
 
 def random_crop(pixels: Pixels, area: tuple[float, float], draw: np.random.Generator) -> Pixels:
-    """A crop that keeps a random share of the area and an aspect ratio within 3/4 .. 4/3 of the picture's own."""
+    """A crop that keeps a random share of the area and an aspect ratio within 3/4 .. 4/3 of the image's own."""
     height, width = pixels.shape[:2]
     share = draw.uniform(*area)
     ratio = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -209,25 +257,25 @@ def _from_workers(loader: Loader, numbers: range, num_workers: int) -> Iterator[
         sampler=numbers,
         num_workers=num_workers,
         prefetch_factor=STEPS_AHEAD,
-        worker_init_fn=_calm_worker,
+        worker_init_fn=_start_worker,
     )
     copied = (
         share if isinstance(share, Failure) else loader.from_slot(step, share)
         for step, share in zip(numbers, steps, strict=True)
     )
-    return in_thread(copied)
+    return prefetch(copied)
 
 
-def _calm_worker(_: int) -> None:
-    """One thread; and signals that reach the whole job are the rank's to answer, which still needs its workers."""
+def _start_worker(_: int) -> None:
+    """Use one thread. Ignore SIGTERM and SIGINT: they reach the whole job, and the rank still needs its workers."""
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), name="parent", daemon=True).start()
+    threading.Thread(target=_exit_with, args=(os.getppid(),), name="parent", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _leave_with(parent: int) -> None:
-    """End this process after its parent; torch's own workers wait for ever when what they have sent fills the pipe."""
+def _exit_with(parent: int) -> None:
+    """Exit when the parent has exited; torch's own workers wait for ever when the pipe is full."""
     while os.getppid() == parent:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(PARENT_POLL_S)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Take the next value of an iterator before it is asked for."""
+"""Compute the next value of an iterator in a thread, before it is requested."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
-CHECK_S = 0.1  # between looks whether anyone still wants values
+POLL_S = 0.1  # between checks whether the consumer has stopped
 
 
 class _End:
@@ -16,15 +16,15 @@ class _End:
         self.error = error
 
 
-def in_thread(values: Iterator[T]) -> Iterator[T]:
-    """The same values and errors, one of them ready at any time."""
+def prefetch(values: Iterator[T]) -> Iterator[T]:
+    """The same values and errors; one value is computed ahead."""
     ready: queue.Queue[T | _End] = queue.Queue(1)
     stopped = threading.Event()
 
     def put(value: T | _End) -> None:
         while not stopped.is_set():
             try:
-                return ready.put(value, timeout=CHECK_S)
+                return ready.put(value, timeout=POLL_S)
             except queue.Full:
                 continue
 
@@ -35,7 +35,7 @@ def in_thread(values: Iterator[T]) -> Iterator[T]:
                 if stopped.is_set():
                     return
             put(_End(None))
-        except BaseException as error:  # noqa: BLE001  raised where the value is asked for
+        except BaseException as error:  # noqa: BLE001  raised where the value is requested
             put(_End(error))
 
     thread = threading.Thread(target=fetch, name="ahead", daemon=True)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pairloom.schemas.errors import RecipeError
-from pairloom.trainers.data.lru_cache import Recent
+from pairloom.trainers.data.lru_cache import LruCache
 
 Indices = npt.NDArray[np.int64]
 CACHED_PERMUTATIONS = 512  # of the rows of a shard: 80 KB each at 10,000 samples
@@ -29,7 +29,7 @@ READ_AHEAD = 1000  # samples of a lane: about a tenth of a shard
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleIndex:
     """One sample of one data set at one epoch."""
 
     dataset: int
@@ -46,18 +46,18 @@ class Order:
         self.num_samples = int(sum(shard_sizes))
         self._sizes = np.asarray(shard_sizes, np.int64)
         self._seed, self._dataset = seed, dataset
-        self._epochs: Recent[tuple[Indices, Indices]] = Recent(CACHED_EPOCHS)
-        self._rows: Recent[Indices] = Recent(CACHED_PERMUTATIONS)
+        self._epochs: LruCache[tuple[Indices, Indices]] = LruCache(CACHED_EPOCHS)
+        self._rows: LruCache[Indices] = LruCache(CACHED_PERMUTATIONS)
 
-    def place(self, position: int) -> Place:
+    def sample(self, position: int) -> SampleIndex:
         """The sample at a position."""
         epoch, index = divmod(position, self.num_samples)
-        shards, ends = self._epochs.get(epoch, lambda: self._permute_shards(epoch))
-        turn = int(np.searchsorted(ends, index, side="right"))
-        shard = int(shards[turn])
-        inside = index - (int(ends[turn - 1]) if turn else 0)
-        rows = self._rows.get((epoch, shard), lambda: self._permute_rows(epoch, shard))
-        return Place(self._dataset, epoch, shard, int(rows[inside]), position)
+        shards, ends = self._epochs.get_or_make(epoch, lambda: self._permute_shards(epoch))
+        slot = int(np.searchsorted(ends, index, side="right"))
+        shard = int(shards[slot])
+        inside = index - (int(ends[slot - 1]) if slot else 0)
+        rows = self._rows.get_or_make((epoch, shard), lambda: self._permute_rows(epoch, shard))
+        return SampleIndex(self._dataset, epoch, shard, int(rows[inside]), position)
 
     def _permute_shards(self, epoch: int) -> tuple[Indices, Indices]:
         order = generator(self._seed, "shards", self._dataset, epoch).permutation(len(self._sizes))
@@ -77,32 +77,39 @@ class Stream:
         self._weights = np.asarray(weights, np.float64) / np.sum(weights)
         self._num_lanes, self._batch = num_lanes, global_batch_size
 
-    def step(self, step: int, rank: int, world_size: int) -> list[Place]:
-        """The places of a rank's share of a step (counted from 0), lane after lane.
+    def step(self, step: int, rank: int, world_size: int) -> list[SampleIndex]:
+        """The samples of a rank's share of a step (counted from 0), lane after lane.
 
         The shares of all ranks, one after another, are the one-process batch.
         """
-        own = self._own_lanes(rank, world_size)
-        return self._places(step, [slot for lane in own for slot in range(lane, self._batch, self._num_lanes)])
+        return self._samples(step, self._own_slots(rank, world_size))
 
-    def ahead(self, step: int, rank: int, world_size: int) -> list[Place]:
-        """The first place of each of a rank's lanes, about READ_AHEAD samples of the lane later."""
+    def share_size(self, rank: int, world_size: int) -> int:
+        """Samples of a rank's share of a step."""
+        return len(self._own_slots(rank, world_size))
+
+    def _own_slots(self, rank: int, world_size: int) -> list[int]:
+        own = self._own_lanes(rank, world_size)
+        return [slot for lane in own for slot in range(lane, self._batch, self._num_lanes)]
+
+    def ahead(self, step: int, rank: int, world_size: int) -> list[SampleIndex]:
+        """The first sample of each of a rank's lanes, about READ_AHEAD samples of the lane later."""
         a_step = self._batch // self._num_lanes  # samples of a lane
-        return self._places(step + -(-READ_AHEAD // a_step), self._own_lanes(rank, world_size))
+        return self._samples(step + -(-READ_AHEAD // a_step), self._own_lanes(rank, world_size))
 
     def _own_lanes(self, rank: int, world_size: int) -> Sequence[int]:
         check_world_size(self._num_lanes, world_size)
         lanes_a_rank = self._num_lanes // world_size
         return range(rank * lanes_a_rank, (rank + 1) * lanes_a_rank)
 
-    def _places(self, step: int, slots: Sequence[int]) -> list[Place]:
+    def _samples(self, step: int, slots: Sequence[int]) -> list[SampleIndex]:
         dataset_of_slot, first, before = self._mixture(step)
-        places = []
+        found = []
         for slot in slots:
             dataset = int(dataset_of_slot[slot])
             consumed = int(before[dataset]) + slot - int(first[dataset])
-            places.append(self._place(dataset, consumed))
-        return places
+            found.append(self._sample(dataset, consumed))
+        return found
 
     def _mixture(self, step: int) -> tuple[Indices, Indices, Indices]:
         """Data set of each slot, first slot of each data set, and what each has given before this step."""
@@ -124,18 +131,18 @@ class Stream:
             given[np.argmin((given + 0.5) / self._weights)] += 1
         return given
 
-    def _place(self, dataset: int, consumed: int) -> Place:
+    def _sample(self, dataset: int, consumed: int) -> SampleIndex:
         order, n = self._orders[dataset], self._num_lanes
         run = max(1, order.num_samples // n)
-        lane, turn = consumed % n, consumed // n
-        block, offset = divmod(turn, run)
-        return order.place(block * run * n + lane * run + offset)
+        lane, in_lane = consumed % n, consumed // n
+        block, offset = divmod(in_lane, run)
+        return order.sample(block * run * n + lane * run + offset)
 
-    def replacement(self, place: Place, attempt: int, seed: int) -> Place:
+    def replacement(self, broken: SampleIndex, attempt: int, seed: int) -> SampleIndex:
         """Another sample for a broken one: a function of where the broken one stood."""
-        order = self._orders[place.dataset]
-        draw = generator(seed, "replace", place.dataset, place.position, attempt)
-        return order.place(place.epoch * order.num_samples + int(draw.integers(order.num_samples)))
+        order = self._orders[broken.dataset]
+        draw = generator(seed, "replace", broken.dataset, broken.position, attempt)
+        return order.sample(broken.epoch * order.num_samples + int(draw.integers(order.num_samples)))
 
 
 def check_world_size(num_lanes: int, world_size: int) -> None:

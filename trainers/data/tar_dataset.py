@@ -17,7 +17,7 @@ from pairloom.schemas.errors import InputError, SampleError
 from pairloom.schemas.local_cache import cache_folder
 from pairloom.schemas.recipes.train import DataSource
 from pairloom.schemas.storage import storage
-from pairloom.trainers.data.lru_cache import Recent
+from pairloom.trainers.data.lru_cache import LruCache
 from pairloom.trainers.data.raw_sample import RawSample
 from pairloom.trainers.data.shard_cache import Part, PartsReader, ShardCache, plan_parts
 
@@ -47,8 +47,8 @@ class CuratedDataset:
         self._tars = self._find_tars()
         self._recalled = recalled_uids(folder)  # their rows stay counted: the order of all others stays
         self._cache = ShardCache(cache_folder() / "tars", cache_bytes)
-        self._rows: Recent[Rows] = Recent(OPEN_SHARDS)
-        self._readers: Recent[ShardReader | PartsReader] = Recent(OPEN_SHARDS)
+        self._rows: LruCache[Rows] = LruCache(OPEN_SHARDS)
+        self._readers: LruCache[ShardReader | PartsReader] = LruCache(OPEN_SHARDS)
         self.manifest_hash: str | None = self._manifest.hash()
         if self._hold_out is None:
             self.shard_sizes: Sequence[int] = [shard.num_samples for shard in self._manifest.shards]
@@ -88,7 +88,7 @@ class CuratedDataset:
 
     def rows(self, shard: int) -> Rows:
         """Where the usable samples of a shard lie."""
-        return self._rows.get(shard, lambda: self._make_rows(shard))
+        return self._rows.get_or_make(shard, lambda: self._make_rows(shard))
 
     def _make_rows(self, shard: int) -> Rows:
         table = self._leave_out(self._read_table(shard))
@@ -110,15 +110,15 @@ class CuratedDataset:
         return [(tar_url(self._folder, shard), shard.num_bytes) for shard in self._manifest.shards]
 
     def _reader(self, shard: int) -> ShardReader | PartsReader:
-        found = self._readers.find(shard)
+        found = self._readers.get(shard)
         if found is not None:
             return found
         url, _ = self._tars[shard]
         if storage.is_local(url):
-            return self._readers.get(shard, lambda: ShardReader(url))
+            return self._readers.get_or_make(shard, lambda: ShardReader(url))
         cached = self._cache.find(url, self._parts(shard))
         return (
-            ShardReader(url) if cached is None else self._readers.get(shard, lambda: cached)
+            ShardReader(url) if cached is None else self._readers.get_or_make(shard, lambda: cached)
         )  # ranges until it is here
 
     def _parts(self, shard: int) -> list[Part]:

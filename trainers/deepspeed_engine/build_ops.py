@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 
-def build_operators() -> None:
+def build_ops() -> None:
     """Compile, or load what was compiled before. Nothing happens where there is a GPU: no operator is needed there."""
     if torch.cuda.is_available():
         return

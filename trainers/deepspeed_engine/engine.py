@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from pairloom.schemas.recipes.train import TrainRecipe
-from pairloom.trainers.deepspeed_engine.build_ops import build_operators
+from pairloom.trainers.deepspeed_engine.build_ops import build_ops
 from pairloom.trainers.deepspeed_engine.config import deepspeed_config, micro_batch_size, zero_stage
+from pairloom.trainers.deepspeed_engine.unused_parameters import freeze_unused
 from pairloom.trainers.optimizers.optimizers import build_optimizer
 from pairloom.trainers.ranks import local_rank, rank, world_size
 from pairloom.trainers.task import Task
@@ -25,7 +26,7 @@ EXCHANGE_TIMEOUT = timedelta(hours=2)  # ranks wait while rank 0 saves, evaluate
 
 def start_process_group() -> None:
     """Join the ranks that the launcher started (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
-    build_operators()
+    build_ops()
     import deepspeed
 
     if torch.cuda.is_available():
@@ -77,14 +78,16 @@ class Engine:
 
 def start_engine(task: Task, recipe: TrainRecipe) -> Engine:
     """DeepSpeed around the task's model. Raises RecipeError where sizes do not divide."""
-    build_operators()
+    build_ops()
     import deepspeed
 
     micro = micro_batch_size(recipe, world_size())
+    task.model.to(device())
+    freeze_unused(task, device())
     groups = task.parameter_groups()  # before ZeRO-3 takes the shapes away
     optimizer = build_optimizer(recipe.optimizer, groups)
     engine, *_ = deepspeed.initialize(
-        model=task.model.to(device()),
+        model=task.model,
         optimizer=optimizer,
         config=deepspeed_config(recipe, world_size(), micro),
         dist_init_required=False,
@@ -115,7 +118,7 @@ def whole_state(engine: Engine) -> dict[str, torch.Tensor]:
     return state
 
 
-def calm_threads() -> None:
+def limit_threads() -> None:
     """Share the cores between the ranks of this machine, unless the user has said how."""
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

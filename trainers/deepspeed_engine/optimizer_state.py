@@ -60,7 +60,7 @@ def take_snapshot(engine: Engine) -> Snapshot:
         values = {WEIGHT: piece.flat, **_shaped(state.get(piece.flat, {}), piece.flat)}
         for kind, value in values.items():
             tensors[f"{kind}/{piece.name}"] = piece.of(value).to("cpu", copy=True)
-        step = float(state[piece.flat]["step"]) if piece.flat in state else 0.0
+        step = float(state.get(piece.flat, {}).get("step", 0.0))  # 0: the optimizer has not stepped it yet
         places[piece.name] = {"numel": piece.numel, "start": piece.start, "length": piece.length, "step": step}
     return Snapshot(tensors, {"pieces": json.dumps(places)})
 
@@ -120,16 +120,29 @@ class _Stored:
     step: float
 
 
-def restore(engine: Engine, paths: Sequence[Path]) -> None:
-    """Give the optimizer and the trained parameters what the files of all ranks hold. Raises InputError."""
+def restore(engine: Engine, paths: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """Load the optimizer's state and the trained parameters from the files of all ranks. Raises InputError.
+
+    Returns the weights of parameters that are frozen now and were trained when the files were written: pairloom 0.1.0
+    did not freeze parameters that the loss does not depend on.
+    """
     stored = _read_index(paths)
-    trained = {name for name, p in engine.deepspeed.module.named_parameters() if p.requires_grad}
-    if wrong := sorted(trained ^ set(stored)):
+    is_trained = {name: p.requires_grad for name, p in engine.deepspeed.module.named_parameters()}
+    trained = {name for name in is_trained if is_trained[name]}
+    frozen_since = set(stored) & set(is_trained) - trained
+    if wrong := sorted(trained ^ set(stored) - frozen_since):
         raise InputError(f"{paths[0].parent}: has other trained parameters than the recipe: {', '.join(wrong[:3])}")
     optimizer = base_optimizer(engine)
     for piece in pieces(engine):
         _restore_piece(optimizer, piece, stored[piece.name], paths[0].parent)
     _spread_weights(engine)
+    return {name: _whole_weight(name, stored[name]) for name in sorted(frozen_since)}
+
+
+def _whole_weight(name: str, stored: Sequence[_Stored]) -> torch.Tensor:
+    """All elements of a parameter, 1-D."""
+    parts = sorted(stored, key=lambda part: part.start)
+    return torch.cat([part.file.get_tensor(f"{WEIGHT}/{name}").view(-1) for part in parts])
 
 
 def _read_index(paths: Sequence[Path]) -> Mapping[str, Sequence[_Stored]]:

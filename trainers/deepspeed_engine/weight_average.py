@@ -25,7 +25,8 @@ def averaged_state(engine: Engine) -> dict[str, torch.Tensor]:
             continue
         whole = torch.zeros(getattr(parameter, "ds_shape", parameter.shape), device=parameter.device)
         for piece in own[name]:
-            whole.view(-1)[piece.start : piece.start + piece.length] = piece.of(averages[piece.flat][AVERAGE])
+            average = averages.get(piece.flat, {}).get(AVERAGE, piece.flat)  # no step yet: the weight itself
+            whole.view(-1)[piece.start : piece.start + piece.length] = piece.of(average)
         if engine.zero_stage > 0 and world_size() > 1:
             dist.reduce(whole, 0)
         if rank() == 0:

@@ -29,7 +29,7 @@ from pairloom.trainers.models.towers import num_places, pads_to_end, pool_texts
 IMAGES_PER_BATCH = 64
 TEXTS_PER_BATCH = 256
 NUM_DECODE_THREADS = 4  # Pillow and simplejpeg release the interpreter lock
-_DUAL_CLASSES = {
+DUAL_CLASSES = {
     "siglip": SiglipModel,
     "siglip2": Siglip2Model,
     "clip": CLIPModel,
@@ -85,11 +85,11 @@ class DualEncoder:
 
     def __init__(self, folder: str, num_patches: int | None = None) -> None:
         model_type = model_type_of(folder)
-        if model_type not in _DUAL_CLASSES:
-            raise InputError(f"{folder}: {model_type} has no image and text features; use {', '.join(_DUAL_CLASSES)}")
+        if model_type not in DUAL_CLASSES:
+            raise InputError(f"{folder}: {model_type} has no image and text features; use {', '.join(DUAL_CLASSES)}")
         local = local_folder(folder)
         self.device = pick_device()
-        model: Any = _DUAL_CLASSES[model_type].from_pretrained(local, dtype=torch.float32)
+        model: Any = DUAL_CLASSES[model_type].from_pretrained(local, dtype=torch.float32)
         if isinstance(model, VisionTextDualEncoderModel):
             pool_texts(model)
         self.model = model.eval().to(self.device)

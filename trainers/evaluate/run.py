@@ -1,22 +1,18 @@
-"""Measure an exported model: zero-shot classification, linear probe, retrieval or visual question answering."""
+"""Measure an exported model by an evaluation of any registered kind."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from pairloom.registry import EVALUATIONS
 from pairloom.schemas.errors import InputError
+from pairloom.schemas.recipes.evaluation import EvaluationRecipe
 from pairloom.schemas.recipes.load import parse_recipe
-from pairloom.schemas.recipes.train import EvaluateRecipe
 from pairloom.schemas.storage import storage
 from pairloom.trainers.data.tar_index import find_tars
-from pairloom.trainers.evaluate.class_names import ClassFiles
-from pairloom.trainers.evaluate.linear_probe import linear_probe
-from pairloom.trainers.evaluate.load import DualEncoder, LlavaReader
-from pairloom.trainers.evaluate.retrieval import retrieval
+from pairloom.trainers.evaluate.recipes import ImageMode
 from pairloom.trainers.evaluate.samples import find_parquet
-from pairloom.trainers.evaluate.vqa import ImageMode, vqa
-from pairloom.trainers.evaluate.zero_shot import zero_shot
 
 
 def evaluate(
@@ -26,22 +22,20 @@ def evaluate(
 
     `image_mode` is for vqa; `settings` are the further fields of a recipe's `evaluate` entry.
     """
-    part = parse_recipe({"kind": kind, "data": data, **settings}, EvaluateRecipe, where="evaluate")
-    head = {"model": model_folder, **part.model_dump(exclude_none=True)}
-    if part.kind == "vqa":
-        return {**head, **vqa(LlavaReader(model_folder), data, image_mode)}
-    encoder = DualEncoder(model_folder, part.num_patches)
-    if part.kind == "retrieval":
-        return {**head, **retrieval(encoder, data)}
-    files = ClassFiles(part.classes, part.templates)
-    if part.train_data is None:
-        return {**head, **zero_shot(encoder, data, files)}
-    return {**head, **linear_probe(encoder, data, part.train_data, files)}
+    part: type[EvaluationRecipe] = EVALUATIONS.get(kind)
+    if "image_mode" in part.model_fields:
+        settings = {"image_mode": image_mode, **settings}
+    return run_evaluation(model_folder, parse_recipe({"kind": kind, "data": data, **settings}, part, where="evaluate"))
 
 
-def check_data(parts: Sequence[EvaluateRecipe]) -> None:
-    """Raise InputError where an evaluation could not begin: better before the training than after it."""
+def run_evaluation(model_folder: str, part: EvaluationRecipe) -> dict[str, Any]:
+    """The figures, after the model and the settings that they belong to. Raises InputError."""
+    return {"model": model_folder, **part.model_dump(exclude_none=True), **part.run(model_folder)}
+
+
+def check_data(parts: Sequence[EvaluationRecipe]) -> None:
+    """Raise InputError where the data of an evaluation is missing, before hours of training."""
     for part in parts:
-        for path in (part.data, part.train_data, part.classes, part.templates):
-            if path is not None and not (storage.exists(path) or find_tars(path) or find_parquet(path)):
+        for path in part.paths():
+            if not (storage.exists(path) or find_tars(path) or find_parquet(path)):
                 raise InputError(f"evaluate: {part.kind}: {path} is not there")

@@ -8,7 +8,7 @@ import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -16,10 +16,10 @@ from pairloom.schemas.conversation import IMAGE_MARK, Turn, load_conversations
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 from pairloom.trainers.evaluate.load import ImageSource, LlavaReader, image_batches
+from pairloom.trainers.evaluate.recipes import ImageMode as ImageMode
 from pairloom.trainers.evaluate.records import file_beside, read_jsonl
 from pairloom.trainers.text.chat import Renderer, num_image_tokens
 
-ImageMode = Literal["real", "none", "wrong"]
 MAX_NEW_TOKENS = 16
 QUESTIONS_PER_BATCH = 32
 

@@ -53,10 +53,12 @@ def _front_matter(
     form: str, config: Mapping[str, Any], name: str, evaluations: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What model hubs read: https://huggingface.co/docs/hub/model-cards."""
-    is_llava = config["model_type"] == "llava"
-    task = "image-text-to-text" if is_llava else "zero-shot-image-classification"
+    if config["model_type"] == "llava":
+        task = "image-text-to-text"
+    else:
+        task = "zero-shot-image-classification" if "text_config" in config else "image-feature-extraction"
     matter: dict[str, Any] = {
-        "library_name": {"hf": "transformers", "open-clip": "open_clip", "onnx": "onnx"}[form],
+        "library_name": {"hf": "transformers", "open-clip": "open_clip"}.get(form, form),
         "pipeline_tag": task,
         "tags": ["pairloom", str(config["model_type"])],
     }
@@ -76,9 +78,10 @@ def _front_matter(
 
 
 def _what(config: Mapping[str, Any], receipt: Mapping[str, Any]) -> str:
-    kind = {"llava": "vision-language model (LLaVA)"}.get(
-        str(config["model_type"]), "pair of an image and a text tower"
-    )
+    if config["model_type"] == "llava":
+        kind = "vision-language model (LLaVA)"
+    else:
+        kind = "pair of an image and a text tower" if "text_config" in config else "vision model"
     size = f", {receipt['num_parameters'] / 1e6:,.4g} million parameters" if "num_parameters" in receipt else ""
     return f"A {kind} (`{config['architectures'][0]}`{size})"
 
@@ -132,7 +135,8 @@ def _figure_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, str
 
 
 def _receipt_line(form: str, receipt: Mapping[str, Any]) -> str:
-    by = {"hf": "plain transformers", "open-clip": receipt.get("measured_with", ""), "onnx": "onnxruntime"}[form]
+    measured_by = {"hf": "plain transformers", "open-clip": receipt.get("measured_with", ""), "onnx": "onnxruntime"}
+    by = measured_by.get(form, form)
     return (
         f"On probe pictures and texts the outputs of this folder, by {by}, differ from those of the trained model by "
         f"at most {receipt['largest_output_difference']:.3g}."

@@ -9,6 +9,7 @@ import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,13 +34,19 @@ ONE_FILE_BYTES = 1 << 30  # a graph with its weights is one file up to here; ONN
 Inputs = dict[str, torch.Tensor]
 
 
-def export(run_dir: str, out_dir: str, step: int | None = None, averaged: bool = False) -> str:
+def export(
+    run_dir: str,
+    out_dir: str,
+    step: int | None = None,
+    averaged: bool = False,
+    packages: Sequence[str] = PACKAGES,
+) -> str:
     """Write both graphs, scores.json, the tokenizer and the image processor; returns `out_dir`.
 
     receipt.json holds what onnxruntime gave, on other numbers of samples than the graphs were made with. Raises
     InputError.
     """
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+    if missing := [name for name in packages if find_spec(name) is None]:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'pairloom[onnx]'")
     checkpoint = find_checkpoint(run_dir, step, averaged)
     model_type = read_config(checkpoint.model_url)["model_type"]

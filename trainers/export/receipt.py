@@ -7,7 +7,7 @@ strictly. So a weight that a lenient loader renames, ties or leaves at its rando
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from pairloom.schemas.images.decode import Pixels
 from pairloom.schemas.images.naflex import AnyPreprocess, load_any_preprocess
 from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import sha256_of
-from pairloom.trainers.evaluate.load import DualEncoder, LlavaReader
+from pairloom.trainers.evaluate.load import DUAL_CLASSES, DualEncoder, LlavaReader
 from pairloom.trainers.models.hf_folder import local_folder, read_config
 from pairloom.trainers.models.towers import pool_texts
 from pairloom.trainers.text.chat import Renderer, num_image_tokens
@@ -37,8 +37,8 @@ def make_receipt(folder: str, checkpoint_model: str, run_tokenizer: str) -> dict
     """Measure an exported folder. Raises InputError when it does not give what was trained."""
     config = read_config(folder)
     reference, num_tensors = load_strictly(checkpoint_model)
-    is_llava = config["model_type"] == "llava"
-    differences = _compare_llava(folder, reference) if is_llava else _compare_dual(folder, reference)
+    compare, is_llava = _comparison_of(config["model_type"]), config["model_type"] == "llava"
+    differences = compare(folder, reference)
     largest = max(differences.values())
     if not largest <= MAX_DIFFERENCE:
         raise InputError(f"{folder}: outputs differ from the trained model by {largest:.3g}; do not use this export")
@@ -55,6 +55,12 @@ def make_receipt(folder: str, checkpoint_model: str, run_tokenizer: str) -> dict
         "sha256": {storage.name_of(url): sha256_of(url) for url in _weight_files(folder)},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
+
+
+def _comparison_of(model_type: str) -> Callable[[str, Any], dict[str, float]]:
+    if model_type == "llava":
+        return _compare_llava
+    return _compare_dual if model_type in DUAL_CLASSES else _compare_vision
 
 
 def _weight_files(folder: str) -> list[str]:
@@ -121,6 +127,15 @@ def _compare_dual(folder: str, reference: Any) -> dict[str, float]:
 
 
 @torch.inference_mode()
+def _compare_vision(folder: str, reference: Any) -> dict[str, float]:
+    """For models of images alone, which tasks of other packages may export."""
+    model = type(reference).from_pretrained(local_folder(folder), dtype=torch.float32).eval()
+    images = probe_inputs(load_any_preprocess(folder))
+    outputs = [one(**images) for one in (model, reference)]
+    return {"image_states": _difference(*(output.last_hidden_state for output in outputs))}
+
+
+@torch.inference_mode()
 def _compare_llava(folder: str, reference: Any) -> dict[str, float]:
     reader = LlavaReader(folder)
     reference = reference.to(reader.device)
@@ -165,7 +180,9 @@ def _image_processor(folder: str) -> Any:
 
 
 def token_mismatches(folder: str, run_tokenizer: str) -> int:
-    """Probe texts that the folder's tokenizer cuts in another way than the run's."""
+    """Probe texts whose ids differ between the folder's tokenizer and the run's; 0 for a folder without one."""
+    if not storage.exists(storage.join(folder, "tokenizer_config.json")):
+        return 0
     if not storage.exists(storage.join(run_tokenizer, "tokenizer_config.json")):
         run_tokenizer = folder
     tokenizers = [AutoTokenizer.from_pretrained(local_folder(url)) for url in (folder, run_tokenizer)]

@@ -28,6 +28,18 @@ with torch.no_grad():
 similarity = torch.nn.functional.cosine_similarity(image_features, text_features)
 """
 
+_VISION = """\
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+folder = "."  # this folder
+image = Image.new("RGB", (640, 480))  # or Image.open(...)
+model, processor = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+with torch.no_grad():
+    states = model(**processor(images=image, return_tensors="pt")).last_hidden_state
+"""
+
 _LLAVA = """\
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -85,6 +97,8 @@ def usage_of(form: str, config: Mapping[str, Any]) -> str:
     """Markdown for the card of an export of `form`; `config` is the trained model's config.json."""
     if config["model_type"] == "llava":
         code = _LLAVA
+    elif "text_config" not in config:
+        code = _VISION
     elif form == "open-clip":
         code = _OPEN_CLIP.format(inputs=_INPUTS)
     else:

@@ -1,4 +1,4 @@
-"""Blocks of a loss: logits [R, C] that are made, used and forgotten, in the forward and again in the backward.
+"""Blocks of a loss: logits [R, C] that are computed, used and dropped, in the forward and again in the backward.
 
 A loss holds features, vectors and one block, never [B, N]: its memory is O(B D) (Inf-CL, arXiv 2410.17243). The
 arithmetic on a block is that of `torch_kernels`, or of `triton_kernels` on a GPU, one pass over the block each.
@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,8 +20,8 @@ import torch
 from pairloom.trainers.losses import torch_kernels
 from pairloom.trainers.losses.torch_kernels import SplitSums
 
-BLOCK_BYTES = 64 << 20  # what a block and the copies that its arithmetic makes may take
-NUM_COPIES = 4  # logits, two exponentials, and a product in flight
+BLOCK_BYTES = 64 << 20  # of a block with the copies that its arithmetic makes
+NUM_COPIES = 4  # logits, two exponentials, and a product
 
 
 class Kernels(Protocol):
@@ -43,8 +44,36 @@ class Kernels(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class BlockSettings:
+    """Size of the blocks, and the kernels that compute them."""
+
+    max_bytes: int = BLOCK_BYTES
+    """Of a block with its copies."""
+    kernels: Kernels | None = None
+    """None: by device."""
+
+    def side(self) -> int:
+        """Rows, and columns, of a block."""
+        return max(1, math.isqrt(self.max_bytes // (4 * NUM_COPIES)))
+
+    def blocks(self, num_rows: int, num_columns: int) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of every block, row by row; blocks on the diagonal begin at equal numbers."""
+        side = self.side()
+        for row in range(0, num_rows, side):
+            for column in range(0, num_columns, side):
+                yield slice(row, min(row + side, num_rows)), slice(column, min(column + side, num_columns))
+
+    def kernels_for(self, tensor: torch.Tensor) -> Kernels:
+        """The kernels for the device of a tensor."""
+        return kernels_for(tensor) if self.kernels is None else self.kernels
+
+
+DEFAULT_BLOCKS = BlockSettings()
+
+
 def kernels_for(tensor: torch.Tensor) -> Kernels:
-    """The kernels for where the tensor lies: Triton's on a GPU that has it, torch's elsewhere."""
+    """Triton's kernels on a GPU that has Triton, torch's elsewhere."""
     if tensor.is_cuda and importlib.util.find_spec("triton") is not None:
         from pairloom.trainers.losses import triton_kernels
 
@@ -53,7 +82,7 @@ def kernels_for(tensor: torch.Tensor) -> Kernels:
 
 
 def in_fp32(backward: Callable[..., Any]) -> Any:
-    """A backward that stays in fp32 where it is called under autocast."""
+    """A backward that computes in fp32 even under autocast."""
 
     @functools.wraps(backward)
     def without_autocast(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -61,16 +90,3 @@ def in_fp32(backward: Callable[..., Any]) -> Any:
             return backward(ctx, *gradients)
 
     return without_autocast
-
-
-def block_side() -> int:
-    """Rows, and columns, of a block whose copies fit into BLOCK_BYTES."""
-    return max(1, math.isqrt(BLOCK_BYTES // (4 * NUM_COPIES)))
-
-
-def blocks(num_rows: int, num_columns: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of every block, row by row; blocks on the diagonal begin at equal numbers."""
-    side = block_side()
-    for row in range(0, num_rows, side):
-        for column in range(0, num_columns, side):
-            yield slice(row, min(row + side, num_rows)), slice(column, min(column + side, num_columns))

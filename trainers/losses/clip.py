@@ -15,12 +15,17 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from pairloom.trainers.losses.blocks import blocks, in_fp32, kernels_for
+from pairloom.trainers.losses.blocks import DEFAULT_BLOCKS, BlockSettings, in_fp32
 from pairloom.trainers.losses.torch_kernels import SplitSums
 from pairloom.trainers.ranks import gather_numbers, rank, start_exchange, world_size
 
 
-def clip_loss(image_BD: torch.Tensor, text_BD: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+def clip_loss(
+    image_BD: torch.Tensor,
+    text_BD: torch.Tensor,
+    logit_scale: torch.Tensor,
+    settings: BlockSettings = DEFAULT_BLOCKS,
+) -> torch.Tensor:
     """Mean over this rank's samples of both cross entropies, in fp32.
 
     `image_BD` and `text_BD` are L2-normalised, of any floating type and of equal size on all ranks; `logit_scale` is
@@ -29,14 +34,17 @@ def clip_loss(image_BD: torch.Tensor, text_BD: torch.Tensor, logit_scale: torch.
     """
     with torch.autocast(image_BD.device.type, enabled=False):
         loss: torch.Tensor = _ClipLoss.apply(  # type: ignore[no-untyped-call]
-            image_BD.float(), text_BD.float(), logit_scale.float()
+            image_BD.float(), text_BD.float(), logit_scale.float(), settings
         )
         return loss
 
 
 class _ClipLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, image_BD: torch.Tensor, text_BD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, image_BD: torch.Tensor, text_BD: torch.Tensor, scale: torch.Tensor, settings: BlockSettings
+    ) -> torch.Tensor:
+        ctx.settings = settings
         pairs_B = (image_BD * text_BD).sum(dim=1) * scale
         # log sum exp of each row and column in float64: only vectors, and the loss is a small difference of them.
         rows_B = torch.full_like(pairs_B, -torch.inf, dtype=torch.float64)
@@ -44,7 +52,7 @@ class _ClipLoss(torch.autograd.Function):
         for turn in range(world_size()):
             arriving = start_exchange([held_BD], by=1) if turn + 1 < world_size() else None
             own_pairs = pairs_B if turn == 0 else None
-            rows_B, columns_B = _add_logits((image_BD, held_BD, scale), (rows_B, columns_B), own_pairs)
+            rows_B, columns_B = _add_logits((image_BD, held_BD, scale), (rows_B, columns_B), own_pairs, settings)
             if arriving is not None:
                 (held_BD,) = arriving()
                 (columns_B,) = start_exchange([columns_B], by=1)()
@@ -57,7 +65,8 @@ class _ClipLoss(torch.autograd.Function):
     @in_fp32
     def backward(  # type: ignore[override]
         ctx: Any, *gradients: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor | None, ...]:
+        settings: BlockSettings = ctx.settings
         image_BD, held_BD, scale, pairs_B, rows_B, columns_B = ctx.saved_tensors
         weights = gather_numbers(float(gradients[0]) / (2 * len(image_BD)))  # of each rank's samples in all gradients
         image_gradient, text_gradient = torch.zeros_like(image_BD), torch.zeros_like(held_BD)
@@ -65,10 +74,10 @@ class _ClipLoss(torch.autograd.Function):
             arriving = start_exchange([held_BD, columns_B], by=-1) if turn > 0 else None
             rows = _Side(rows_B, weights[rank()])
             columns = _Side(columns_B, weights[(rank() + turn) % world_size()])
-            for R, C in blocks(len(image_BD), len(held_BD)):
+            for R, C in settings.blocks(len(image_BD), len(held_BD)):
                 logits_RC = _logits(image_BD[R], held_BD[C], scale)
                 pairs = pairs_B[R] if turn == 0 and R == C else None
-                gradient_RC = _gradient_(logits_RC, rows.part(R), columns.part(C), pairs)
+                gradient_RC = _gradient_(logits_RC, rows.part(R), columns.part(C), pairs, settings)
                 image_gradient[R].addmm_(gradient_RC, held_BD[C])
                 text_gradient[C].addmm_(gradient_RC.T, image_BD[R])
                 del logits_RC, gradient_RC  # before the next ones are made
@@ -76,22 +85,23 @@ class _ClipLoss(torch.autograd.Function):
                 held_BD, columns_B = arriving()
                 (text_gradient,) = start_exchange([text_gradient], by=-1)()
         scale_gradient = (image_gradient * image_BD).sum().reshape(scale.shape)
-        return image_gradient.mul_(scale), text_gradient.mul_(scale), scale_gradient
+        return image_gradient.mul_(scale), text_gradient.mul_(scale), scale_gradient, None
 
 
 def _add_logits(
     features: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     sums: tuple[torch.Tensor, torch.Tensor],
     pairs_B: torch.Tensor | None,
+    settings: BlockSettings,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add the logits of `features` (images, texts, scale) to the log sums of rows and columns.
 
     `pairs_B` are given where the texts belong to the images.
     """
     image_BD, text_BD, scale = features
-    kernels = kernels_for(image_BD)
+    kernels = settings.kernels_for(image_BD)
     rows_B, columns_B = sums[0].clone(), sums[1].clone()
-    for R, C in blocks(len(image_BD), len(text_BD)):
+    for R, C in settings.blocks(len(image_BD), len(text_BD)):
         logits_RC = _logits(image_BD[R], text_BD[C], scale)
         if pairs_B is not None and R == C:
             logits_RC.diagonal().copy_(pairs_B[R])  # a pair minus itself is zero, however a product rounds
@@ -128,9 +138,11 @@ class _Side:
         return torch.expm1(pairs - self.sums).mul_(self.weight)
 
 
-def _gradient_(logits_RC: torch.Tensor, rows: _Side, columns: _Side, pairs: torch.Tensor | None) -> torch.Tensor:
+def _gradient_(
+    logits_RC: torch.Tensor, rows: _Side, columns: _Side, pairs: torch.Tensor | None, settings: BlockSettings
+) -> torch.Tensor:
     """Gradient of the loss by the logits, written into them; `pairs` [R] are given on the diagonal."""
-    gradient_RC = kernels_for(logits_RC).clip_gradient_(logits_RC, rows.split(), columns.split())
+    gradient_RC = settings.kernels_for(logits_RC).clip_gradient_(logits_RC, rows.split(), columns.split())
     if pairs is not None:
         gradient_RC.diagonal().copy_(rows.of_pairs(pairs) + columns.of_pairs(pairs))
     return gradient_RC

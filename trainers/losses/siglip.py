@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from pairloom.trainers.losses.blocks import blocks, in_fp32, kernels_for
+from pairloom.trainers.losses.blocks import DEFAULT_BLOCKS, BlockSettings, in_fp32
 from pairloom.trainers.ranks import start_exchange, world_size
 
 
 def siglip_loss(
-    image_BD: torch.Tensor, text_BD: torch.Tensor, logit_scale: torch.Tensor, logit_bias: torch.Tensor
+    image_BD: torch.Tensor,
+    text_BD: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor,
+    settings: BlockSettings = DEFAULT_BLOCKS,
 ) -> torch.Tensor:
     """Sum over all texts, mean over this rank's images, of -log sigmoid(+-logit), in fp32.
 
@@ -27,7 +31,7 @@ def siglip_loss(
     """
     with torch.autocast(image_BD.device.type, enabled=False):
         loss: torch.Tensor = _SiglipLoss.apply(  # type: ignore[no-untyped-call]
-            image_BD.float(), text_BD.float(), logit_scale.float(), logit_bias.float()
+            image_BD.float(), text_BD.float(), logit_scale.float(), logit_bias.float(), settings
         )
         return loss
 
@@ -35,14 +39,19 @@ def siglip_loss(
 class _SiglipLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, image_BD: torch.Tensor, text_BD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
+        ctx: Any,
+        image_BD: torch.Tensor,
+        text_BD: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor,
+        settings: BlockSettings,
     ) -> torch.Tensor:
-        kernels = kernels_for(image_BD)
+        ctx.settings, kernels = settings, settings.kernels_for(image_BD)
         total = torch.zeros((), dtype=torch.float64, device=image_BD.device)
         held_BD = text_BD.contiguous()
         for turn in range(world_size()):
             arriving = start_exchange([held_BD], by=1) if turn + 1 < world_size() else None
-            for R, C in blocks(len(image_BD), len(held_BD)):
+            for R, C in settings.blocks(len(image_BD), len(held_BD)):
                 logits_RC = _logits(image_BD[R], held_BD[C], scale, bias)
                 if turn == 0 and R == C:
                     logits_RC.diagonal().neg_()  # -log sigmoid(x) = softplus(-x) for the pairs, softplus(x) elsewhere
@@ -58,16 +67,17 @@ class _SiglipLoss(torch.autograd.Function):
     @in_fp32
     def backward(  # type: ignore[override]
         ctx: Any, *gradients: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[torch.Tensor | None, ...]:
         image_BD, held_BD, scale, bias = ctx.saved_tensors
+        settings: BlockSettings = ctx.settings
         weight = float(gradients[0]) / len(image_BD)
         image_gradient, text_gradient = torch.zeros_like(image_BD), torch.zeros_like(held_BD)
         bias_gradient = torch.zeros((), dtype=torch.float64, device=image_BD.device)
         for turn in reversed(range(world_size())):
             arriving = start_exchange([held_BD], by=-1) if turn > 0 else None
-            for R, C in blocks(len(image_BD), len(held_BD)):
+            for R, C in settings.blocks(len(image_BD), len(held_BD)):
                 logits_RC = _logits(image_BD[R], held_BD[C], scale, bias)
-                gradient_RC = _gradient_(logits_RC, weight, has_pairs=turn == 0 and R == C)
+                gradient_RC = _gradient_(logits_RC, weight, settings, has_pairs=turn == 0 and R == C)
                 bias_gradient += gradient_RC.sum(dtype=torch.float64)
                 image_gradient[R].addmm_(gradient_RC, held_BD[C])
                 text_gradient[C].addmm_(gradient_RC.T, image_BD[R])
@@ -77,17 +87,17 @@ class _SiglipLoss(torch.autograd.Function):
                 (text_gradient,) = start_exchange([text_gradient], by=-1)()
         scale_gradient = (image_gradient * image_BD).sum().reshape(scale.shape)
         of_bias = bias_gradient.float().reshape(bias.shape)
-        return image_gradient.mul_(scale), text_gradient.mul_(scale), scale_gradient, of_bias
+        return image_gradient.mul_(scale), text_gradient.mul_(scale), scale_gradient, of_bias, None
 
 
 def _logits(image_RD: torch.Tensor, text_CD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return torch.addmm(bias.reshape(1, 1), image_RD * scale, text_CD.T)
 
 
-def _gradient_(logits_RC: torch.Tensor, weight: float, has_pairs: bool) -> torch.Tensor:
+def _gradient_(logits_RC: torch.Tensor, weight: float, settings: BlockSettings, has_pairs: bool) -> torch.Tensor:
     """Gradient of the loss by the logits, written into them."""
     of_pairs = torch.sigmoid(-logits_RC.diagonal()).mul_(-weight) if has_pairs else None
-    gradient_RC = kernels_for(logits_RC).siglip_gradient_(logits_RC, weight)
+    gradient_RC = settings.kernels_for(logits_RC).siglip_gradient_(logits_RC, weight)
     if of_pairs is not None:
         gradient_RC.diagonal().copy_(of_pairs)
     return gradient_RC

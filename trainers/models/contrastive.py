@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.images.naflex import AnyPreprocess, NaflexPreprocess, load_any_preprocess
 from pairloom.schemas.images.preprocess import RESAMPLE_BICUBIC, RESAMPLE_BILINEAR, Preprocess
-from pairloom.schemas.recipes.train import ContrastiveTask, ModelRecipe
-from pairloom.trainers.models.fast_towers import spare_work
+from pairloom.schemas.recipes.train import ModelRecipe
+from pairloom.trainers.models.fast_towers import prune_unused_compute
 from pairloom.trainers.models.hf_folder import model_type_of
 from pairloom.trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
 from pairloom.trainers.models.positions import resize_pictures
@@ -52,15 +52,28 @@ class Features(NamedTuple):
     logit_bias: torch.Tensor
 
 
+class LossSettings(Protocol):
+    """The fields of a contrastive task's recipe that the model needs."""
+
+    @property
+    def loss(self) -> Literal["clip", "siglip"]: ...
+    @property
+    def initial_logit_scale(self) -> float | None: ...
+    @property
+    def initial_logit_bias(self) -> float: ...
+    @property
+    def patch_dropout(self) -> float: ...
+
+
 class ContrastiveModel(nn.Module):
     """Wraps the exported class `hf`; forward gives both towers' features."""
 
-    def __init__(self, hf: Any, task: ContrastiveTask, is_new: bool) -> None:
+    def __init__(self, hf: Any, task: LossSettings, is_new: bool) -> None:
         super().__init__()
         self.hf = hf
         self._locked: list[nn.Module] = []
         self._kept_patches: torch.Tensor | None = None
-        spare_work(hf)
+        prune_unused_compute(hf)
         if isinstance(hf, Siglip2Model):
             share_positions(hf)
         if task.patch_dropout:
@@ -198,7 +211,7 @@ def average_patches(head: Any) -> None:
     head.attention.out_proj.weight.fill_diagonal_(1.0)
 
 
-def _initial_scale(task: ContrastiveTask) -> float:
+def _initial_scale(task: LossSettings) -> float:
     if task.initial_logit_scale is not None:
         return task.initial_logit_scale
     return math.log(1 / 0.07) if task.loss == "clip" else math.log(10)

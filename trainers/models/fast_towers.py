@@ -1,7 +1,7 @@
-"""The same outputs and gradients for less work, in the towers of CLIP and SigLIP while they are trained.
+"""The same outputs and gradients for less compute, in the towers of CLIP and SigLIP during training.
 
 Weights, their names and what an export gives stay as they are; only the order of roundings differs.
-Legend: B samples, L places (tokens, patches), D width.
+Legend: B samples, L positions (tokens, patches), D width.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from transformers.activations import QuickGELUActivation
 _SLOPE = 1.702
 
 
-def spare_work(model: nn.Module) -> None:
-    """Leave out of a model's towers what their pooled outputs do not depend on, and use `QuickGelu`."""
+def prune_unused_compute(model: nn.Module) -> None:
+    """Skip compute that the pooled outputs of a model's towers do not depend on, and use `QuickGelu`."""
     for module in list(model.modules()):
         if isinstance(module, CLIPVisionModel):
-            _end_in_one_place(module.encoder.layers[-1], 0)
+            _end_at_pooled_position(module.encoder.layers[-1], 0)
         elif isinstance(module, SiglipTextModel | Siglip2TextModel):
-            _end_in_one_place(module.encoder.layers[-1], -1)
+            _end_at_pooled_position(module.encoder.layers[-1], -1)
         for name, child in module.named_children():
             if isinstance(child, QuickGELUActivation):
                 setattr(module, name, QuickGelu())
 
 
-def _end_in_one_place(layer: Any, place: int) -> None:
-    """Make the last layer of a tower give the place that the tower pools, [B, 1, D], the first or the last one.
+def _end_at_pooled_position(layer: Any, position: int) -> None:
+    """Make the last layer of a tower return only the pooled position, [B, 1, D]: 0 (first) or -1 (last).
 
-    The other places count as keys and values only, which is a twelfth of the work of twelve layers less.
+    Other positions serve as keys and values only; for a 12-layer tower this saves about 1/12 of the compute.
     """
     attention = layer.self_attn
-    where = slice(0, 1) if place == 0 else slice(-1, None)
+    where = slice(0, 1) if position == 0 else slice(-1, None)
 
     def heads(states_BLD: torch.Tensor) -> torch.Tensor:
         return states_BLD.view(*states_BLD.shape[:2], attention.num_heads, -1).transpose(1, 2)
 
     def forward(states_BLD: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
-        assert attention_mask is None, "these towers see all of their places"
+        assert attention_mask is None, "these towers attend to all of their positions"
         normed_BLD = layer.layer_norm1(states_BLD)
         pooled = functional.scaled_dot_product_attention(
             heads(attention.q_proj(normed_BLD[:, where])),

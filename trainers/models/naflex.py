@@ -7,6 +7,8 @@ Legend: B pictures, N patches that a picture may have, P bytes of a patch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
 
@@ -29,7 +31,7 @@ _TEXT_FIELDS = (
 )  # fmt: skip
 
 
-def naflex_preprocess(num_patches: list[int], patch_size: int) -> NaflexPreprocess:
+def naflex_preprocess(num_patches: Sequence[int], patch_size: int) -> NaflexPreprocess:
     """How an export that trained with these numbers prepares pictures, unless another number is asked for.
 
     Raises RecipeError.

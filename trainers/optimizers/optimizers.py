@@ -48,9 +48,9 @@ def keep_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
     def update(of: torch.optim.Optimizer, _: Any, __: Any) -> None:
         for group in of.param_groups:
             for weight in group["params"]:
+                if weight.grad is None and weight not in of.state:
+                    continue  # reading its state would make an empty one
                 state = of.state[weight]
-                if weight.grad is None and not state:
-                    continue
                 if AVERAGE in state:
                     state[AVERAGE].lerp_(weight.float(), 1 - decay)
                 else:

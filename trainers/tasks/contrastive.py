@@ -14,8 +14,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from pairloom.schemas.errors import RecipeError
-from pairloom.schemas.images.naflex import AnyPreprocess, NaflexPreprocess
-from pairloom.schemas.recipes.train import ContrastiveTask as ContrastiveRecipe
+from pairloom.schemas.images.naflex import NaflexPreprocess
 from pairloom.schemas.recipes.train import TrainRecipe
 from pairloom.trainers.deepspeed_engine.config import zero_stage
 from pairloom.trainers.losses.clip import clip_loss
@@ -27,20 +26,22 @@ from pairloom.trainers.models.presets import is_siglip2
 from pairloom.trainers.models.towers import join_towers, num_places, pads_to_end
 from pairloom.trainers.optimizers.parameter_groups import group_parameters
 from pairloom.trainers.ranks import rank, world_size
-from pairloom.trainers.task import Batch, ParameterGroup, TrainSample
-from pairloom.trainers.tasks.frozen_tower_cache import LockedCache
+from pairloom.trainers.task import Batch, ParameterGroup, StepEngine, StepResult, Task, TrainSample, probe_samples
+from pairloom.trainers.tasks.contrastive_recipe import ContrastiveRecipe
+from pairloom.trainers.tasks.frozen_tower_cache import FrozenTowerCache
+from pairloom.trainers.tasks.grad_cache import cached_step
 from pairloom.trainers.text.siglip2_tokenizer import load_siglip2_tokenizer
 
 SQUASHING = {"siglip": "SiglipImageProcessor"}  # of other families: ViTImageProcessor; cropping: CLIPImageProcessor
 
 
-class ContrastiveTask:
+class ContrastiveTask(Task):
     """Images against captions over the samples of all ranks."""
 
     def __init__(self, recipe: TrainRecipe, tokenizer_folder: str) -> None:
         task = recipe.task
         if not isinstance(task, ContrastiveRecipe):
-            raise RecipeError("task.kind: this builds contrastive tasks")
+            raise RecipeError(f"task.kind: {task.kind} is no contrastive task")
         self._task, self._optimizer = task, recipe.optimizer
         self._seed, self._samples_seen = recipe.run.seed, 0
         folder = recipe.init_from or recipe.model.path
@@ -48,7 +49,6 @@ class ContrastiveTask:
         load_tokenizer = load_siglip2_tokenizer if is_second else AutoTokenizer.from_pretrained
         self._tokenizer: Any = load_tokenizer(tokenizer_folder)
         torch.manual_seed(recipe.run.seed)
-        self.preprocess: AnyPreprocess
         if folder is not None:
             hf, self.preprocess = load_model(folder, recipe.model)
         elif recipe.model.dual is not None:
@@ -74,7 +74,7 @@ class ContrastiveTask:
         """By weight decay and by depth."""
         return group_parameters(self.model, self._optimizer)
 
-    def begin_step(self, samples_seen: int) -> None:
+    def begin_step(self, samples_seen: int, phase: int) -> None:
         """Patches are drawn from the seed, `samples_seen` and the sample, on however many ranks."""
         self._samples_seen = samples_seen
 
@@ -100,6 +100,11 @@ class ContrastiveTask:
         else:
             batch |= self._tokens(samples)
         return batch
+
+    def probe_batch(self) -> Batch:
+        """Black images with captions, for both towers; the caches of locked towers stay as they are."""
+        samples = probe_samples(self.preprocess)
+        return _stack(samples) | self._tokens(samples)
 
     def _draw_patches(self, uids: Sequence[str]) -> torch.Tensor:
         """Which patches of each picture are seen [B, K], in their order."""
@@ -143,15 +148,46 @@ class ContrastiveTask:
         tokens = self._tokens(samples)
         return self._model.pool_texts({name: t.to(self._model.logit_scale.device) for name, t in tokens.items()})
 
-    def num_targets(self, batch: Batch) -> int:
+    def counts(self, batch: Batch) -> Mapping[str, int]:
         """Samples."""
-        return len(next(iter(batch.values())))
+        return {"samples": len(next(iter(batch.values())))}
 
     def loss(
-        self, engine: nn.Module, batch: Batch, num_targets_global: int
+        self, engine: nn.Module, batch: Batch, counts: Mapping[str, int]
     ) -> tuple[torch.Tensor, Mapping[str, float]]:
         """The loss of this rank's rows against all ranks' columns; `batch` is its whole share."""
-        return self.loss_of(self.features(engine, batch))
+        features = self.features(engine, batch)
+        loss, figures = self.loss_of(features)
+        own = self.own_loss(features, batch, counts)
+        return (loss if own is None else loss + own), figures
+
+    def take_step(self, engine: StepEngine, batches: Sequence[Batch]) -> StepResult:
+        """With several micro-batches by GradCache: the negatives are those of the whole global batch."""
+        if len(batches) == 1:
+            return super().take_step(engine, batches)
+        counts = self.global_counts(batches)
+        figures: Mapping[str, float] = {}
+
+        def loss_of(features: Features) -> torch.Tensor:
+            nonlocal figures
+            loss, figures = self.loss_of(features)
+            return loss
+
+        loss, norm = cached_step(
+            batches,
+            lambda batch: self.features(engine.deepspeed, batch),
+            loss_of,
+            lambda value: engine.backward_and_step(value * len(batches)),
+            lambda features, batch: self.own_loss(features, batch, counts),
+        )
+        return StepResult(float(loss), norm or 0.0, figures)
+
+    def own_loss(self, features: Features, batch: Batch, counts: Mapping[str, int]) -> torch.Tensor | None:
+        """A loss that is a sum over the samples of a micro-batch, scaled as in `Task`, beside the global one.
+
+        `features` are those of the second pass, with their graph; None: there is no such loss.
+        """
+        return None
 
     def features(self, engine: nn.Module, batch: Batch) -> Features:
         """Features of a part of the share, or of all of it."""
@@ -184,14 +220,14 @@ class ContrastiveTask:
         Path(folder, "preprocessor_config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
 
 
-def _open_caches(recipe: TrainRecipe, model: ContrastiveModel) -> dict[str, LockedCache]:
+def _open_caches(recipe: TrainRecipe, model: ContrastiveModel) -> dict[str, FrozenTowerCache]:
     """A cache for each locked tower whose output is a function of the sample (ZeRO-3 takes the weights apart)."""
     if zero_stage(recipe, world_size()) == 3:
         return {}
     widths = {"vision": "vision_embed_dim", "text": "text_embed_dim"}
     is_augmented = {"vision": recipe.data.augment.random_resized_crop is not None, "text": False}
     return {
-        tower: LockedCache(
+        tower: FrozenTowerCache(
             Path(recipe.run.dir, "locked", f"{tower}-{rank()}.bin"), int(getattr(model.hf, widths[tower]))
         )
         for tower in recipe.model.locked

@@ -17,7 +17,7 @@ MAX_BYTES = 4 << 30  # a rank and tower; inputs beyond it are computed every tim
 KEY_CHARS = 32
 
 
-class LockedCache:
+class FrozenTowerCache:
     """Pooled outputs [P] by the uid of a sample, or by the hash of its image."""
 
     def __init__(self, path: Path, width: int) -> None:

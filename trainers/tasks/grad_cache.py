@@ -25,10 +25,12 @@ def cached_step(
     features_of: Callable[[Batch], Features],
     loss_of: Callable[[Features], torch.Tensor],
     backward: Callable[[torch.Tensor], T],
+    own_loss: Callable[[Features, Batch], torch.Tensor | None] = lambda *_: None,
 ) -> tuple[torch.Tensor, T]:
-    """The loss, and what `backward` gives for the last micro-batch.
+    """The loss (own losses included), and the result of `backward` for the last micro-batch.
 
-    `backward` is called once a micro-batch with a value whose gradients add up to those of the loss.
+    `backward` is called once per micro-batch with a value whose gradients add up to those of the loss. `own_loss` is
+    computed in the second pass only: a loss of one micro-batch needs no features of the others.
     """
     states, parts = [], []
     with torch.no_grad():
@@ -39,15 +41,20 @@ def cached_step(
     loss = loss_of(leaves)
     loss.backward()  # type: ignore[no-untyped-call]
     del parts
-    size, result = len(leaves.image) // len(batches), None
+    total, size, result = loss.detach(), len(leaves.image) // len(batches), None
     after = RandomState.now()
     for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
         state.restore()
         rows = slice(index * size, (index + 1) * size)
-        result = backward(_share_of_loss(features_of(batch), leaves, rows, has_scalars=index == 0))
+        features = features_of(batch)
+        value = _share_of_loss(features, leaves, rows, has_scalars=index == 0)
+        own = own_loss(features, batch)
+        if own is not None:
+            value, total = value + own, total + own.detach()
+        result = backward(value)
     after.restore()
     assert result is not None
-    return loss.detach(), result
+    return total, result
 
 
 def _join(parts: Sequence[Features]) -> Features:

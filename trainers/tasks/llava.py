@@ -10,18 +10,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import RecipeError, SampleError
-from pairloom.schemas.recipes.train import LlavaTask as LlavaRecipe
+from pairloom.schemas.images.preprocess import Preprocess
 from pairloom.schemas.recipes.train import OptimizerRecipe, TrainRecipe
 from pairloom.trainers.models.language import LANGUAGE_PRESETS
 from pairloom.trainers.models.llava import LlavaFolder, build_llava, load_llava, trained_vision_names
 from pairloom.trainers.models.llava_folder import save_llava
-from pairloom.trainers.task import Batch, ParameterGroup, TrainSample
+from pairloom.trainers.ranks import world_size
+from pairloom.trainers.task import Batch, ParameterGroup, Task, TrainSample
+from pairloom.trainers.tasks.llava_recipe import LlavaRecipe
 from pairloom.trainers.text.chat import (
     IGNORE_LABEL,
     JINJA_TEMPLATES,
@@ -36,8 +37,10 @@ from pairloom.trainers.text.chat import (
 logger = logging.getLogger("pairloom.llava")
 
 
-class LlavaTask:
+class LlavaTask(Task):
     """One objective for both stages: the token losses of the answers over their number in the global step."""
+
+    preprocess: Preprocess
 
     def __init__(self, parts: LlavaFolder, task: LlavaRecipe, optimizer: OptimizerRecipe) -> None:
         self.model: nn.Module = parts.model
@@ -53,8 +56,6 @@ class LlavaTask:
         if name in JINJA_TEMPLATES and not (name == "plain" and self._tokenizer.chat_template):
             self._tokenizer.chat_template = JINJA_TEMPLATES[name]
         self._freeze(parts.has_linear_projector)
-        # Both now: under ZeRO-3 parameters lose the shapes that decide about weight decay.
-        self._groups = self._make_groups()
         self._saved_names = frozenset(self.model.state_dict())
 
     def _freeze(self, has_linear_projector: bool) -> None:
@@ -72,9 +73,6 @@ class LlavaTask:
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Trainable parameters by learning rate (vision tower, the rest) and weight decay (none on vectors)."""
-        return self._groups
-
-    def _make_groups(self) -> list[ParameterGroup]:
         groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
@@ -100,9 +98,6 @@ class LlavaTask:
         if rendered.has_image and sample.pixels is None:
             raise SampleError(DropReason.MISSING_IMAGE, f"{sample.uid}: the conversation has an image, the sample none")
         return rendered
-
-    def begin_step(self, samples_seen: int) -> None:
-        """Nothing is drawn."""
 
     def collate(self, samples: Sequence[TrainSample]) -> Batch:
         """`input_ids`, `labels`, `attention_mask` [B, L] and `pixel_values` [I, 3, size, size].
@@ -153,12 +148,12 @@ class LlavaTask:
             attention_mask[index, :length] = 1
         return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
 
-    def num_targets(self, batch: Batch) -> int:
-        """Tokens that are predicted: labels but for a row's first, which nothing comes before."""
-        return int((batch["labels"][:, 1:] != IGNORE_LABEL).sum())
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """Target tokens: labels without the first of each row, which no token precedes."""
+        return {"tokens": int((batch["labels"][:, 1:] != IGNORE_LABEL).sum())}
 
     def loss(
-        self, engine: nn.Module, batch: Batch, num_targets_global: int
+        self, engine: nn.Module, batch: Batch, counts: Mapping[str, int]
     ) -> tuple[torch.Tensor, Mapping[str, float]]:
         """Sum of this micro-batch's token losses * world_size / number of target tokens of the global step."""
         next_BL = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_LABEL)
@@ -167,8 +162,7 @@ class LlavaTask:
         # The vocabulary's logits are the largest tensor of a step: only those of target tokens are made.
         logits_TV = engine(**inputs, logits_to_keep=is_target_BL, use_cache=False).logits
         total = functional.cross_entropy(logits_TV.float(), next_BL[is_target_BL], reduction="sum")
-        world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        return total * (world_size / max(num_targets_global, 1)), {}
+        return total * (world_size() / max(counts["tokens"], 1)), {}
 
     def save_model(self, folder: str, state: Mapping[str, torch.Tensor]) -> None:
         """Write the Hugging Face folder of a whole state dict (buffers that no folder holds are left out)."""
@@ -180,7 +174,7 @@ def build_llava_task(recipe: TrainRecipe, tokenizer_folder: str | None) -> Llava
     """Task of a recipe; `tokenizer_folder`: the run's own tokenizer, null: the language folder's. Raises UserError."""
     task = recipe.task
     if not isinstance(task, LlavaRecipe):
-        raise RecipeError("task.kind: this builds llava tasks")
+        raise RecipeError(f"task.kind: {task.kind} is no llava task")
     if task.mode == "align" and (task.blind or task.vision_learning_rate):
         raise RecipeError("task.mode: align trains the projector on images; blind and vision_learning_rate: instruct")
     parts_of = recipe.model.llava

@@ -91,7 +91,7 @@ def test_metrics_that_cannot_be_written_stop_nothing(tmp_path: Path, caplog: pyt
     (tmp_path / "file").write_text("no folder")
     shown = CountedProgress("ingest", 1, 0, Meter(None, str(tmp_path / "file/metrics.jsonl"), lambda _: None))
     shown.close()
-    assert "no metrics: cannot write" in caplog.text
+    assert "metrics could not be written: cannot write" in caplog.text
     url = f"memory://{tmp_path.name}/metrics.jsonl"
     for _ in range(2):
         CountedProgress("ingest", 1, 0, Meter(None, url, lambda _: Counts(1, 1, 1))).close()

@@ -36,7 +36,9 @@ def test_retry_after_is_respected(server: TestServer) -> None:
     assert time.monotonic() - start >= 2
 
 
-@pytest.mark.parametrize("wait", ["3600", email.utils.formatdate(time.time() + 7200, usegmt=True)])
+@pytest.mark.parametrize(
+    "wait", ["3600", email.utils.formatdate(time.time() + 7200, usegmt=True)], ids=["seconds", "date"]
+)
 def test_a_host_that_asks_for_an_hour_is_left_alone(server: TestServer, wait: str) -> None:
     urls = [f"{server.url}/status/429?retry_after={wait.replace(' ', '%20')}&{index}" for index in range(50)]
     results = fetch(fetcher(per_host=2, retries=5), urls)

@@ -102,14 +102,14 @@ def goes_on_beside(run: Path, data: str) -> list[bool]:
 
     training.task.save_model = slowly  # type: ignore[method-assign]
     found = []
-    manifest = training.saver.begin(training.state) / "manifest.json"
+    manifest = training.writer.begin(training.state) / "manifest.json"
     for share in loop.shares(training.loader, 0, 1, 0):
         found.append(manifest.exists())
         loop.train_step(training, share)
-        training.saver.poll()
+        training.writer.poll()
         found.append(manifest.exists())
     written.set()
-    training.saver.finish()
+    training.writer.finish()
     return [*found, manifest.exists()]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from pairloom.schemas.errors import UserError
@@ -135,6 +136,7 @@ def said(
     recipes = {
         "other rate": tiny_recipe(run, data, HALF, "zero.stage=1", "optimizer.learning_rate=0.5"),
         "other stage": tiny_recipe(interrupted(whole / "z1", "other_stage"), data, HALF, "zero.stage=3"),
+        "older recipe": tiny_recipe(as_by_an_older_version(whole / "z1"), data, HALF, "zero.stage=1"),
         "other data": tiny_recipe(other, str(copied), HALF, "zero.stage=0"),
         "damaged": tiny_recipe(damaged, data, HALF, "zero.stage=0"),
         "shorter": tiny_recipe(whole / "z2", data, HALF, "zero.stage=2", f"run.total_samples={4 * BATCH}"),
@@ -168,6 +170,20 @@ def test_four_ranks_then_two_then_one(said: Mapping[str, str], four: Path, stage
 def test_another_stage_goes_on(said: Mapping[str, str], whole: Path) -> None:
     assert said["other stage"] == ""
     assert_same_training(results_of(whole / "other_stage"), results_of(whole / "z1"))
+
+
+def as_by_an_older_version(run: Path) -> Path:
+    """A copy whose recipe.yaml lacks fields that a later version added."""
+    copy = interrupted(run, "older_recipe")
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text())
+    del recipe["precision"], recipe["zero"], recipe["model"]["compile"], recipe["optimizer"]["eps"]
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return copy
+
+
+def test_a_run_survives_an_upgrade(said: Mapping[str, str], whole: Path) -> None:
+    assert said["older recipe"] == ""
+    assert_same_training(results_of(whole / "older_recipe"), results_of(whole / "z1"))
 
 
 def assert_same_training(one: Sequence[Mapping[str, float]], two: Sequence[Mapping[str, float]]) -> None:

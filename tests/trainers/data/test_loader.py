@@ -133,7 +133,7 @@ def test_errors_come_out_of_the_workers_as_they_are(data: str, num_workers: int)
 def test_workers_end_with_a_rank_that_is_killed(tmp_path: Path) -> None:
     """Also those that wait for room in the pipe to it."""
     data = build_curated(tmp_path, [(image, caption * 10_000) for image, caption in colour_pairs(16)])
-    rank = multiprocessing.get_context("fork").Process(target=take_one_and_wait, args=(data,))
+    rank = multiprocessing.get_context("spawn").Process(target=take_one_and_wait, args=(data,))
     rank.start()
     assert rank.pid is not None
     deadline = time.monotonic() + 60

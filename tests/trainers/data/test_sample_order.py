@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from pairloom.schemas.errors import RecipeError
-from pairloom.trainers.data.sample_order import Order, Place, Stream
+from pairloom.trainers.data.sample_order import Order, SampleIndex, Stream
 
 SIZES = [16, 16, 5]
 BATCH, LANES = 8, 4
@@ -16,7 +16,7 @@ def stream(sizes: list[int] = SIZES, seed: int = 3) -> Stream:
     return Stream([Order(sizes, seed, 0)], [1.0], LANES, BATCH)
 
 
-def identity(place: Place) -> tuple[int, int, int]:
+def identity(place: SampleIndex) -> tuple[int, int, int]:
     return place.dataset, place.shard, place.row
 
 
@@ -38,7 +38,7 @@ def test_every_epoch_takes_every_sample_once() -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = {(seed, epoch): tuple(identity(Order(SIZES, seed, 0).place(epoch * 37 + i)) for i in range(37))
+    orders = {(seed, epoch): tuple(identity(Order(SIZES, seed, 0).sample(epoch * 37 + i)) for i in range(37))
               for seed in (1, 2) for epoch in (0, 1)}  # fmt: skip
     assert len(set(orders.values())) == 4
 

@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from pairloom.cluster.cli import cli
+from pairloom.registry import EVALUATIONS
 from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.recipes.load import parse_recipe
-from pairloom.schemas.recipes.train import EvaluateRecipe
 from pairloom.trainers.evaluate.class_names import ClassFiles
 from pairloom.trainers.evaluate.labelled import load_classification
+from pairloom.trainers.evaluate.recipes import BuiltInEvaluation
 from pairloom.trainers.evaluate.retrieval import load_captioned_images
 from pairloom.trainers.evaluate.run import evaluate
 from tests.support.tiny_models import write_siglip
@@ -139,8 +140,9 @@ def test_linear_probe_by_the_command_line(root: Path) -> None:
 
 
 def test_recipes_of_evaluations() -> None:
-    def parse(**settings: Any) -> EvaluateRecipe:
-        return parse_recipe({"data": "x", **settings}, EvaluateRecipe, "test")
+    def parse(kind: str, **settings: Any) -> BuiltInEvaluation:
+        part: type[BuiltInEvaluation] = EVALUATIONS.get(kind)
+        return parse_recipe({"kind": kind, "data": "x", **settings}, part, "test")
 
     assert parse(kind="linear-probe", train_data="y", classes="z").train_data == "y"
     for wrong in ({"kind": "linear-probe"}, {"kind": "retrieval", "train_data": "y"}, {"kind": "vqa", "classes": "z"}):

@@ -126,13 +126,12 @@ def test_onnx(runs: Path, tmp_path: Path, name: str) -> None:
     run_code(folder)
 
 
-def test_onnx_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_is_refused_in_one_line(tmp_path: Path) -> None:
     if HAS_ONNX:
         with pytest.raises(InputError, match="this is llava"):
             onnx_towers.export(write_run(tmp_path / "run", "llava"), str(tmp_path / "out"))
-    monkeypatch.setattr(onnx_towers, "PACKAGES", ("onnx_that_nobody_has",))
     with pytest.raises(InputError, match=r"onnx_that_nobody_has: pip install 'pairloom\[onnx\]'"):
-        onnx_towers.export("run", "out")
+        onnx_towers.export("run", "out", packages=("onnx_that_nobody_has",))
 
 
 def test_llava(tmp_path: Path) -> None:

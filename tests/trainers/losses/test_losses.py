@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pairloom.trainers.losses import blocks
+from pairloom.trainers.losses.blocks import NUM_COPIES, BlockSettings
 from pairloom.trainers.losses.clip import clip_loss
 from pairloom.trainers.losses.siglip import siglip_loss
 from pairloom.trainers.ranks import rank, world_size
 from tests.support.ranks import run_ranks
 
 N, D = 24, 7
+SMALL = BlockSettings(5 * 5 * 4 * NUM_COPIES)  # blocks of 5 x 5: N rows and columns make 25, the last ones smaller
 Tensors = dict[str, torch.Tensor]
 
 
@@ -42,11 +43,15 @@ def plain_siglip(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, b
 
 
 def ours_clip(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    return clip_loss(image, text, scale)
+    return clip_loss(image, text, scale, SMALL)
+
+
+def ours_siglip(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return siglip_loss(image, text, scale, bias, SMALL)
 
 
 PLAIN = {"clip": plain_clip, "siglip": plain_siglip}
-OURS = {"clip": ours_clip, "siglip": siglip_loss}
+OURS = {"clip": ours_clip, "siglip": ours_siglip}
 
 
 def differentiate(loss_of: Callable[..., torch.Tensor], values: Tensors, factor: float = 1.0) -> Tensors:
@@ -66,13 +71,6 @@ def assert_equal(found: Tensors, expected: Tensors, rel: float = 1e-6) -> None:
         assert float(error) <= rel * float(torch.linalg.vector_norm(tensor.double())) + 1e-12, name
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 5 x 5: 24 rows and columns make 25 blocks, the last ones smaller."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 5 * 5 * 4 * blocks.NUM_COPIES)
-    assert blocks.block_side() == 5
-
-
 def assert_exact(name: str, values: Tensors, rel: float = 1e-6) -> Tensors:
     """Ours within `rel` of float64, or at least as near as three times what rounding does to the plain form."""
     exact = differentiate(PLAIN[name], {key: value.double() for key, value in values.items()})
@@ -83,15 +81,14 @@ def assert_exact(name: str, values: Tensors, rel: float = 1e-6) -> Tensors:
     return found
 
 
-@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_blocks_equal_the_plain_form(name: str) -> None:
+    assert SMALL.side() == 5
     assert_equal(differentiate(OURS[name], inputs()), differentiate(PLAIN[name], inputs()))
     for log_scale in (0.0, math.log(10), math.log(100)):
         assert_exact(name, inputs(log_scale=log_scale))
 
 
-@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(("name", "bias"), [("clip", 0.0), ("siglip", -13.0)])
 def test_a_loss_that_is_nearly_zero_keeps_its_digits(name: str, bias: float) -> None:
     """Late in training most pairs are settled, and what is left of the gradient is what is left to learn."""
@@ -127,7 +124,6 @@ def test_a_feature_that_is_no_number_shows_in_the_loss(name: str) -> None:
 
 def of_one_rank(name: str, seeds: list[int]) -> list[Tensors]:
     """Loss and gradients of this rank's share of each case, as DeepSpeed averages them over ranks."""
-    blocks.BLOCK_BYTES = 5 * 5 * 4 * blocks.NUM_COPIES
     own = slice(rank() * N // world_size(), (rank() + 1) * N // world_size())
     found = []
     for seed in seeds:

@@ -8,7 +8,8 @@ import os
 import pytest
 import torch
 
-from pairloom.trainers.losses import blocks, torch_kernels
+from pairloom.trainers.losses import torch_kernels
+from pairloom.trainers.losses.blocks import NUM_COPIES, BlockSettings
 from pairloom.trainers.losses.clip import clip_loss
 from pairloom.trainers.losses.siglip import siglip_loss
 
@@ -64,16 +65,18 @@ def test_no_number_stays_no_number() -> None:
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
-def test_losses_equal_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 90 * 90 * 4 * blocks.NUM_COPIES)  # 2 x 2 blocks of 2 x 2 tiles
+def test_losses_equal_torch(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(2, 150, 16, generator=generator), dim=-1).to(DEVICE)
     found = {}
     for kernels in (torch_kernels, triton_kernels):
-        monkeypatch.setattr(f"pairloom.trainers.losses.{name}.kernels_for", lambda _, chosen=kernels: chosen)
+        settings = BlockSettings(90 * 90 * 4 * NUM_COPIES, kernels)  # 2 x 2 blocks of 2 x 2 tiles
         image, text = (part.clone().requires_grad_() for part in features)
         scale, bias = (torch.full((1,), value, device=DEVICE, requires_grad=True) for value in (20.0, -5.0))
-        loss = clip_loss(image, text, scale) if name == "clip" else siglip_loss(image, text, scale, bias)
+        if name == "clip":
+            loss = clip_loss(image, text, scale, settings)
+        else:
+            loss = siglip_loss(image, text, scale, bias, settings)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [leaf.grad for leaf in (image, text, scale, bias) if leaf.grad is not None]
         found[kernels] = [loss.detach(), *gradients]

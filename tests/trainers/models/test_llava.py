@@ -19,7 +19,7 @@ from pairloom.schemas.conversation import Conversation, Turn
 from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.recipes.load import parse_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
-from pairloom.trainers.deepspeed_engine.build_ops import build_operators
+from pairloom.trainers.deepspeed_engine.build_ops import build_ops
 from pairloom.trainers.task import TrainSample
 from pairloom.trainers.tasks.llava import LlavaTask, build_llava_task
 from pairloom.trainers.text.chat import JINJA_TEMPLATES
@@ -74,10 +74,10 @@ def gradients(task: LlavaTask, micro_batches: list[list[TrainSample]]) -> tuple[
     """Loss and gradients of a global step that is cut into micro-batches."""
     task.model.zero_grad(set_to_none=True)
     batches = [task.collate(samples) for samples in micro_batches]
-    num_targets = sum(task.num_targets(batch) for batch in batches)
+    counts = {"tokens": sum(task.counts(batch)["tokens"] for batch in batches)}
     total = 0.0
     for batch in batches:
-        loss, _ = task.loss(task.model, batch, num_targets)
+        loss, _ = task.loss(task.model, batch, counts)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total, {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
@@ -131,9 +131,9 @@ def _rank_gradients(rank: int, folders: Path, out: Path) -> None:
     samples = make_samples(6)
     task = build(folders)
     mine = task.collate([samples[:4], samples[4:]][rank])
-    counted = torch.tensor(task.num_targets(mine))
+    counted = torch.tensor(task.counts(mine)["tokens"])
     dist.all_reduce(counted)
-    loss, _ = task.loss(task.model, mine, int(counted))
+    loss, _ = task.loss(task.model, mine, {"tokens": int(counted)})
     loss.backward()  # type: ignore[no-untyped-call]
     averaged = {}
     for name, parameter in task.model.named_parameters():
@@ -165,7 +165,7 @@ def _zero_losses(rank: int, folders: Path, out: Path, stage: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=(out / "port").read_text())
     torch.set_num_threads(1)
-    build_operators()
+    build_ops()
     deepspeed.init_distributed("gloo")
     task = build(folders)
     config = {
@@ -176,13 +176,13 @@ def _zero_losses(rank: int, folders: Path, out: Path, stage: int) -> None:
     engine, *_ = deepspeed.initialize(model=task.model, optimizer=make_optimizer(task), config=config)
     mine = zero_shares()[rank]
     batches = [task.collate(mine[:2]), task.collate(mine[2:])]
-    num_targets = torch.tensor(sum(task.num_targets(batch) for batch in batches))
+    num_targets = torch.tensor(sum(task.counts(batch)["tokens"] for batch in batches))
     dist.all_reduce(num_targets)
     losses = []
     for _ in range(2):
         total = torch.zeros(())
         for batch in batches:
-            loss, _ = task.loss(engine, batch, int(num_targets))
+            loss, _ = task.loss(engine, batch, {"tokens": int(num_targets)})
             total += loss.detach()
             engine.backward(loss * len(batches))  # DeepSpeed divides by the number of micro-batches
             engine.step()
@@ -222,9 +222,9 @@ def test_text_only_ranks_do_not_hang_zero(folders: Path, tmp_path: Path, stage: 
 def test_bf16_is_near_fp32(folders: Path) -> None:
     task = build(folders)
     batch = task.collate(make_samples(3))
-    exact, _ = task.loss(task.model, batch, 50)
+    exact, _ = task.loss(task.model, batch, {"tokens": 50})
     with torch.autocast("cpu", torch.bfloat16):
-        rounded, _ = task.loss(task.model, batch, 50)
+        rounded, _ = task.loss(task.model, batch, {"tokens": 50})
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
 
@@ -258,8 +258,8 @@ def test_a_sample_that_cannot_be_rendered_is_left_out(folders: Path, caplog: pyt
     assert len(batch["input_ids"]) == 1
     assert "bad left out" in caplog.text
     nothing = task.collate([TrainSample("bad", samples[0].pixels, "", silent)])
-    assert task.num_targets(nothing) == 0
-    loss, _ = task.loss(task.model, nothing, 5)
+    assert task.counts(nothing) == {"tokens": 0}
+    loss, _ = task.loss(task.model, nothing, {"tokens": 5})
     assert loss.item() == 0
 
 
@@ -276,7 +276,7 @@ def test_features_of_every_tower_fit(folders: Path, vision: str, num_tokens: int
     task = build(folders, vision=vision)
     batch = task.collate(make_samples(1))
     assert int((batch["input_ids"] == task.model.config.image_token_id).sum()) == num_tokens
-    assert torch.isfinite(task.loss(task.model, batch, 5)[0])
+    assert torch.isfinite(task.loss(task.model, batch, {"tokens": 5})[0])
 
 
 def test_linear_projector_is_one_matrix(folders: Path) -> None:

@@ -96,7 +96,7 @@ def train(task: ContrastiveTask, num_steps: int) -> list[float]:
     optimizer = torch.optim.AdamW(groups)
     losses = []
     for _ in range(num_steps):
-        loss, _ = task.loss(task.model, task.collate(samples), 8)
+        loss, _ = task.loss(task.model, task.collate(samples), {})
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -6,7 +6,7 @@ import torch
 
 from pairloom.schemas.recipes.train import DataSource
 from pairloom.trainers.data.dataset import open_pairs
-from pairloom.trainers.tasks.frozen_tower_cache import LockedCache
+from pairloom.trainers.tasks.frozen_tower_cache import FrozenTowerCache
 from tests.support.curated_builder import build_curated, colour_pairs
 
 WIDTH = 3
@@ -15,7 +15,7 @@ WIDTH = 3
 def test_every_input_is_computed_once_and_kept(tmp_path: Path) -> None:
     computed: list[str] = []
 
-    def lookup(cache: LockedCache, names: list[str]) -> list[float]:
+    def lookup(cache: FrozenTowerCache, names: list[str]) -> list[float]:
         def compute(missing: list[int]) -> torch.Tensor:
             computed.extend(names[index] for index in missing)
             return torch.tensor([[float(ord(names[index][-1]))] * WIDTH for index in missing])
@@ -23,11 +23,11 @@ def test_every_input_is_computed_once_and_kept(tmp_path: Path) -> None:
         return cache.lookup(names, compute)[:, 0].tolist()
 
     path = tmp_path / "locked" / "vision-0.bin"
-    cache = LockedCache(path, WIDTH)
+    cache = FrozenTowerCache(path, WIDTH)
     assert lookup(cache, ["a", "b", "a"]) == [97, 98, 97]
     assert lookup(cache, ["c", "b"]) == [99, 98]
     path.write_bytes(path.read_bytes()[:-1])  # killed while it wrote the last one
-    assert lookup(LockedCache(path, WIDTH), ["a", "b", "c"]) == [97, 98, 99]
+    assert lookup(FrozenTowerCache(path, WIDTH), ["a", "b", "c"]) == [97, 98, 99]
     assert sorted(computed) == ["a", "b", "c", "c"]
 
 

@@ -6,13 +6,13 @@ from torch import nn
 from transformers import CLIPModel, SiglipModel
 
 from pairloom.schemas.errors import RecipeError
-from pairloom.schemas.recipes.train import ContrastiveTask
 from pairloom.trainers.losses.clip import clip_loss
 from pairloom.trainers.losses.siglip import siglip_loss
 from pairloom.trainers.models.contrastive import ContrastiveModel, Features
 from pairloom.trainers.models.presets import preset_config
 from pairloom.trainers.task import Batch
 from pairloom.trainers.tasks.contrastive import check_batch_statistics
+from pairloom.trainers.tasks.contrastive_recipe import ContrastiveRecipe
 from pairloom.trainers.tasks.grad_cache import cached_step
 from tests.support.tiny_runs import tiny_recipe
 
@@ -21,7 +21,7 @@ NUM_SAMPLES, MICRO, NUM_STEPS = 12, 4, 3
 
 def model_of(loss: str, dropout: float) -> ContrastiveModel:
     torch.manual_seed(0)
-    recipe = ContrastiveTask(kind="contrastive", loss=loss)  # type: ignore[arg-type]
+    recipe = ContrastiveRecipe(kind="contrastive", loss=loss)  # type: ignore[arg-type]
     sizes = {"image_size": 16, "patch_size": 8, "text_length": 8}
     towers = {tower: {"attention_dropout": dropout} for tower in ("vision", "text")}
     config = preset_config(f"{loss}-test-tiny", {**sizes, **towers}, 30, {"bos": 0, "eos": 2, "pad": 1})

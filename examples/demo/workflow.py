@@ -1,4 +1,4 @@
-"""The demo's walk, top to bottom: URLs -> curated -> SigLIP -> self-filter -> SigLIP -> LLaVA -> figures."""
+"""The workflow of the demo, top to bottom: URLs -> curated -> SigLIP -> self-filter -> SigLIP -> LLaVA -> figures."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from pairloom.trainers.evaluate.vqa import ImageMode
 logger = logging.getLogger("pairloom")
 RECIPES = Path(__file__).parent / "recipes"
 NUM_PICTURES = 6000
-NUM_CORES = 2  # that the demo keeps busy: with two runs of one rank, or with two ranks of one run
+NUM_CORES = 2  # CPU cores in use: two runs of one rank each, or one run of two ranks
 
 
 @dataclass
-class Walk:
-    """Where the demo's things lie and what was found on the way."""
+class Workflow:
+    """The folders and the figures of one demo."""
 
     out: Path
     meter: Meter
@@ -51,15 +51,15 @@ class Walk:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Announce a stage and take its time."""
+        """Log the start of a stage and measure its wall time."""
         logger.info("demo: %s", name)
         with self.meter.stage(name):
             yield
 
 
-def walk(out: Path, meter: Meter) -> Walk:
-    """Do everything that is not done yet below `out`."""
-    result = Walk(out, meter)
+def run_workflow(out: Path, meter: Meter) -> Workflow:
+    """Run every stage that is not complete below `out`."""
+    result = Workflow(out, meter)
     port = choose_port(out)
     with result.stage("draw pictures"):
         table = build_source(out / "source", f"http://127.0.0.1:{port}", NUM_PICTURES)
@@ -82,7 +82,7 @@ def walk(out: Path, meter: Meter) -> Walk:
     return result
 
 
-def _curate(result: Walk, recipe: str, source: Path) -> None:
+def _curate(result: Workflow, recipe: str, source: Path) -> None:
     overrides = [_set("root", result.data), _set("source.path", source)]
     if recipe == "demo-self-filter":
         overrides.append(_set("signals.1.models", [str(result.run(f"fold{k}") / "export") for k in range(2)]))
@@ -94,7 +94,7 @@ def _curate(result: Walk, recipe: str, source: Path) -> None:
             result.folders[f"{path.step}/{path.name}"] = step["folder"]
 
 
-def _siglip(result: Walk, run: str, data: str, fold: list[int] | None = None) -> TrainRecipe:
+def _siglip(result: Workflow, run: str, data: str, fold: list[int] | None = None) -> TrainRecipe:
     overrides = [_set("run.dir", result.run(run)), _set("data.train.0.path", result.data / "curated" / data)]
     if fold is not None:
         overrides.append(_set("data.train.0.hold_out_fold", fold))
@@ -105,8 +105,8 @@ def _llava(recipe: str, run: Path, *overrides: str) -> TrainRecipe:
     return load_recipe(str(RECIPES / f"{recipe}.yaml"), TrainRecipe, [_set("run.dir", run), *overrides])
 
 
-def _tune_llava(result: Walk) -> None:
-    """Text first (also the blind twin), then align, then instruct."""
+def _tune_llava(result: Workflow) -> None:
+    """Train on text alone (also the blind twin), then align, then instruct."""
     conversations = build_conversations(result.out / "source", result.folders["curated/basic"])
     vision = _set("model.llava.vision", result.run("filtered") / "export")
     data = (_set("data.train.0.path", conversations), _set("data.train.0.images", result.data / "curated" / "basic"))
@@ -120,7 +120,7 @@ def _tune_llava(result: Walk) -> None:
     launch_trainer(_llava("demo-instruct", result.run("instruct"), aligned, *data), num_processes=NUM_CORES)
 
 
-def _evaluate(result: Walk) -> None:
+def _evaluate(result: Workflow) -> None:
     held_out = result.out / "held_out"
     for run in ("raw", "filtered"):
         model = str(result.run(run) / "export")
@@ -139,8 +139,8 @@ def _evaluate(result: Walk) -> None:
         result.scores[f"{name}/vqa"] = evaluate(model, "vqa", questions, image_mode=image_mode)
 
 
-def _train_both(result: Walk, first: TrainRecipe, second: TrainRecipe) -> None:
-    """Two runs side by side, one core each."""
+def _train_both(result: Workflow, first: TrainRecipe, second: TrainRecipe) -> None:
+    """Two runs in parallel, one core each."""
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda recipe: launch_trainer(recipe, threads=1), (first, second)))
 
