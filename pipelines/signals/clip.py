@@ -78,8 +78,8 @@ class ClipSignals(Signal):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "model": "counts by content",
-        "models": "counts by content",
+        "model": "its content is hashed",
+        "models": "its content is hashed",
         "batch_size": "changes speed only",
     }
     version: ClassVar[int] = VERSION

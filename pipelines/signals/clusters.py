@@ -124,9 +124,9 @@ class ClusterSignals(Signal):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "features": "counts by its result",
-        "centroids": "counts by content",
-        "target": "counts by content",
+        "features": "its result is hashed",
+        "centroids": "its content is hashed",
+        "target": "its content is hashed",
     }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("near_target",)

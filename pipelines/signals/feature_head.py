@@ -179,8 +179,8 @@ class HeadSignals(Signal):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "features": "counts by its result",
-        "head": "counts by content",
+        "features": "its result is hashed",
+        "head": "its content is hashed",
     }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("score",)

@@ -122,9 +122,9 @@ class DedupeRecipe(StrictModel):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "score_signal": "counts by its result",
-        "hashes": "counts by its result",
-        "against": "counts by its result",
+        "score_signal": "its result is hashed",
+        "hashes": "its result is hashed",
+        "against": "its result is hashed",
     }
 
     @model_validator(mode="after")
