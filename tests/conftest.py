@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: one Ray instance, and the real data that lies beside the repository."""
+"""Shared fixtures: one Ray instance, and real data beside the repository."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: with several processes, none is left at the end with a long file of its own."""
+    """Run files with slow tests first, so that no process ends with a long file alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 def find_shared_data(name: str) -> Path:
-    """A folder of real data for tests; skips the test, with the reason, where it is not there."""
+    """A folder of real data; skips the test with a reason if it does not exist."""
     path = SHARED_DATA / name
     if not path.exists():
         pytest.skip(f"real data {name} is not at {path}; set PAIRLOOM_SHARED to the folder that holds data/")
@@ -34,13 +34,13 @@ def find_shared_data(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
-    """`shared_data("flickr8k")` is that folder, or skips the test."""
+    """`shared_data("flickr8k")` returns that folder, or skips the test."""
     return find_shared_data
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One embedded Ray of two CPUs for all tests of a run; it takes seconds to start."""
+    """One embedded Ray with two CPUs for all tests of a run, because its start takes seconds."""
     import ray
 
     if not ray.is_initialized():
@@ -51,7 +51,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def pages() -> dict[str, bytes]:
-    """Images by name, and what the web calls images."""
+    """Images by name, and files that are no images."""
     return make_pages()
 
 
@@ -64,6 +64,6 @@ def image_server(pages: dict[str, bytes]) -> Iterator[TestServer]:
 
 @pytest.fixture
 def web(pages: dict[str, bytes]) -> Iterator[TestServer]:
-    """Serves `pages` to one test, which may count its requests."""
+    """Serves `pages` to one test, so that it can count requests."""
     with serve(pages=pages) as running:
         yield running

@@ -1,4 +1,4 @@
-"""The whole walk by its commands, on real photographs served over HTTP, with bad rows among them."""
+"""All commands in order, on real photographs served over HTTP with some bad rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pairloom(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess
 
 
 def write_table(path: Path, url: str, pairs: list[dict[str, Any]]) -> Counter[str]:
-    """A table of photographs and bad rows; returns how many rows must get which reason."""
+    """Write a table of photographs and bad rows. Returns the expected counts by reason."""
     rows = [(f"{url}/files/{pair['image']}", pair["captions"][0]) for pair in pairs]
     good = rows[0][1]
     bad = {
@@ -58,7 +58,7 @@ def write_table(path: Path, url: str, pairs: list[dict[str, Any]]) -> Counter[st
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Callable[[str], Path]) -> Path:
-    """Curated photographs, two fold models, the filtered selection."""
+    """Curated photographs, two models of folds, the filtered selection."""
     folder = tmp_path_factory.mktemp("walk")
     flickr = shared_data("flickr8k")
     pairs = [json.loads(line) for line in (flickr / "pairs.jsonl").read_text().splitlines()[:NUM_PHOTOGRAPHS]]
@@ -79,7 +79,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Callable[[str], 
 
 
 def curate(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Curate below `folder`/data; returns the summary."""
+    """Curate below `folder`/data. Returns the summary."""
     recipe = {
         "root": str(folder / "data"),
         "source": {"kind": "url_table", "path": str(folder / "urls.parquet")},
@@ -100,7 +100,7 @@ def curate(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def train(folder: Path, name: str, settings: dict[str, Any], *arguments: object) -> Path:
-    """Train a small model; returns its export."""
+    """Train a small model. Returns its export."""
     recipe = {
         "run": {"dir": str(folder / "runs" / name), "total_samples": 256},
         "task": {"kind": "contrastive", "loss": "siglip"},
@@ -118,7 +118,7 @@ def train(folder: Path, name: str, settings: dict[str, Any], *arguments: object)
 
 
 def test_self_filter_round(root: Path) -> None:
-    """Two models on halves score each other's half; a new selection; a further model, exported and measured."""
+    """Two models score the other's half; then a new selection, and a further model, exported and evaluated."""
     data = str(root / "data/curated/basic")
     for fold in range(2):
         source = {"path": data, "hold_out_fold": [fold, 2]}

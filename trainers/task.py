@@ -204,6 +204,6 @@ class Task(ABC):
 def probe_samples(preprocess: AnyPreprocess, views: Sequence[View] = (), count: int = 2) -> list[TrainSample]:
     """Black images with captions."""
     grid = preprocess.grid(PROBE_SIDE, PROBE_SIDE) if isinstance(preprocess, NaflexPreprocess) else None
-    pixels = np.zeros(preprocess.room, np.uint8)
-    further = {view.name: np.zeros((view.count, *view.preprocess.room), np.uint8) for view in views}
+    pixels = np.zeros(preprocess.out_shape, np.uint8)
+    further = {view.name: np.zeros((view.count, *view.preprocess.out_shape), np.uint8) for view in views}
     return [TrainSample(f"probe {index}", pixels, "a photo", grid=grid, views=further) for index in range(count)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from pairloom.pipelines.engine.shuffle import Rows
 from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.arrays import read_array
 
 Stored = npt.NDArray[np.float16]  # [images, D]
 
@@ -35,4 +35,4 @@ def features_of_rows(folder: str, name: str, rows: npt.NDArray[np.integer]) -> S
     url = storage.join(folder, f"{name}.image_features.npy")
     if storage.is_local(url):
         return np.asarray(np.load(storage.local_path(url), mmap_mode="r")[rows])
-    return np.asarray(np.load(io.BytesIO(storage.read_bytes(url)))[rows])
+    return np.asarray(read_array(url)[rows])

@@ -53,38 +53,20 @@ class Transfer:
     """A curl handle with its callbacks; serves one exchange after another."""
 
     def __init__(self, recipe: FetchRecipe, is_probe: bool = False) -> None:
-        self.curl = pycurl.Curl()
+        self.curl = _new_handle(recipe.user_agent or DEFAULT_USER_AGENT)
+        self.curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
+        self.curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
+        self.curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
         self.serial = 0  # number of the exchange
         self.timeout_s = 0.0
         self._user_agent = recipe.user_agent or DEFAULT_USER_AGENT
         self._disallowed = {directive.lower() for directive in recipe.disallowed_directives}
         self._allow_private = recipe.allow_private_addresses
-        self._set_options()
         self.curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(recipe.connect_timeout_s * 1000)))
         if is_probe:  # a new name look-up and a new connection
             self.curl.setopt(pycurl.FRESH_CONNECT, 1)
             self.curl.setopt(pycurl.DNS_CACHE_TIMEOUT, 0)
         self._reset(0, False)
-
-    def _set_options(self) -> None:
-        """Set the options that all exchanges share."""
-        curl = self.curl
-        curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
-        curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
-        curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
-        curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
-        curl.setopt(pycurl.FOLLOWLOCATION, 0)
-        curl.setopt(pycurl.NOPROXY, "*")  # behind a proxy, the address of the connection says nothing about the host
-        curl.setopt(pycurl.NOSIGNAL, 1)
-        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS)
-        curl.setopt(pycurl.PIPEWAIT, 1)  # prefer a second stream to a second connection
-        curl.setopt(pycurl.ACCEPT_ENCODING, "identity")  # curl still decodes a body that arrives compressed
-        curl.setopt(pycurl.USERAGENT, self._user_agent)
-        curl.setopt(pycurl.BUFFERSIZE, 1 << 17)
-        curl.setopt(pycurl.DNS_CACHE_TIMEOUT, DNS_CACHE_S)
-        certificates = ssl.get_default_verify_paths().cafile
-        if certificates and os.path.exists(certificates):
-            curl.setopt(pycurl.CAINFO, certificates)
 
     def _reset(self, max_bytes: int, is_robots: bool) -> None:
         """Clear the state of the last exchange."""
@@ -215,6 +197,25 @@ class Transfer:
             self._body.close()
             self._body = None
         return response
+
+
+def _new_handle(user_agent: str) -> pycurl.Curl:
+    """A handle with the options that all exchanges share."""
+    curl = pycurl.Curl()
+    curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+    curl.setopt(pycurl.FOLLOWLOCATION, 0)
+    curl.setopt(pycurl.NOPROXY, "*")  # behind a proxy, the address of the connection says nothing about the host
+    curl.setopt(pycurl.NOSIGNAL, 1)
+    curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2TLS)
+    curl.setopt(pycurl.PIPEWAIT, 1)  # prefer a second stream to a second connection
+    curl.setopt(pycurl.ACCEPT_ENCODING, "identity")  # curl still decodes a body that arrives compressed
+    curl.setopt(pycurl.USERAGENT, user_agent)
+    curl.setopt(pycurl.BUFFERSIZE, 1 << 17)
+    curl.setopt(pycurl.DNS_CACHE_TIMEOUT, DNS_CACHE_S)
+    certificates = ssl.get_default_verify_paths().cafile
+    if certificates and os.path.exists(certificates):
+        curl.setopt(pycurl.CAINFO, certificates)
+    return curl
 
 
 def _reason_of_status(status: int) -> DropReason:

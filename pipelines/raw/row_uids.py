@@ -5,7 +5,6 @@ The uids of a shard are stored as 128-bit numbers in `uids/<shard>.npy`, which a
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.arrays import put_array, read_array
 
 MAX_PART_ROWS = 50_000_000  # per sort, about 2.5 GB; more rows are sorted in parts by their leading bits
 READ_THREADS = 16
@@ -35,9 +35,7 @@ def uids_url(folder: str, shard_name: str) -> str:
 
 def save_uids(folder: str, shard_name: str, uids: Sequence[str]) -> None:
     """Write the uids of one shard in row order."""
-    sink = io.BytesIO()
-    np.save(sink, pack_uids(uids))
-    storage.put_bytes(uids_url(folder, shard_name), sink.getvalue())
+    put_array(uids_url(folder, shard_name), pack_uids(uids))
 
 
 def find_duplicate_rows(folder: str, shard_names: Sequence[str], max_part_rows: int = MAX_PART_ROWS) -> dict[str, Rows]:
@@ -72,7 +70,7 @@ def _repeated_positions(
 
 def _load(folder: str, shard_names: Sequence[str]) -> Iterator[Uids]:
     def load(name: str) -> Uids:
-        return np.asarray(np.load(io.BytesIO(storage.read_bytes(uids_url(folder, name)))), dtype=np.uint64)
+        return np.asarray(read_array(uids_url(folder, name)), dtype=np.uint64)
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
         for first in range(0, len(shard_names), READ_AHEAD):

@@ -5,7 +5,6 @@ DataComp's `resharder.py` and its baselines use them; a selection writes one, th
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -18,6 +17,7 @@ from pairloom.schemas.data_set.manifest import load_manifest, table_url
 from pairloom.schemas.data_set.tables import read_table
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.arrays import read_array
 
 DTYPE = np.dtype("u8,u8")
 NUM_THREADS = 8
@@ -49,10 +49,7 @@ def write_subset(selection_folder: str, url: str) -> int:
 def read_subset(url: str) -> Uids:
     """The sorted uids [rows, 2] of a subset file; a local file is memory-mapped. Raises InputError."""
     try:
-        if storage.is_local(url):
-            loaded = np.load(storage.local_path(url), mmap_mode="r")
-        else:
-            loaded = np.load(io.BytesIO(storage.read_bytes(url)))
+        loaded = np.load(storage.local_path(url), mmap_mode="r") if storage.is_local(url) else read_array(url)
     except FileNotFoundError as error:
         raise InputError(f"select.subset: {url}: no such file") from error
     except (ValueError, EOFError) as error:

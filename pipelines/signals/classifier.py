@@ -184,7 +184,7 @@ class ClassifierSignals(Signal):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "model": "counts by content",
+        "model": "its content is hashed",
         "batch_size": "changes speed only",
     }
     version: ClassVar[int] = VERSION

@@ -6,7 +6,6 @@ the duplicate group, so that a model never scores near-duplicates of its own tra
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from pairloom.schemas.data_set.tables import STATUS_SUCCESS, check_joined, fold_
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.recipes.signals import Name, Signal, SignalWork
 from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.arrays import put_array
 
 VERSION = 2
 CLIP_SIGNALS = pa.schema(
@@ -78,8 +78,8 @@ class ClipSignals(Signal):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "model": "counts by content",
-        "models": "counts by content",
+        "model": "its content is hashed",
+        "models": "its content is hashed",
         "batch_size": "changes speed only",
     }
     version: ClassVar[int] = VERSION
@@ -185,9 +185,7 @@ class ClipScorer:
 
     def _write(self, raw: pa.Table, shard_name: str, folds: npt.NDArray[np.int32], scored: Scored) -> None:
         for kind, features in ((IMAGE_FEATURES, scored.images), (TEXT_FEATURES, scored.texts)):
-            buffer = io.BytesIO()
-            np.save(buffer, features)
-            storage.put_bytes(features_url(self._job.folder, shard_name, kind), buffer.getvalue())
+            put_array(features_url(self._job.folder, shard_name, kind), features)
         columns = [
             raw["uid"],
             pa.array(scored.scores, pa.float32(), mask=np.isnan(scored.scores)),

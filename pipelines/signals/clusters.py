@@ -12,7 +12,6 @@ Legend: K clusters of a level, D embedding, S images in the sample.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -37,6 +36,7 @@ from pairloom.schemas.data_set.tables import check_joined, read_table, write_tab
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.recipes.signals import Name, Signal, SignalWork
 from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.arrays import put_array, read_array
 from pairloom.schemas.storage.digests import content_of
 
 VERSION = 1
@@ -96,13 +96,7 @@ def load_tree(folder: str) -> Tree:
 @lru_cache(maxsize=4)
 def load_array(url: str) -> Any:
     """An array that never changes; read once per process."""
-    return np.load(io.BytesIO(storage.read_bytes(url)))
-
-
-def _save(url: str, array: npt.NDArray[Any]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    storage.put_bytes(url, buffer.getvalue())
+    return read_array(url)
 
 
 class ClusterSignals(Signal):
@@ -124,9 +118,9 @@ class ClusterSignals(Signal):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "features": "counts by its result",
-        "centroids": "counts by content",
-        "target": "counts by content",
+        "features": "its result is hashed",
+        "centroids": "its content is hashed",
+        "target": "its content is hashed",
     }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("near_target",)
@@ -195,12 +189,12 @@ def _make_tree(job: ClusterJob, rules: ClusterSignals) -> None:
         centroids_KD = read_centroids(rules.centroids)
     else:
         centroids_KD = _train_finest(job, (rules.num_clusters or [1])[0])
-    _save(centroids_url(job.folder, 0), centroids_KD)
+    put_array(centroids_url(job.folder, 0), centroids_KD)
     finest_KD = centroids_KD
     for level, num_clusters in enumerate((rules.num_clusters or [1])[1:]):
         above_KD = train(centroids_KD, min(num_clusters, len(centroids_KD)))
-        _save(parents_url(job.folder, level), nearest(centroids_KD, above_KD))
-        _save(centroids_url(job.folder, level + 1), above_KD)
+        put_array(parents_url(job.folder, level), nearest(centroids_KD, above_KD))
+        put_array(centroids_url(job.folder, level + 1), above_KD)
         centroids_KD = above_KD
     target_clusters = np.zeros(0, np.int32)
     if rules.target is not None:
@@ -211,13 +205,13 @@ def _make_tree(job: ClusterJob, rules: ClusterSignals) -> None:
                 f"the centroids have {finest_KD.shape[1]}; use the same model for both"
             )
         target_clusters = np.unique(nearest(features, finest_KD))
-    _save(target_url(job.folder), target_clusters)
+    put_array(target_url(job.folder), target_clusters)
 
 
 def read_centroids(url: str) -> Features:
     """Given centroids [K, D]; their lengths are kept, because DataComp's decide by them. Raises InputError."""
     try:
-        centroids = np.load(io.BytesIO(storage.read_bytes(url)))
+        centroids = read_array(url)
     except (FileNotFoundError, ValueError, EOFError) as error:
         raise InputError(f"{url}: not a .npy file of centroids: {error}") from error
     if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or not len(centroids):

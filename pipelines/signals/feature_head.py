@@ -8,7 +8,6 @@ probability is the score. No image is read.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from pairloom.schemas.data_set.tables import check_joined, read_table
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.recipes.signals import Name, Signal, SignalWork
 from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.arrays import read_array
 from pairloom.schemas.storage.digests import content_of
 
 VERSION = 2
@@ -158,8 +158,7 @@ def score_shard(job: HeadJob, shard: ShardEntry) -> None:
     raw = read_table(table_url(job.raw_folder, shard.name), ["uid", "status"])
     signal = read_table(table_url(job.features_folder, shard.name), ["uid", "clip_score"])
     check_joined(raw, signal, f"{job.features_folder}: {shard.name}")
-    data = storage.read_bytes(features_url(job.features_folder, shard.name, IMAGE_FEATURES))
-    features_BD = np.load(io.BytesIO(data)).astype(np.float32)
+    features_BD = read_array(features_url(job.features_folder, shard.name, IMAGE_FEATURES)).astype(np.float32)
     scores = np.full(raw.num_rows, np.nan, np.float32)
     rows = rows_with_images(raw)
     rows = rows[np.asarray(signal["clip_score"].is_valid())[rows]]  # undecodable images have zero features
@@ -179,8 +178,8 @@ class HeadSignals(Signal):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "features": "counts by its result",
-        "head": "counts by content",
+        "features": "its result is hashed",
+        "head": "its content is hashed",
     }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("score",)

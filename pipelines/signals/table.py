@@ -50,7 +50,7 @@ class TableSignals(Signal):
     key_column: str | None = None
     """The column with the uid or URL; null: the column is named uid or url."""
 
-    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder", "path": "counts by content"}
+    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder", "path": "its content is hashed"}
     version: ClassVar[int] = 1
     is_per_shard: ClassVar[bool] = False
     rows_per_part: ClassVar[int] = 2_000_000  # joined by one task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.arrays import read_array
 
 FORMATS = (".parquet", ".csv", ".csv.gz", ".npy")
 ROWS_PER_PIECE = 2_000_000
@@ -111,7 +111,7 @@ def _csv(url: str, names: Sequence[str] | None, key: str) -> Iterator[Any]:
 
 
 def _npy_table(url: str) -> pa.Table:
-    array = np.load(io.BytesIO(storage.read_bytes(url)))
+    array = read_array(url)
     if array.dtype.names is None or array.ndim != 1:
         raise InputError(f"{url}: is {array.dtype} {array.shape}; save one structured array with named fields")
     columns = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from pairloom.pipelines.images.image_sets import Listed, cut_tasks, images_in, l
 from pairloom.pipelines.signals.models.actors import ModelInputs, prepare_device
 from pairloom.schemas.errors import InputError, SampleError
 from pairloom.schemas.images.decode import decode_rgb
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage.arrays import read_array
 
 BATCH = 64
 IMAGE_FEATURES = "image_features"  # name of the array in a .npz with several arrays
@@ -42,7 +41,7 @@ def features_of_images(path: str, model: str) -> Features:
 
 def _read(url: str) -> Any:
     try:
-        loaded: Any = np.load(io.BytesIO(storage.read_bytes(url)))
+        loaded: Any = read_array(url)
     except (FileNotFoundError, ValueError, EOFError) as error:
         raise InputError(f"{url}: not a .npy or .npz file: {error}") from error
     if not isinstance(loaded, np.ndarray):

@@ -88,8 +88,8 @@ class WordListSignals(CaptionSignal):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "entries": "counts by content",
-        "wordnet": "counts by content",
+        "entries": "its content is hashed",
+        "wordnet": "its content is hashed",
     }
     version: ClassVar[int] = VERSION
     score_columns: ClassVar[tuple[str, ...]] = ("score",)

@@ -36,7 +36,7 @@ class NaflexPreprocess:
     resample: int = RESAMPLE_BILINEAR
 
     @property
-    def room(self) -> tuple[int, ...]:
+    def out_shape(self) -> tuple[int, ...]:
         """Shape of the output buffer of one image: [N, P]."""
         return self.num_patches, self.patch_size**2 * 3
 
@@ -72,7 +72,7 @@ class NaflexPreprocess:
         """Resized images -> `pixel_values` [B, N, P] float32, `pixel_attention_mask` [B, N], `spatial_shapes`
         [B, 2].
         """
-        patches = np.empty((len(images), *self.room), np.uint8)
+        patches = np.empty((len(images), *self.out_shape), np.uint8)
         shapes = np.array([self.cut(image, out) for image, out in zip(images, patches, strict=True)], np.int64)
         mask = (np.arange(self.num_patches) < shapes.prod(axis=1)[:, None]).astype(np.int32)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)

@@ -33,7 +33,7 @@ class Preprocess:
     resample: int = RESAMPLE_BICUBIC
 
     @property
-    def room(self) -> tuple[int, ...]:
+    def out_shape(self) -> tuple[int, ...]:
         """Shape of the output buffer of one image: [size, size, 3]."""
         return self.size, self.size, 3
 

@@ -33,7 +33,7 @@ class EntryBalance(StrictModel):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "entries": "counts by content",
+        "entries": "its content is hashed",
         "t": "part of the selection's hash",
         "seed": "part of the selection's hash",
     }

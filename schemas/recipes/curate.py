@@ -92,7 +92,7 @@ class IngestRecipe(StrictModel):
     fetch: FetchRecipe = FetchRecipe()
     """Fetching of images."""
 
-    not_hashed: ClassVar[Mapping[str, str]] = {"fetch": "changes speed and politeness, not the images that come"}
+    not_hashed: ClassVar[Mapping[str, str]] = {"fetch": "changes speed and politeness, not the stored images"}
 
 
 class ScoreRule(StrictModel):
@@ -140,7 +140,7 @@ class SelectRecipe(StrictModel):
     scores: tuple[ScoreRule, ...] = ()
     """Score rules, applied in this order."""
 
-    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder", "subset": "counts by content"}
+    not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder", "subset": "its content is hashed"}
 
 
 class ReshardRecipe(StrictModel):
@@ -183,7 +183,7 @@ class CurateRecipe(StrictModel):
     reshard: ReshardRecipe = ReshardRecipe()
     """Writing of curated shards."""
 
-    not_hashed: ClassVar[Mapping[str, str]] = {"root": "where the results lie"}
+    not_hashed: ClassVar[Mapping[str, str]] = {"root": "location of the results"}
 
     @field_validator("signals")
     @classmethod

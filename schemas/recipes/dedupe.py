@@ -41,8 +41,8 @@ class SemanticRecipe(StrictModel):
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Cosine of image features above which two images are duplicates."""
     policy: Literal["greedy", "official", "components"] = "greedy"
-    """Choice of the kept image. greedy: drop an image near a kept one. official: as in the paper's code, drop one near
-    any image farther from the centroid. components: keep one image per connected component."""
+    """Choice of the kept image. greedy: drop an image near a kept one. official: as the paper's code, drop an image
+    near any image farther from the centroid. components: keep one image per connected component."""
     num_clusters: Annotated[int, Field(gt=0)] | None = None
     """Number of k-means clusters; null: one per 1,000 images."""
 
@@ -114,7 +114,7 @@ class DedupeRecipe(StrictModel):
     prefer: PreferRecipe | None = None
     """Preferred values of a column; applied before `keep`."""
     keep: Literal["largest", "highest_score", "smallest_uid"] = "largest"
-    """The duplicate that is kept: with most pixels as received, with the highest score, or with the smallest uid."""
+    """Choice of the kept duplicate: the most pixels as received, the highest score, or the smallest uid."""
     score_signal: Name | None = None
     """Name of the signal for `keep: highest_score`."""
     score_column: str | None = None
@@ -122,9 +122,9 @@ class DedupeRecipe(StrictModel):
 
     not_hashed: ClassVar[Mapping[str, str]] = {
         "name": "names the folder",
-        "score_signal": "counts by its result",
-        "hashes": "counts by its result",
-        "against": "counts by its result",
+        "score_signal": "its result is hashed",
+        "hashes": "its result is hashed",
+        "against": "its result is hashed",
     }
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The walk as a whole: complete steps are not done again, `only` runs one step, every sample can be explained."""
+"""All steps: complete steps are not run again, `only` runs one step, every sample can be explained."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def recipe_for(tmp_path: Path, **parts: Any) -> CurateRecipe:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Pictures with captions: the last one is a copy of the first, and one caption has a single word."""
+    """Images with captions: the last is a copy of the first, and one caption has a single word."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for seed in range(NUM_PICTURES):

@@ -1,4 +1,4 @@
-"""Given DataComp's metadata, the same uids as its baselines keep; and its subset files, read and written."""
+"""With DataComp's metadata, the kept uids equal those of its baselines; its subset files are read and written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = ["a", "dog", "on", "the", "beach", "photo", "12", "red", "Berlin", "ein"
 
 
 def metadata(num_rows: int) -> list[dict[str, Any]]:
-    """Rows as DataComp's metadata has them, with ties in the scores and borderline sizes."""
+    """Rows of DataComp's metadata, with ties in the scores and borderline sizes."""
     draw = np.random.default_rng(0)
     rows = []
     for _ in range(num_rows):
@@ -97,7 +97,7 @@ CONTAINS = [
 
 
 def write_wordnet(folder: Path) -> None:
-    """The files of Princeton's WordNet: a licence that is indented, then lemma, part, counts, pointers, offsets."""
+    """The files of Princeton's WordNet: an indented licence, then lemma, part, counts, pointers, offsets."""
     folder.mkdir()
     for part, lemmas in DICTIONARY.items():
         lines = ["  1 This software and database is being provided to you\n"]
@@ -129,7 +129,7 @@ def test_words_without_wordnet_are_compared_as_they_stand(tmp_path: Path) -> Non
 
 
 def test_text_based_from_captions_to_uids(tmp_path: Path, ray_session: None) -> None:
-    """Everything measured here: language, words and what they mean; German captions and other words go."""
+    """With signals measured by pairloom: German captions, and captions without a listed word, are dropped."""
     words = {"dogs": True, "ran": True, "bigger": True, "beach": True, "photo": False, "men": False, "dog.": False}
     texts = {f"This is a nice picture of {word} in the warm summer": found for word, found in words.items()}
     texts |= {f"Das ist ein schönes Bild von {word} im warmen Sommer": False for word in words}
@@ -153,7 +153,7 @@ def test_text_based_from_captions_to_uids(tmp_path: Path, ray_session: None) -> 
 
 
 def pool(num_rows: int) -> list[dict[str, Any]]:
-    """Metadata with what the other signals measure of it."""
+    """Metadata with the columns of the other signals."""
     draw = np.random.default_rng(5)
     rows = metadata(num_rows)
     for row in rows:
@@ -163,7 +163,7 @@ def pool(num_rows: int) -> list[dict[str, Any]]:
 
 
 def caption_filter(row: dict[str, Any]) -> bool:
-    """`apply_filter.py`: the low bar that the image-based filter sets for captions."""
+    """`apply_filter.py`: the caption rules of the image-based filter."""
     return bool(row["num_words"] > 1 and row["num_chars"] > 5 and row["language"] == "en")
 
 
@@ -222,7 +222,7 @@ def test_every_baseline_keeps_datacomps_uids(tmp_path: Path) -> None:
 
 
 def test_a_subset_file_is_datacomps_and_intersects(tmp_path: Path) -> None:
-    """Written as DataComp writes it; read back, it narrows another selection to what both keep."""
+    """Written as DataComp does; as a rule, it limits another selection to the uids that both keep."""
     rows = metadata(1000)
     tables = Tables(tmp_path, rows, rows_per_shard=300)
     best = tables.select(name="best", scores=[{"signal": "clip", "top_fraction": 0.3}])

@@ -1,4 +1,4 @@
-"""The same responses give the same bytes: for any number of workers, with failures and retries, after any kill."""
+"""Equal responses give equal bytes: for any number of workers, with failures and retries, after any kill."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def start(recipe: Path, *overrides: str) -> subprocess.Popen[str]:
-    """The command as a user gives it."""
+    """Run the command as a user does."""
     command = [Path(sys.executable).parent / "pairloom", "curate", str(recipe), "--only", "ingest", *overrides]
     return subprocess.Popen(command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -63,7 +63,7 @@ def test_every_row_is_there_with_its_end(undisturbed: Path, web: Server) -> None
 
 @pytest.mark.parametrize("num_cpus", [1, 8])
 def test_any_number_of_workers(undisturbed: Path, table: Path, tmp_path: Path, num_cpus: int) -> None:
-    """One or eight; other concurrency, other order of arrival, and every failure again."""
+    """One or eight workers, with another concurrency and order of arrival, and all failures."""
     recipe = write_recipe(tmp_path, table)
     other = ingest_with(recipe, num_cpus, f"ingest.fetch.concurrency={1 + 63 // num_cpus}", "ingest.fetch.retries=3")
     assert digests(other) == digests(undisturbed)
@@ -120,7 +120,7 @@ def test_killed_at_any_moment(web: Server, table: Path, undisturbed: Path, tmp_p
 
 
 def _wait_for_work(process: subprocess.Popen[str], recipe: Path) -> subprocess.Popen[str]:
-    """Wait until a worker makes a shard; start the command again where it gave up."""
+    """Wait until a worker makes a shard; restart the command if it ended."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -133,7 +133,7 @@ def _wait_for_work(process: subprocess.Popen[str], recipe: Path) -> subprocess.P
 
 
 def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Ray's processes that run a task."""
+    """Ray's worker processes that run a task."""
     found = []
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):

@@ -1,4 +1,4 @@
-"""Columns of every Arrow type travel from the source to the JSON of raw and of curated tars, the same in both."""
+"""Columns of every Arrow type reach the JSON of raw and of curated tars, with equal values."""
 
 from __future__ import annotations
 

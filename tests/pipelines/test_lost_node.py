@@ -1,4 +1,4 @@
-"""Ingest on a Ray cluster of several nodes, one of which is lost on the way: the same bytes as on one node."""
+"""Ingest on a Ray cluster of several nodes that loses one gives the same bytes as on one node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several images under one key of a tar, several captions of one image: every one of them is accounted for."""
+"""Several images of one key of a tar, and several captions of one image: each becomes a row."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPECTED = {"0.0.jpg": "zero", "1.jpg": "one", "2.left.webp": "two", "3.jpg": "t
 
 @pytest.mark.parametrize("is_reversed", [False, True])
 def test_several_images_of_a_key(tmp_path: Path, pages: dict[str, bytes], ray_session: None, is_reversed: bool) -> None:
-    """The first by name is the sample's whatever the order in the tar; 4.0 and 4.1 have captions of their own."""
+    """The first image by name is the sample's, in any order of the tar; 4.0 and 4.1 have their own captions."""
     members = [(name, pages[f"{number}.jpg"]) for name, number in IMAGES]
     texts = {"0": "zero", "1": "one", "2": "two", "3": "three", "4.0": "four a", "4.1": "four b"}
     members += [(f"{key}.txt", text.encode()) for key, text in texts.items()]
@@ -61,7 +61,7 @@ def test_the_field_that_is_named_comes_before_the_text(
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_several_caption_columns(tmp_path: Path, web: TestServer, ray_session: None, kind: str) -> None:
-    """A row a column, in the order of the recipe; each image is fetched once, whatever the shards cut."""
+    """One row per caption column, in the order of the recipe; each image is fetched once, for any shards."""
     table: list[dict[str, Any]] = [
         {
             "url": f"{web.url}/files/{n}.jpg",

@@ -1,4 +1,4 @@
-"""A cluster spreads every step: the bytes are the same on one node, on several, and where one is lost on the way."""
+"""All steps on a cluster: equal bytes on one node, on several nodes, and after the loss of a node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = ("raw", "dedupe", "balance", "selections", "curated")
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures with captions; every fourth has a copy of lower quality."""
+    """Images with captions; every fourth has a copy of lower quality."""
     folder = tmp_path_factory.mktemp("pictures")
     for seed in range(NUM_PICTURES):
         (folder / f"{seed:03d}.jpg").write_bytes(encoded(photograph(seed)))
@@ -32,7 +32,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def walk(pictures: Path, root: Path, *options: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Run the walk in a process of its own; what it tells, and the sha256 of every table and tar."""
+    """Run all steps in another process. Returns its report, and the sha256 of every table and tar."""
     command = [sys.executable, "-m", "tests.support.several_nodes", str(pictures), str(root), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=dict(os.environ), check=False)
     assert done.returncode == 0, done.stderr[-2000:]

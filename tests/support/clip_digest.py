@@ -35,7 +35,7 @@ def clip_rows(folder: str, names: Sequence[str] | None = None) -> dict[str, tupl
 
 
 def digest_of(root: Path, samples_per_shard: int) -> str:
-    """Of the scores and features that one Ray measures, by uid."""
+    """Digest of the scores and features by uid, measured on this process's Ray."""
     order = np.random.default_rng(samples_per_shard).permutation(41)
     pairs = photographs(41, CAPTIONS)
     raw = build_raw(root, [pairs[row] for row in order], samples_per_shard)

@@ -42,7 +42,7 @@ def recipe_for(root: Path, num_samples: int = 24, **settings: Any) -> CurateReci
 
 
 def bunches() -> tuple[list[Pair], dict[str, npt.NDArray[np.float32]]]:
-    """Photographs whose features lie in bunches of SIZES around far directions."""
+    """Photographs whose features form clusters of SIZES around distant directions."""
     draw = np.random.default_rng(3)
     pairs = photographs(sum(SIZES))
     centres = np.eye(WIDTH)[: len(SIZES)]
@@ -52,7 +52,7 @@ def bunches() -> tuple[list[Pair], dict[str, npt.NDArray[np.float32]]]:
 
 
 def prepare(root: Path, rows_per_shard: int, order: list[int]) -> tuple[str, dict[str, npt.NDArray[np.float32]]]:
-    """A raw folder with a clip signal where the recipe looks for it."""
+    """A raw folder with a clip signal at the folder that the recipe expects."""
     pairs, feature_of = bunches()
     raw = build_raw(root, [pairs[place] for place in order], rows_per_shard)
     write_siglip(root / "model")

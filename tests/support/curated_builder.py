@@ -17,12 +17,12 @@ from tests.support.raw_builder import encoded, photograph
 
 
 def colour_pairs(num: int) -> list[tuple[bytes, str]]:
-    """Pictures of blobs and captions that tell them apart."""
+    """Images of blobs with distinct captions."""
     return [(encoded(photograph(seed)), f"picture {seed} of soft blobs number {seed * 7 % 13}") for seed in range(num)]
 
 
 def build_curated(root: str | Path, pairs: Sequence[tuple[bytes, str]], samples_per_shard: int = 16) -> str:
-    """Write `root`/curated/train from (image bytes, caption) and return `root`/curated/train."""
+    """Write `root`/curated/train from (image bytes, caption). Returns `root`/curated/train."""
     folder = Path(root) / "curated" / "train" / "00000000"
     entries = []
     for shard_index, start in enumerate(range(0, len(pairs), samples_per_shard)):

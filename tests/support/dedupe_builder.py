@@ -1,4 +1,4 @@
-"""What the tests of dedupe share: recipes, decisions by uid, hashes with planted neighbours."""
+"""Shared parts of dedupe tests: recipes, decisions by uid, hashes with planted neighbours."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def decisions_of(folder: str) -> dict[str, dict[str, Any]]:
 
 
 def clip_folder(root: Path, raw: str, feature_of: dict[str, npt.NDArray[np.float32]], folder: str | None = None) -> str:
-    """A clip signal of given features: the columns and files that `measure_signal` writes, in any folder or its own."""
+    """A clip signal with given features: writes the files of `measure_signal`."""
     folder, shards = folder or str(root / "signals/tiny/0"), load_manifest(raw).shards
     for shard in shards:
         uids = read_table(table_url(raw, shard.name), ["uid"])["uid"].to_pylist()
@@ -66,7 +66,7 @@ def hashes_with_neighbours(kind: str, num: int = 1500) -> npt.NDArray[np.uint64]
 
 
 def chained_features(num: int = 2500, width: int = 16) -> npt.NDArray[np.float32]:
-    """Unit features in tight and loose bunches, with chains."""
+    """Unit features in tight and loose clusters, with chains."""
     generator = np.random.default_rng(SEED)
     centres = generator.standard_normal((num // 6, width))
     rows = centres[generator.integers(0, len(centres), num)] + 0.15 * generator.standard_normal((num, width))

@@ -1,4 +1,4 @@
-"""What the tests of retry and recall share; as a program, it interrupts one of them at every write.
+"""Shared parts of retry and recall tests; as a program, it interrupts one of them at every write.
 
 python generation_builder.py REPOSITORY retry|recall RECIPE ROOT SCRATCH prints how many writes there were.
 """
@@ -47,7 +47,7 @@ OPTED_OUT = (1, 2, 9, 14)  # rows under the host `localhost`
 
 
 def source_rows(web: TestServer) -> list[dict[str, str]]:
-    """20 URLs; some fail once, some for ever, some are of another host; rows 3 and 14 are one image."""
+    """20 URLs: some fail once, some always, some are of another host; rows 3 and 14 have one image."""
     rows = []
     for index in range(NUM_ROWS):
         path = f"files/{3 if index == 14 else index}.jpg"
@@ -74,7 +74,7 @@ def reasons_of(folder: str) -> dict[int, str]:
 
 
 def check_raw(folder: str) -> None:
-    """Every image is where its table and the manifest say, and no old tar or scratch is left."""
+    """Check that every image is at the offset in its table, and that no old tar or temporary file is left."""
     manifest, rows = load_manifest(folder), read_rows(folder)
     check_offsets(folder, manifest, rows)
     check_webdataset(folder, manifest, rows)
@@ -117,7 +117,7 @@ def retry_here(recipe: CurateRecipe, folder: str) -> None:
 
 
 def check_tables_fit(folder: str) -> None:
-    """What a reader sees at any moment: the tar that a table names holds its images where it says."""
+    """Check that the tar of each table has the images at the offsets of the table."""
     for path in sorted(Path(folder, "0000").glob("*.parquet")):
         name = f"0000/{path.stem}"
         table = read_table(table_url(folder, name))
@@ -129,7 +129,7 @@ def check_tables_fit(folder: str) -> None:
 
 
 def _forked(work: Callable[[], None]) -> int:
-    """The exit status of `work` in a process of its own."""
+    """The exit status of `work` in a child process."""
     process = os.fork()
     if process == 0:
         work()
@@ -157,7 +157,7 @@ def _killed_at(write: int, work: Callable[[], None]) -> None:
 
 
 def interrupt_everywhere(operation: str, recipe: CurateRecipe, root: Path, scratch: Path) -> int:
-    """Interrupt at every write, look, finish, and compare with what an undisturbed run gives."""
+    """Interrupt at every write, check, finish, and compare with an uninterrupted run."""
 
     def work() -> None:
         folder = str(next((scratch / "raw/main").glob("*/")))

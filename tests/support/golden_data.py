@@ -1,4 +1,4 @@
-"""The data set that release 0.1.0 has left in `tests/golden`, made usable at another path."""
+"""The data set of release 0.1.0 in `tests/golden`, copied to another path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an expected JSON value and a found one do not share; new keys are no difference."""
+"""Differences between an expected JSON value and a found one; new keys are ignored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def differences(expected: Any, found: Any, path: str, tolerance: float = 0.0) -> list[str]:
-    """Values that are others or missing, one line per dotted path; floats may differ by a relative tolerance."""
+    """Different or missing values, one line per dotted path; floats are compared with a relative tolerance."""
     if isinstance(expected, dict) and isinstance(found, dict):
         missing = [f"{path}.{key} is missing" for key in expected if key not in found]
         pairs = [(key, expected[key], found[key]) for key in expected if key in found]

@@ -1,4 +1,4 @@
-"""Small training runs, one per task and kind of model, whose figures are kept in `tests/golden/training_runs.json`."""
+"""Small training runs, one per task and kind of model; their metrics are in `tests/golden/training_runs.json`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Settings = dict[str, Any]
 
 
 def write_inputs(folder: Path) -> None:
-    """The data set of release 0.1.0, conversations about its images, and models of random weights."""
+    """The data set of release 0.1.0, conversations about its images, and models with random weights."""
     copy_data_set(folder)
     write_siglip(folder / "models/siglip")
     write_tower(folder / "models/vit", "vit", image_size=32, patch_size=8)
@@ -41,7 +41,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def write_tower(out: Path, name: str, **settings: int) -> None:
-    """A tower of random weights."""
+    """A tower with random weights."""
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.for_model(name, **TINY, **settings)).save_pretrained(out)
 
@@ -133,11 +133,11 @@ def settings_of_runs(folder: Path) -> dict[str, Settings]:
 
 
 def recipe_of(settings: Mapping[str, Any], run_dir: Path) -> TrainRecipe:
-    """The recipe of one run in a folder of its own."""
+    """The recipe of one run in its own folder."""
     return parse_recipe({**settings, "run": {**settings["run"], "dir": str(run_dir)}}, TrainRecipe, "test")
 
 
 def figures_of(run_dir: Path) -> dict[str, list[float]]:
-    """What a run has recorded, by step."""
+    """The recorded metrics of a run, by step."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {name: [record[name] for record in records] for name in FIGURES if name in records[0]}

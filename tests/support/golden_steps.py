@@ -1,4 +1,4 @@
-"""Roots whose steps are complete but empty: `curate` finds every folder by its hash, or it finds work left to do.
+"""Roots whose steps are complete but empty: `curate` finds every folder by its hash, or has work to do.
 
 A step hash covers the settings, the manifests of the parents and the content of models and lists, but no pixel. So a
 manifest per step is enough to check a recipe.
@@ -28,7 +28,7 @@ Step = Mapping[str, Any]
 
 
 def prepare_inputs(folder: Path) -> None:
-    """Copy the files that recipes name to `folder`, which becomes the working directory; make the earlier data set."""
+    """Copy the files of the recipes to `folder`, which becomes the working directory; write the earlier data set."""
     shutil.copytree(GOLDEN / "inputs", folder, dirs_exist_ok=True)
     memory = fsspec.filesystem("memory")  # a path that is the same everywhere: fingerprints cover names of files
     for name in ("target.npy", "target/a.png", "target/below/b.png"):
@@ -48,7 +48,7 @@ def path_of(step: Step) -> str:
 
 
 def write_step(folder: Path, step: Step) -> str:
-    """Write the manifest of a step below `folder`; returns the manifest's hash."""
+    """Write the manifest of a step below `folder`. Returns its hash."""
     has_tars = step["step"] in ("raw", "curated")
     shard = ShardEntry(
         "0000/0000000", NUM_ROWS, NUM_SAMPLES, NUM_BYTES if has_tars else 0, "a" * 64 if has_tars else None
@@ -62,7 +62,7 @@ def write_step(folder: Path, step: Step) -> str:
 
 
 def freeze_source(folder: Path, recipe: CurateRecipe, raw: Step) -> None:
-    """Write the segment that lists the source files, so that ingest finds none that is new."""
+    """Write the segment with the source files, so that ingest finds no new file."""
     files = [
         {"path": str(path), "size": path.stat().st_size, "etag": f"{path.stat().st_size}-{path.stat().st_mtime}",
          "num_rows": NUM_ROWS}
@@ -75,7 +75,7 @@ def freeze_source(folder: Path, recipe: CurateRecipe, raw: Step) -> None:
 
 
 def source_files(folder: Path, paths: str | Sequence[str]) -> list[Path]:
-    """Files that the source's paths, folders and globs name."""
+    """Files of the source's paths, folders and globs."""
     found: list[Path] = []
     for path in [paths] if isinstance(paths, str) else paths:
         found += sorted((folder / path).iterdir() if (folder / path).is_dir() else folder.glob(path))

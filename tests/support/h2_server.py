@@ -1,4 +1,4 @@
-"""A real HTTP/2 server over TLS, and one of HTTP/1.1 that closes every connection, both with their own certificate."""
+"""An HTTP/2 server over TLS, and an HTTP/1.1 server that closes every connection, with their own certificates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 
 
 class TlsServer(Listener):
-    """Counts what the tests ask about."""
+    """Counts connections and requests for tests."""
 
     def __init__(self, certificate: Path, key: Path, protocol: str, body: bytes) -> None:
         self.protocol = protocol
@@ -68,7 +68,7 @@ class TlsServer(Listener):
 
 
 class _Streams:
-    """One HTTP/2 connection. Bodies are small: they fit into the flow-control windows of their streams."""
+    """One HTTP/2 connection. Bodies must fit into the flow-control windows of their streams."""
 
     def __init__(self, server: TlsServer, secure: ssl.SSLSocket) -> None:
         self._server = server

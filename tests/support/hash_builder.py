@@ -34,7 +34,7 @@ def recipe_for(root: Path, **settings: Any) -> CurateRecipe:
 
 
 def detailed(seed: int) -> npt.NDArray[np.uint8]:
-    """A picture with detail: the high frequencies of soft blobs are noise, and so would be half of their 256 bits."""
+    """A detailed image: for soft blobs, half of the 256 bits would be noise."""
     coarse = np.random.default_rng(seed).integers(0, 256, (18, 24, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (192, 144), interpolation=cv2.INTER_CUBIC), np.uint8)
 
@@ -57,7 +57,7 @@ def lossless(pixels: npt.NDArray[np.uint8], level: int) -> bytes:
 
 
 def run_everything(root: Path, samples_per_shard: int) -> str:
-    """Digest of all decisions by 256 bits, pixels and MinHash over pictures, their copies and their captions."""
+    """Digest of all decisions by 256 bits, pixels and MinHash over images, copies and captions."""
     pairs = pictures(14, ("a small picture of many soft blobs", "a small picture of many soft blobs in colour"))
     pairs += [Pair(encoded(detailed(seed), quality=70), f"copy {seed}", f"http://b.test/{seed}") for seed in range(5)]
     pairs += [Pair(lossless(photograph(30), level), "lossless", f"http://l.test/{level}") for level in (1, 9)]

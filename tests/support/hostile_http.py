@@ -1,4 +1,4 @@
-"""What servers do with a connection, a header, a length, an encoding, a redirect, a status and a robots.txt."""
+"""Hostile HTTP: connections, headers, lengths, encodings, redirects, statuses and robots.txt."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tests.support.hostile_server import GOOD_HOST, STEP_S, Hostile, endless, he
 
 
 def redirect_deeper(connection: socket.socket, request: str) -> None:
-    """A redirect to an address that was not seen before, without end."""
+    """Endless redirects, each to a new URL."""
     connection.sendall(head("302 Found", location=f"/x{request.split()[1]}", content_length=0))
 
 
 def gzip_bomb(num_layers: int = 1) -> bytes:
-    """256 MiB of zeros, packed, and packed again."""
+    """256 MiB of zeros, compressed once and twice."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     data = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
     for _ in range(num_layers - 1):
@@ -24,7 +24,7 @@ def gzip_bomb(num_layers: int = 1) -> bytes:
 
 
 def http_cases(image: bytes) -> list[Hostile]:
-    """What servers do with a connection, a header, a length, an encoding, a redirect."""
+    """Cases of connections, headers, lengths, encodings and redirects."""
     return [*_slow(image), *_lengths(image), *_headers(image), *_encodings(image), *_redirects(), *_statuses(image),
             *_robots(image)]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Images that are none, that are too much, or that are something else as well."""
+"""Hostile images: broken files, decompression bombs, polyglots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.image_files import encoded, photo, png_header
 
 
 def _png(width: int, height: int, data: bytes, extra: bytes = b"", depth: int = 8, kind: int = 2) -> bytes:
-    """A PNG with whatever is claimed and whatever is in it."""
+    """A PNG with any claimed header and any content."""
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + extra + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
@@ -31,7 +31,7 @@ def _zeros(num_megabytes: int) -> bytes:
 
 
 def _tiff(width: int, height: int, strip: bytes = b"x" * 100, offset: int = 8) -> bytes:
-    """A grey TIFF, of one strip, with its directory behind the strip; `offset` may point elsewhere."""
+    """A grey TIFF with one strip and the directory after it; `offset` may point elsewhere."""
     entries = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, offset),
                (277, 3, 1), (278, 4, height), (279, 4, len(strip))]  # fmt: skip
     directory = struct.pack("<H", len(entries))
@@ -40,7 +40,7 @@ def _tiff(width: int, height: int, strip: bytes = b"x" * 100, offset: int = 8) -
 
 
 def _circular_tiff() -> bytes:
-    """A TIFF whose directory names itself as the next one."""
+    """A TIFF whose directory links to itself."""
     data = bytearray(_tiff(8, 8, bytes(64)))
     data[-4:] = struct.pack("<I", 8 + 64)
     return bytes(data)
@@ -75,7 +75,7 @@ def _zip(name: str) -> bytes:
 
 
 def image_cases(image: bytes) -> list[Hostile]:
-    """Answers that are fine as HTTP."""
+    """Responses that are valid HTTP."""
     bodies = [*_bombs(image), *_broken(image), *_polyglots(image), *_others()]
     return [Hostile(name, what, reason, whole(body)) for name, what, reason, body in bodies]
 

@@ -1,4 +1,4 @@
-"""Rows that are hostile by themselves, as they stand in real csv, jsonl and parquet files."""
+"""Hostile rows in real csv, jsonl and parquet files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 @dataclass(frozen=True)
 class HostileRow:
-    """One row: its cells as bytes, or a line as it stands in a jsonl file."""
+    """One row: its cells as bytes, or a line of a jsonl file."""
 
     name: str
     what: str
@@ -86,7 +86,7 @@ ALL_ROWS = [*CSV_ROWS, *JSON_ROWS, *PARQUET_ROWS]
 
 
 def write_tables(folder: Path, good_url: str, urls: list[str]) -> list[str]:
-    """Three tables: cases of the server with a good row behind each, then the hostile rows. Returns their paths."""
+    """Write three tables: server cases with a good row after each, then the hostile rows. Returns their paths."""
     port = good_url.rpartition("/")[0].rpartition(":")[2]
 
     def fill(text: bytes) -> bytes:

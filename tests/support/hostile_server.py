@@ -1,7 +1,7 @@
-"""A server of hostile answers: each case is a name, what is sent byte for byte, and what must become of the row.
+"""A server of hostile responses: each case is a name, the bytes to send, and the expected drop reason.
 
-Every case has an address of its own in 127.1.0.0/16, so that no case changes the manners towards another. The images
-are in hostile_images.py, other answers in hostile_http.py, the rows of tables in hostile_rows.py.
+Every case has its own address in 127.1.0.0/16, so that no case affects the politeness towards another. Images are in
+hostile_images.py, other responses in hostile_http.py, rows of tables in hostile_rows.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def head(status: str = "200 OK", **headers: object) -> bytes:
 
 
 def whole(body: bytes, status: str = "200 OK", **headers: object) -> Send:
-    """An answer as it should be."""
+    """A valid response."""
     data = head(status, content_length=len(body), **headers) + body
     return lambda connection, request: connection.sendall(data)
 
@@ -58,7 +58,7 @@ def raw(data: bytes) -> Send:
 
 
 def endless(first: bytes, piece: bytes, pause_s: float = 0.0) -> Send:
-    """Something first, then a piece again and again until the client hangs up."""
+    """A prefix, then a piece repeated until the client closes the connection."""
 
     def send(connection: socket.socket, request: str) -> None:
         connection.sendall(first)
@@ -71,12 +71,12 @@ def endless(first: bytes, piece: bytes, pause_s: float = 0.0) -> Send:
 
 
 def stall(first: bytes) -> Send:
-    """Something first, then nothing for longer than anyone waits."""
+    """A prefix, then nothing until every timeout has passed."""
     return endless(first, b"", STEP_S)
 
 
 def reset(first: bytes) -> Send:
-    """Something first, then a RST."""
+    """A prefix, then a RST."""
 
     def send(connection: socket.socket, request: str) -> None:
         connection.sendall(first)
@@ -98,7 +98,7 @@ def redirect(to: str, status: str = "302 Found") -> Send:
 
 
 class HostileServer(Listener):
-    """Serves all cases, each on its own address, and an image on GOOD_HOST."""
+    """Serves each case on its own address, and an image on GOOD_HOST."""
 
     def __init__(self, cases: list[Hostile], image: bytes) -> None:
         super().__init__(socket.create_server(("0.0.0.0", 0), backlog=512))
@@ -110,12 +110,12 @@ class HostileServer(Listener):
         return f"127.1.{index // 200}.{index % 200 + 1}"
 
     def urls(self) -> list[str]:
-        """One address a case."""
+        """One address per case."""
         return [f"{case.scheme}://{host}:{self._port}/" for host, case in self._by_host.items()]
 
     @property
     def good_url(self) -> str:
-        """An image without any harm."""
+        """A harmless image."""
         return f"http://{GOOD_HOST}:{self._port}/good.jpg"
 
     def _serve(self, connection: socket.socket) -> None:
@@ -144,7 +144,7 @@ class HostileServer(Listener):
 
 @contextmanager
 def serve_hostile(cases: list[Hostile], image: bytes) -> Iterator[HostileServer]:
-    """Run the server in threads for the time of the `with`."""
+    """Run the server in threads within the `with`."""
     server = HostileServer(cases, image)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""A real HTTP server for tests, with the failures of the web on some of its paths.
+"""A real HTTP server for tests, with failures on some of its paths.
 
 /files/<path>              a file below `folder`, or one of `pages`
 /status/<code>             an empty answer with that status; ?retry_after=S adds the header
@@ -33,7 +33,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class TestServer(ThreadingHTTPServer):
-    """Counts requests by path and connections; `robots_txt` may be changed while it runs."""
+    """Counts requests by path, and connections; `robots_txt` may change while it runs."""
 
     __test__ = False
     daemon_threads = True
@@ -61,7 +61,7 @@ class TestServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def die(self) -> None:
-        """Cut all connections and refuse new ones, as a host that went down."""
+        """Cut all connections and refuse new ones, as a host that is down."""
         self.is_dead = True
         self.num_deaths += 1
         for connection in list(self.sockets):
@@ -85,11 +85,11 @@ class TestServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of the tests."""
+        """Ignore errors: clients that close the connection are part of the tests."""
 
 
 def _reset(connection: Any) -> None:
-    """End a connection with RST; its own thread closes it where there is one."""
+    """End a connection with RST; its thread, if any, closes it."""
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RDWR)
@@ -236,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(folder: Path | None = None, pages: Mapping[str, bytes] | None = None) -> Iterator[TestServer]:
-    """Run the server in a thread for the time of the `with`."""
+    """Run the server in a thread within the `with`."""
     server = TestServer(folder, pages or {})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -14,7 +14,7 @@ from pairloom.schemas.recipes.curate import ImageRecipe
 
 
 def photo(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Smooth colours with some structure, as photographs have."""
+    """Smooth colours with some structure, similar to photographs."""
     noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     return np.asarray(cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC))
 
@@ -34,7 +34,7 @@ def recipe(**settings: object) -> ImageRecipe:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises many pixels in a few bytes."""
+    """A PNG header with many pixels and few bytes."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

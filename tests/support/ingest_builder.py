@@ -1,4 +1,4 @@
-"""What the tests of ingest share: recipes, tables, tars, and looking at what came out."""
+"""Shared parts of ingest tests: recipes, tables, tars, and readers of results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_IMAGES = 30
 
 
 def make_pages() -> dict[str, bytes]:
-    """Images by name, and what the web calls images."""
+    """Images by name, and files that are no images."""
     images = {f"{index}.jpg": encoded(photo(300 + index, 280, index)) for index in range(NUM_IMAGES)}
     return {**images, "page.jpg": b"<!DOCTYPE html><html>gone</html>", "half.jpg": images["3.jpg"][:5000],
             "dot.png": encoded(photo(1, 1), "PNG"), "bomb.png": png_header(20_000, 20_000)}  # fmt: skip
@@ -60,7 +60,7 @@ def read_rows(folder: str) -> list[dict[str, Any]]:
 
 
 def files_of(folder: str | Path) -> dict[str, bytes]:
-    """What must be equal between runs: everything but times and scratch."""
+    """Digests of all files that must be equal between runs: all except times and temporary files."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*"))
             if path.is_file() and not path.name.endswith(("_stats.json", "metrics.jsonl"))
             and not path.name.startswith(".") and "segments" not in path.parts}  # fmt: skip

@@ -46,7 +46,7 @@ ingest(load_recipe(sys.argv[1], CurateRecipe, sys.argv[3:]))
 
 
 class Server:
-    """The web, as a process that can be killed."""
+    """A web server in a process that can be killed."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
@@ -57,11 +57,11 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Stays the same when it is started again."""
+        """The same URL after a restart."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start the server; returns when it answers."""
         command = [sys.executable, "-c", SERVER, str(self._folder), str(self.port)]
         self._process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
         while socket.socket().connect_ex(("127.0.0.1", self.port)) != 0:
@@ -85,7 +85,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def rows_of(web: Server, first: int, num: int) -> list[dict[str, str]]:
-    """One row in five has its troubles: an error or a cut connection before it works, or it is slow, or gone."""
+    """One row in five fails first, is slow, or does not exist."""
     troubles = {0: "flaky/1", 1: "reset/1", 2: "slow/0.4", 3: "slow/0.8", 4: "files/none", 5: "files"}
     rows = []
     for index in range(first, first + num):
@@ -109,7 +109,7 @@ def table(web: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_recipe(folder: Path, table: Path) -> Path:
-    """Patient: a host that is away for some seconds is asked again."""
+    """Write a recipe with many retries, for a host that is down for some seconds."""
     folder.mkdir(exist_ok=True)
     fetch = {"allow_private_addresses": True, "timeout_s": 5, "retries": 10, "concurrency": 4}
     recipe = {
@@ -122,20 +122,20 @@ def write_recipe(folder: Path, table: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Without what another Ray of this process has exported."""
+    """The environment without the variables of this process's Ray."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {**inherited, "PYTHONPATH": str(REPOSITORY)}
 
 
 def ingest_with(recipe: Path, num_cpus: int, *overrides: str) -> Path:
-    """In a process of its own, with a Ray of so many CPUs."""
+    """Run ingest in another process, with a Ray of `num_cpus` CPUs."""
     command = [sys.executable, "-c", INGEST, str(recipe), str(num_cpus), *overrides]
     subprocess.run(command, check=True, cwd=REPOSITORY, env=environment(), timeout=300)
     return Path(resolve(str(recipe.parent / "out/raw/main")))
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of all that a data set is; times are no part of it."""
+    """Digests of all files of a data set, without times."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -145,6 +145,6 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(table: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    """What everything else is compared with: two workers and no other failures than the web's own."""
+    """The reference: two workers, and only the failures of the web server."""
     recipe = load_recipe(str(write_recipe(tmp_path_factory.mktemp("undisturbed"), table)), CurateRecipe)
     return Path(ingest(recipe))

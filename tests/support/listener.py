@@ -1,4 +1,4 @@
-"""A socket that answers every connection in a thread of its own, for servers that an HTTP library would not let be."""
+"""A socket that answers each connection in a thread, for servers beyond an HTTP library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class Listener:
-    """Accepts connections until it is stopped; what it answers is the subclass's."""
+    """Accepts connections until it is stopped; a subclass answers them."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener

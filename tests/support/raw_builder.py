@@ -1,4 +1,4 @@
-"""Raw folders for tests of the later steps: written with the same writer and the same hashes as ingest's."""
+"""Raw folders for tests of later steps, with the writer and the hashes of ingest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pairloom.schemas.images.decode import Pixels, decode_rgb, read_header
 
 @dataclass(frozen=True)
 class Pair:
-    """One input row: the bytes of its image, or why there is none."""
+    """One input row: the bytes of its image, or the drop reason."""
 
     image: bytes | DropReason
     caption: str
@@ -33,7 +33,7 @@ class Pair:
 
 
 def photograph(seed: int, width: int = 96, height: int = 72) -> Pixels:
-    """A picture of soft blobs: its hash is stable under encoding, and far from that of other seeds."""
+    """An image of soft blobs: its hash is stable under encoding, and far from hashes of other seeds."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     smooth: Any = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -41,14 +41,14 @@ def photograph(seed: int, width: int = 96, height: int = 72) -> Pixels:
 
 
 def encoded(pixels: Pixels, image_format: str = "JPEG", quality: int = 92) -> bytes:
-    """An image file of some pixels."""
+    """Pixels as an image file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format, **({"quality": quality} if image_format == "JPEG" else {}))
     return buffer.getvalue()
 
 
 def photographs(num: int, captions: Sequence[str] = ("a picture of blobs",)) -> list[Pair]:
-    """Different pictures with captions and URLs of their own."""
+    """Different images, each with its own caption and URL."""
     return [
         Pair(encoded(photograph(seed)), f"{captions[seed % len(captions)]} number {seed}", f"http://a.test/{seed}.jpg")
         for seed in range(num)
@@ -56,7 +56,7 @@ def photographs(num: int, captions: Sequence[str] = ("a picture of blobs",)) -> 
 
 
 def build_raw(root: str | Path, pairs: Sequence[Pair], samples_per_shard: int = 10, name: str = "main") -> str:
-    """Write a complete raw folder and point LATEST at it; returns the folder."""
+    """Write a complete raw folder and point LATEST at it. Returns the folder."""
     digest = hashlib.sha256(repr([(pair.url, pair.caption) for pair in pairs]).encode()).hexdigest()
     folder = Path(root) / "raw" / name / digest[:8]
     entries = []

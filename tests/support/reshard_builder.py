@@ -32,7 +32,7 @@ def files_of(folder: str) -> dict[str, str]:
 
 
 def make_pairs() -> list[Pair]:
-    """Twenty pictures, one of them twice, one PNG, one missing."""
+    """Twenty images, one of them twice, one PNG, one missing."""
     pairs = [*photographs(20), GONE]
     pairs.append(Pair(pairs[0].image, pairs[0].caption, "http://b.test/0.jpg"))
     pairs.append(Pair(encoded(photograph(50), "PNG"), "ein Bild – with “signs”", "http://c.test/50.png"))

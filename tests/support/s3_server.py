@@ -1,4 +1,4 @@
-"""A real S3 server for tests (Ceph's RADOS Gateway on loopback), and a TCP proxy that breaks what passes through it.
+"""A real S3 server for tests (Ceph's RADOS Gateway on loopback), and a TCP proxy that injects faults.
 
 The server is started once a run by `shared/tools/s3_server_ceph.sh` beside the repository. Its packages are Debian's;
 they are installed where the tests run as root and the package mirror answers. Without them the tests skip and say so.
@@ -34,7 +34,7 @@ _REQUEST = re.compile(rb"(GET|PUT|HEAD|POST|DELETE) (\S+) HTTP/1")
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server listens and who may do what."""
+    """Address and accounts of the server."""
 
     url: str
     folder: Path
@@ -43,11 +43,11 @@ class S3Server:
 
     @property
     def port(self) -> int:
-        """Of the server itself, without a proxy."""
+        """The URL of the server, without a proxy."""
         return int(self.url.rpartition(":")[2])
 
     def environment(self, url: str | None = None, key: str | None = None, secret: str | None = None) -> dict[str, str]:
-        """What a user exports so that pairloom, and all that it starts, finds the server."""
+        """The environment variables for pairloom and its child processes."""
         return {
             "AWS_ENDPOINT_URL": url or self.url,
             "AWS_ACCESS_KEY_ID": key or self.key,
@@ -57,7 +57,7 @@ class S3Server:
         }
 
     def add_user(self, key: str, secret: str) -> None:
-        """A second account, which may do nothing in the buckets of the first until their policies say so."""
+        """A second account, without permissions for the buckets of the first unless a policy grants them."""
         configuration = str(self.folder / "ceph.conf")
         subprocess.run(
             ["radosgw-admin", "-c", configuration, "user", "create", f"--uid={key}", f"--display-name={key}",
@@ -66,7 +66,7 @@ class S3Server:
 
 
 def _install() -> str | None:
-    """Install the server's packages; the reason where that cannot be."""
+    """Install the server's packages. Returns the reason if that fails."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if not missing:
         return None
@@ -102,7 +102,7 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def serve_s3(folder: Path) -> Iterator[S3Server]:
-    """Run the server for the time of the `with`; skips the test, with the reason, where it cannot be had."""
+    """Run the server within the `with`; skips the test with a reason if it is not available."""
     if not SCRIPT.exists():
         pytest.skip(f"no S3 server: {SCRIPT} is not there; set PAIRLOOM_SHARED to the folder that holds tools/")
     reason = _install()
@@ -140,30 +140,30 @@ class FaultyProxy:
 
     @property
     def url(self) -> str:
-        """What takes the server's place."""
+        """The URL of the proxy."""
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def break_next(self, num_requests: int, how: str, only: str = "") -> None:
-        """Break the next requests that match, beside those that wait to be broken already."""
+        """Break the next matching requests, in addition to those already ordered."""
         with self._lock:
             self._faults += [(how, re.compile(only))] * num_requests
 
     def heal(self) -> None:
-        """Break no more."""
+        """Stop breaking requests."""
         with self._lock:
             self._faults.clear()
 
     @property
     def num_faults_left(self) -> int:
-        """Of those ordered."""
+        """Number of ordered faults that are left."""
         return len(self._faults)
 
     def count(self, pattern: str) -> int:
-        """Requests whose line matches."""
+        """Number of requests whose line matches."""
         return sum(number for line, number in self.requests.items() if re.search(pattern, line))
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Stop accepting connections."""
         self._listener.close()
 
     def _accept(self) -> None:
@@ -192,7 +192,7 @@ class FaultyProxy:
                 server.sendall(piece)
 
     def _fault(self, piece: bytes) -> str | None:
-        """Count a piece that begins a request; the fault that it gets, if any."""
+        """Count a piece that starts a request. Returns its fault, if any."""
         found = _REQUEST.match(piece)
         if found is None:
             return None
@@ -207,7 +207,7 @@ class FaultyProxy:
 
 
 class _Answers:
-    """Pumps what the server says to the client; `are_lost` cuts the connection instead."""
+    """Copy the server's bytes to the client; `are_lost` cuts the connection instead."""
 
     def __init__(self, proxy: FaultyProxy, server: socket.socket, client: socket.socket) -> None:
         self._proxy, self._server, self._client = proxy, server, client
@@ -226,7 +226,7 @@ class _Answers:
 
 
 def _drain(client: socket.socket) -> None:
-    """Read what is on its way, so that the answer is not lost in a reset."""
+    """Read pending bytes, so that a reset does not discard the response."""
     client.settimeout(0.05)
     with suppress(TimeoutError):
         client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")

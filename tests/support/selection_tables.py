@@ -26,7 +26,7 @@ GOOD = {
 
 
 class Tables:
-    """Raw, dedupe and signal folders with the rows that a test asks for."""
+    """Raw, dedupe and signal folders with the rows of a test."""
 
     def __init__(self, root: Path, rows: Sequence[dict[str, Any]], rows_per_shard: int = 4) -> None:
         self.root = root

@@ -1,6 +1,6 @@
-"""The curation on several Ray nodes of one machine, in a process of its own: `python -m tests.several_nodes --help`.
+"""All steps on several Ray nodes of one machine, in a separate process: `python -m tests.support.several_nodes --help`.
 
-Each node is a raylet with workers of its own, as a node of a cluster has; they share the disk. Prints one JSON object:
+Each node is a raylet with its own workers, as a node of a cluster; all share the disk. Prints one JSON object:
 on which nodes tasks of the curation were seen, and whether a node was killed before the curation was done.
 """
 
@@ -32,7 +32,7 @@ WRITTEN_BY = {"dedupe": "dedupe/*/*/spill/*/samples/*.rows", "reshard": "curated
 
 
 def recipe_for(pictures: str, root: str) -> CurateRecipe:
-    """All steps of the curation; shards are small, so that there are many tasks."""
+    """A recipe with all steps and small shards, for many tasks."""
     return CurateRecipe.model_validate(
         {
             "root": root,
@@ -46,7 +46,7 @@ def recipe_for(pictures: str, root: str) -> CurateRecipe:
 
 
 class Nodes(threading.Thread):
-    """Watches which nodes run tasks; kills the last node once `step` has written something."""
+    """Records the nodes that run tasks; kills the last node after `step` has written something."""
 
     def __init__(self, cluster: Cluster, root: Path, step: str | None) -> None:
         super().__init__(daemon=True)
@@ -83,7 +83,7 @@ class Nodes(threading.Thread):
 
 
 def main() -> None:
-    """Run the curation."""
+    """Run all steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures")
     parser.add_argument("root", type=Path)

@@ -1,4 +1,4 @@
-"""Where real data for tests lies: `PAIRLOOM_SHARED`, or `shared` beside the repository."""
+"""The folder of real data for tests: `PAIRLOOM_SHARED`, or `shared` beside the repository."""
 
 import os
 from pathlib import Path

@@ -152,7 +152,7 @@ class Loader(TorchDataset[Share | Failure]):
 
     def _shapes(self, preprocess: AnyPreprocess) -> list[tuple[int, ...]]:
         num = self.stream.share_size(self.rank, self.world_size)
-        return [(num, *preprocess.room), *((num, view.count, *view.preprocess.room) for view in self.views)]
+        return [(num, *preprocess.out_shape), *((num, view.count, *view.preprocess.out_shape) for view in self.views)]
 
     def _slot(self, step: int) -> list[torch.Tensor]:
         """The buffers of a step in shared memory."""

@@ -1,4 +1,4 @@
-"""Balance: matches and probabilities are MetaCLIP's, and the draw hangs on seed and uid alone."""
+"""Balance: matches and probabilities equal MetaCLIP's, and the draw depends on seed and uid alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CAPTIONS = [
 
 
 def reference_match(caption: str, entries: list[str]) -> list[int]:
-    """MetaCLIP's definition, one entry after the other."""
+    """MetaCLIP's definition, entry by entry."""
     text = f" {caption} "
     for mark in (",", ".", ";", ":", "?", "!", "`"):
         text = text.replace(mark, f" {mark} ")
@@ -107,7 +107,7 @@ def recipe_for(root: Path, **settings: Any) -> CurateRecipe:
 
 
 def prepare(root: Path, samples_per_shard: int) -> str:
-    """40 photographs of dogs, 6 of cats, one of which nothing is known."""
+    """40 photographs of dogs, 6 of cats, and one without an entry."""
     pairs = photographs(47)
     captions = [*(f"a dog number {place}" for place in range(40)), *(f"the cat {place}" for place in range(6)), "?"]
     renamed = [Pair(pair.image, caption, pair.url) for pair, caption in zip(pairs, captions, strict=True)]
@@ -150,7 +150,7 @@ def test_another_t_needs_no_new_matches(tmp_path: Path, ray_session: None) -> No
     assert kept_strict < kept_loose
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "no such file"), ("\n \n", "no entry in it")])
+@pytest.mark.parametrize(("text", "message"), [(None, "no such file"), ("\n \n", "is empty; write one entry per line")])
 def test_a_list_that_cannot_be_used_is_one_line(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "entries.txt"
     if text is not None:

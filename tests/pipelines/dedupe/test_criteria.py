@@ -1,4 +1,4 @@
-"""Dedupe beyond copies: semantic, preferred values, a new batch, placeholders."""
+"""Dedupe: semantic duplicates, preferred values, earlier data sets, placeholders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEED = 7
 def semantic_by_brute_force(
     features: npt.NDArray[np.float32], centroid: npt.NDArray[np.float32], threshold: float, policy: str
 ) -> list[int]:
-    """Which images of a cluster stay, straight from the policies' definitions; features are in keep order."""
+    """The kept images of a cluster by the policies' definitions; features are in keep order."""
     near = features @ features.T > threshold
     num = len(features)
     if policy == "components":
@@ -138,7 +138,7 @@ def test_a_new_batch_gives_way_to_an_earlier_one_whose_images_are_gone(tmp_path:
 
 
 def test_placeholders_go_whole_and_popular_photographs_stay(tmp_path: Path, ray_session: None) -> None:
-    """Every shop has encoded the placeholder itself."""
+    """Each shop encodes the placeholder itself."""
     things = ["an oak table", "red shoes, size 9", "Paris by night", "buy tickets now", "Dr. Miller", "lemon cake"]
     popular = [f"Acme X{number} camera, black, with lens" for number in range(6)]
     missing, camera, local = encoded(photograph(50)), encoded(photograph(51)), encoded(photograph(52))

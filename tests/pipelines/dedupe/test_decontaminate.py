@@ -1,4 +1,4 @@
-"""Evaluation sets leave the training data: found by hashes and by features, and told both ways."""
+"""Decontamination by hashes and by features, with the counts in the manifest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_lookup_in_an_evaluation_set_equals_brute_force(radius: int) -> None:
 
 @pytest.mark.parametrize("kind", ["images", "tars", "raw"])
 def test_images_of_an_evaluation_set_leave(tmp_path: Path, ray_session: None, kind: str) -> None:
-    """Recompressed and resized copies of evaluation images go with all captions; pictures like no other stay."""
+    """Recompressed and resized copies of evaluation images are dropped with all captions; other images are kept."""
     pairs = photographs(6)
     pairs += [
         Pair(encoded(photograph(40), quality=70), f"copy {number}", f"http://e.test/{number}") for number in (1, 2)
@@ -88,7 +88,7 @@ def evaluation_of(root: Path, kind: str, evaluation: list[Pair]) -> str:
 
 
 def write_mirror_blind_model(out: Path) -> None:
-    """Random weights, but a patch looks the same from both sides and all places of an image are alike."""
+    """A model with random weights whose features do not change when an image is mirrored."""
     model = SiglipModel.from_pretrained(write_siglip(out))
     embeddings = model.vision_model.embeddings
     with torch.no_grad():
@@ -100,7 +100,7 @@ def write_mirror_blind_model(out: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["images", "raw"])
 def test_features_find_what_hashes_cannot(tmp_path: Path, ray_session: None, kind: str) -> None:
-    """A mirrored copy has another pHash; this model cannot tell the two apart."""
+    """A mirrored copy has another pHash, but equal features in this model."""
     write_mirror_blind_model(tmp_path / "model")
     mirrored = np.ascontiguousarray(photograph(40)[:, ::-1])
     evaluation = [Pair(encoded(photograph(seed)), f"held out {seed}", f"http://e.test/{seed}") for seed in (40, 41, 42)]

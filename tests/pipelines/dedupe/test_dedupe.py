@@ -1,4 +1,4 @@
-"""Dedupe: the pair search misses nothing, the greedy selection follows the keep policy, real copies are found."""
+"""Dedupe: the pair search is exact, the greedy selection follows the keep policy, real copies are found."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_largest_copy_stays_and_takes_all_captions_of_the_others_away(tmp_pa
 
 
 def test_keep_policies(tmp_path: Path, ray_session: None) -> None:
-    """Three copies of one picture: the largest, the best scored, or the smallest uid stays."""
+    """Of three copies of one image, the largest, the best scored or the smallest uid is kept."""
     sizes = {"small": (96, 72), "large": (192, 144), "middle": (128, 96)}
     pairs = [Pair(encoded(photograph(2, *size)), name, f"http://a.test/{name}") for name, size in sizes.items()]
     raw = build_raw(tmp_path, pairs)
@@ -92,7 +92,7 @@ def test_keep_policies(tmp_path: Path, ray_session: None) -> None:
 
 
 def test_equal_hashes_of_other_colours_are_no_duplicates(tmp_path: Path, ray_session: None) -> None:
-    """Grey hashes cannot tell red from blue: the thumbnail does. Flat images are told by their colour alone."""
+    """Equal grey hashes of different colours are no duplicates: the thumbnail decides, also for flat images."""
     plain = [np.full((64, 64, 3), colour, np.uint8) for colour in ([200, 30, 30], [30, 30, 200], [198, 30, 32])]
     pairs = [
         Pair(encoded(pixels, "PNG"), f"flat {index}", f"http://a.test/{index}.png")
@@ -134,7 +134,7 @@ def test_a_second_run_writes_nothing(tmp_path: Path, ray_session: None) -> None:
 def test_precision_and_recall_on_real_triples(
     tmp_path: Path, ray_session: None, shared_data: Callable[[str], Path]
 ) -> None:
-    """110 photographs, each as original, recompressed and squashed: one of each triple must be left."""
+    """110 photographs as original, recompressed and squashed: one image per triple must be kept."""
     folder = shared_data("dedup_triples")
     groups = [json.loads(line) for line in (folder / "groups.jsonl").read_text().splitlines()]
     pairs, group_of = [], {}

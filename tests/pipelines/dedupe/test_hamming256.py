@@ -1,4 +1,4 @@
-"""The search for near pairs of 256-bit hashes against brute force, in one process and in parts."""
+"""The search for near pairs of 256-bit hashes, compared with brute force, in one process and in parts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_wide_pair_within_the_radius_is_found_once(kind: str) -> None:
 
 @pytest.mark.parametrize("radius", [3, 8, 11])
 def test_hot_buckets_of_wide_hashes_lose_nothing(radius: int) -> None:
-    """Two words are the same everywhere, as those of flat pictures are."""
+    """Two words are equal in all hashes, as in those of flat images."""
     generator = np.random.default_rng(SEED)
     hashes = np.zeros((HOT_BUCKET + 500, 4), np.uint64)
     hashes[:, 2:] = generator.integers(0, 2**64, (len(hashes), 2), dtype=np.uint64)
@@ -95,7 +95,7 @@ def test_links_of_wide_hashes_keep_near_nodes_together(tmp_path: Path, radius: i
 
 
 def test_256_bits_confirm_a_wide_radius(tmp_path: Path) -> None:
-    """Hashes within 8 of 64 bits and the same colours: only those near in 256 bits are the same picture."""
+    """Of pairs within 8 of 64 bits and with equal colours, only those near in 256 bits are duplicates."""
     hash_of, pairs = np.array([0, 1, 2]), Pairs(np.array([0, 0]), np.array([1, 2]), np.array([8, 6], np.int32))
     hashes256 = np.zeros((3, 4), np.uint64)
     hashes256[1], hashes256[2] = 0xFFFF, 0xFF

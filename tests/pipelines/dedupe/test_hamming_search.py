@@ -1,4 +1,4 @@
-"""The search for near pairs of hashes, components and the greedy selection, each against brute force."""
+"""The search for near pairs of hashes, components and the greedy selection, compared with brute force."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_pair_within_the_radius_is_found_once(kind: str, max_distance: int
 
 @pytest.mark.parametrize("num_planned_for", [10, 100_000, 100_000_000])
 def test_a_search_in_parts_finds_the_same_pairs(tmp_path: Path, num_planned_for: int) -> None:
-    """Hashes come in several files, some of them twice; each group of tables is cut in three."""
+    """Hashes are in several files, some twice; each group of tables has three partitions."""
     hashes = hashes_with_neighbours("random")
     plan = SearchPlan(4, 0, tuple(plan_groups(num_planned_for, 4)), 3)
     table = SpillTable(str(tmp_path), 2, plan.num_tasks)
@@ -75,7 +75,7 @@ def samples_of(hashes: npt.NDArray[np.uint64], thumbnails: npt.NDArray[np.uint8]
 
 @pytest.mark.parametrize("max_difference", [0.0, 6.0, 12.0])
 def test_only_hashes_whose_colours_may_agree_are_linked(tmp_path: Path, max_difference: float) -> None:
-    """No pair that the thumbnails confirm is lost, whoever shares a hash; of the others few are left."""
+    """Colour bounds keep all pairs that the thumbnails confirm, and few others."""
     generator = np.random.default_rng(SEED)
     hashes = generator.choice(hashes_with_neighbours("random", 300), 600)
     tones = np.tile(generator.integers(0, 220, (20, 3)), 64)
@@ -119,7 +119,7 @@ def test_more_hashes_get_wider_keys() -> None:
 
 @pytest.mark.parametrize("max_distance", [2, 4])
 def test_hot_buckets_are_split_and_lose_nothing(max_distance: int) -> None:
-    """Hashes that differ in 24 of 64 bits only: a key over the other bits has one bucket of them all."""
+    """Hashes that differ in 24 of 64 bits only: a key over the other bits puts all into one bucket."""
     generator = np.random.default_rng(SEED)
     hashes = np.unique(generator.integers(0, 1 << 24, 3 * HOT_BUCKET, dtype=np.uint64) << np.uint64(20))
     left, right = pairs_of_hot(hashes, max_distance)
@@ -154,7 +154,7 @@ def test_forests_keep_together_what_their_links_do() -> None:
 def test_giant_groups_are_flagged_and_the_largest_named() -> None:
     uids = np.array([[0, place] for place in range(30)], np.uint64)
     sizes = np.array([1] * 10 + [2] * 15 + [GIANT_GROUP - 1, GIANT_GROUP, 7, 5000, 0])
-    told = (GroupSizes.of(uids[:20], sizes[:20]) + GroupSizes.of(uids[20:], sizes[20:])).told("largest_groups")
+    told = (GroupSizes.of(uids[:20], sizes[:20]) + GroupSizes.of(uids[20:], sizes[20:])).as_details("largest_groups")
     assert (told["num_groups_of_several"], told["num_groups_giant"]) == (19, 2)
     named: Any = told["largest_groups"]
     assert [(int(group["uid"], 16), group["num_samples"]) for group in named[:4]] == [
@@ -176,7 +176,7 @@ def test_captions_are_compared_without_case_spaces_and_compatibility_forms() -> 
 
 
 def walk_by_brute_force(hashes: npt.NDArray[np.uint64], thumbnails: npt.NDArray[np.uint8], radius: int) -> Any:
-    """Kept images, and components as sets, by comparing everything with everything."""
+    """Kept images and components, by brute force."""
     num = len(hashes)
     near = np.zeros((num, num), bool)
     for one in range(num):

@@ -1,4 +1,4 @@
-"""Equal pixels, 256-bit hashes, and that our hashes are those of imagehash and imagededup."""
+"""Equal pixels, 256-bit hashes, and equality with the hashes of imagehash and imagededup."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def bits(data: bytes) -> npt.NDArray[np.bool_]:
 
 
 def imagededup_bits(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """PHash of imagededup 0.3, from the picture that it has brought to 32 x 32: its median leaves the mean out."""
+    """PHash of imagededup 0.3 from its 32 x 32 image: its median excludes the mean coefficient."""
     low = dct(dct(grey.astype(np.float64), axis=0), axis=1)[:8, :8]
     return np.asarray(low >= np.median(low.ravel()[1:])).ravel()
 
@@ -113,7 +113,7 @@ def test_256_bits_tell_copies_from_other_photographs(shared_data: Callable[[str]
 
 
 def test_hashes_are_those_of_imagehash_and_imagededup(shared_data: Callable[[str], Path]) -> None:
-    """Of the same small grey picture bit by bit (imagededup: one bit); whole pictures are shrunk by another filter."""
+    """Equal bits for the same small grey image (imagededup: one bit differs); for whole images the filters differ."""
     far: dict[int, list[int]] = {64: [], 256: []}
     for path in sorted(shared_data("dedup_triples").rglob("*.jpg")):
         pixels = decode_rgb(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Links joined in rounds of tasks: the smallest node of a component is its root, however the links are cut."""
+"""Rounds of tasks join links: the smallest node of a component is its root, for any split of the links."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def edges_of(kind: str) -> Edges:
 def test_every_node_finds_the_smallest_of_its_component(
     tmp_path: Path, ray_session: None, kind: str, num_parts: int
 ) -> None:
-    """Each link is found by another task, so that all the joining is left to the rounds; they are few."""
+    """Each link is in another task, so that only the rounds join them; few rounds are needed."""
     edges = edges_of(kind)
     join = Join(str(tmp_path / "join"), NUM_SEARCHES, num_parts)
     for task in range(NUM_SEARCHES):

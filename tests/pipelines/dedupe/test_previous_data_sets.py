@@ -1,4 +1,4 @@
-"""Semantic dedupe of a new batch against an old corpus: by its stored features, where they are of the same model."""
+"""Semantic dedupe against an earlier data set, with its stored features of the same model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Bunches = dict[str, npt.NDArray[np.float32]]
 
 
 def model_in(folder: Path, weights: bytes) -> Path:
-    """What names a model; nothing is scored here."""
+    """A folder that identifies a model; no test scores with it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(weights)
@@ -45,7 +45,7 @@ def recipe_of(root: Path, model: Path, policy: str, old: str | None = None) -> C
 
 
 def bunched(pairs: list[Pair]) -> Bunches:
-    """Features in bunches: those of the first old pairs, of all new ones, of new ones alone."""
+    """Features in clusters: of the first old pairs, of all new pairs, of new pairs only."""
     bunches = np.random.default_rng(SEED).standard_normal((NUM_BUNCHES, 32))
     kinds = [place % 5 for place in range(NUM_OLD)] + [3 + place % 6 for place in range(len(pairs) - NUM_OLD)]
     noise = 0.01 * np.random.default_rng(1).standard_normal((len(pairs), 32))
@@ -55,7 +55,7 @@ def bunched(pairs: list[Pair]) -> Bunches:
 
 @pytest.mark.parametrize("policy", ["greedy", "official", "components"])
 def test_a_new_batch_gives_way_to_old_images_of_like_features(tmp_path: Path, ray_session: None, policy: str) -> None:
-    """Bunches 3 and 4 are in the old corpus, 5 to 8 are new: one of each new bunch stays. The cut never shows."""
+    """Clusters 3 and 4 are in the old data set, 5 to 8 are new: one sample per new cluster is kept, for any split."""
     pairs = photographs(NUM_OLD + 30)
     old_pairs, new_pairs, features = pairs[:NUM_OLD], pairs[NUM_OLD:], bunched(pairs)
     model, limits = model_in(tmp_path / "model", b"weights"), DEFAULT_LIMITS
@@ -104,7 +104,7 @@ def test_features_of_another_model_are_told_and_not_compared(
     result = dedupe(recipe, raw, own)
     assert result == before
     assert load_manifest(result).details["semantic_not_compared_with"] == [old]
-    assert f"dedupe.against: {old} has no features tiny of its images by the same model" in caplog.text
+    assert f"dedupe.against: {old} has no features tiny of the same model" in caplog.text
     assert [row["drop_reason"] for row in decisions_of(result).values()].count("semantic_duplicate") == 6
     same = recipe_of(root, models[0], "greedy", old)
     assert dedupe_folder(same, raw, own).url != before  # once they can be compared it is another result

@@ -1,4 +1,4 @@
-"""Dedupe spread over parts: however the samples are cut, the decisions are the same."""
+"""Dedupe in parts: the decisions are the same for any split of the samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.raw_builder import Pair, build_raw, encoded, photograph, phot
 
 
 def pairs_of_every_kind() -> list[Pair]:
-    """Pictures and what becomes of them in the wild: copies, other captions, chains of quality, placeholders."""
+    """Images with copies, other captions, chains of quality and placeholders."""
     pairs = photographs(30)
     pairs += [Pair(encoded(photograph(seed), quality=60), f"copy {seed}", f"http://b.test/{seed}") for seed in range(9)]
     pairs += [Pair(encoded(photograph(seed, 192, 144)), f"large {seed}", f"http://l.test/{seed}") for seed in range(5)]
@@ -54,7 +54,7 @@ def recipe_of(root: Path, **settings: Any) -> CurateRecipe:
 def run_cut(
     root: Path, pairs: list[Pair], samples_per_shard: int, limits: DedupeLimits = DEFAULT_LIMITS
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Decisions by uid and the manifest's details; features follow from the pictures' captions."""
+    """Decisions by uid and the manifest's details; features are functions of the captions."""
     raw = build_raw(root, pairs, samples_per_shard)
     bunches = np.random.default_rng(SEED).standard_normal((12, 32))
     feature_of = {uid_of(pair): normalised(bunches[None, int(uid_of(pair), 16) % 12])[0] for pair in pairs}
@@ -64,7 +64,7 @@ def run_cut(
 
 
 def test_the_cut_of_the_work_never_shows(tmp_path: Path, ray_session: None) -> None:
-    """One part and one batch, then many of both with the shards in another order: every rule of dedupe is on."""
+    """One part and one batch, then many of both with another order of shards, with all rules of dedupe."""
     pairs = pairs_of_every_kind()
     build_raw(tmp_path / "old", [pairs[3], pairs[20], *photographs(33)[30:]], 2)
     build_raw(tmp_path / "evaluation", [Pair(encoded(photograph(12), quality=80), "held out", "http://e.test/1")])
@@ -83,7 +83,7 @@ def test_the_cut_of_the_work_never_shows(tmp_path: Path, ray_session: None) -> N
 def test_what_was_read_before_a_crash_is_not_read_again(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, samples_per_part: int
 ) -> None:
-    """The second run finds tables of uids alone. What was cut otherwise is not taken up; reading them fails."""
+    """The second run must not read the raw tables again; files of another split are not reused."""
     pairs = pairs_of_every_kind()
     recipe = CurateRecipe.model_validate(
         {"root": str(tmp_path), "source": {"kind": "folder", "path": "unused"}, "dedupe": {}}

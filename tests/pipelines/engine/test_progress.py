@@ -1,4 +1,4 @@
-"""Progress of ingest: what the workers count is what the terminal, metrics.jsonl and Prometheus show."""
+"""Progress of ingest: the terminal, metrics.jsonl and Prometheus show the counts of the workers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_shard_that_is_tried_again_counts_once() -> None:
 
 
 def test_prometheus_sees_the_same(ray_session: None) -> None:
-    """Scraped from the port that Ray tells Prometheus of."""
+    """Metrics from the port that Ray reports to Prometheus."""
     collector = ray.remote(num_cpus=0)(Collector).remote("scraped")
     report = Report(collector, 0)
     threads = [threading.Thread(target=lambda: [report.note_image(10) for _ in range(50)]) for _ in range(2)]

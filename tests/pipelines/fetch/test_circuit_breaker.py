@@ -1,4 +1,4 @@
-"""A network that dies in the middle of a shard: nothing is lost when it heals, nothing is done when it does not."""
+"""A network outage during a shard: no row is lost if it ends, and the shard is not done if it does not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def urls_of(running: list[TestServer], num_urls: int, first: int = 0) -> list[st
 
 
 def die_after(running: list[TestServer], num_requests: int, back_after_s: float | None) -> threading.Thread:
-    """Kill all servers once so many requests were answered; bring them back on the same ports after a while."""
+    """Stop all servers after `num_requests` requests; start them again on the same ports after `back_after_s`."""
 
     def watch() -> None:
         while sum(sum(server.requests.values()) for server in running) < num_requests:
@@ -88,7 +88,7 @@ def test_an_outage_between_two_shards_is_found() -> None:
 
 
 def test_dead_hosts_are_no_outage() -> None:
-    """Nine of ten hosts are gone all of a sudden; those that answered before still do."""
+    """Nine of ten hosts are dead; the hosts that answered before still answer."""
     with servers() as running:
         loop = fetcher(retries=0, outage_patience_s=5)
         dead = [f"http://127.0.0.{index}:1/a.jpg" for index in range(2, 102)]

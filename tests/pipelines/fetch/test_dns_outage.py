@@ -1,7 +1,7 @@
-"""A resolver that dies while servers and connections live on: nothing is lost, and no shard counts as done.
+"""A resolver that fails while servers and connections work: no row is lost, and no shard is done.
 
-The command runs in a mount namespace with a hosts file of its own. Emptying that file is the outage: the
-C library, curl and ingest are those of every day.
+The command runs in a mount namespace with its own hosts file. Emptying that file simulates the outage; the C library,
+curl and ingest are the real ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WITH_OWN_NAMES = 'mount --bind "$1" /etc/hosts && mount --bind "$2" /etc/resolv.
 
 
 class Names:
-    """A hosts file for the command, and a resolver that is not there."""
+    """A hosts file for the command, and a resolver without a server."""
 
     def __init__(self, folder: Path) -> None:
         self._hosts, self._resolver = folder / "hosts", folder / "resolv.conf"
@@ -35,7 +35,7 @@ class Names:
         self.come_back()
 
     def die(self) -> None:
-        """No name resolves any more but this machine's own."""
+        """Only this machine's own names resolve."""
         self._hosts.write_text(Path("/etc/hosts").read_text())
 
     def come_back(self) -> None:
@@ -44,7 +44,7 @@ class Names:
         self._hosts.write_text(Path("/etc/hosts").read_text() + "".join(names))
 
     def around(self, *command: str) -> list[str]:
-        """The command, under these names."""
+        """The command with this hosts file."""
         return [*NAMESPACE, WITH_OWN_NAMES, "sh", str(self._hosts), str(self._resolver), *command]
 
 

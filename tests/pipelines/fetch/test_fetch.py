@@ -1,4 +1,4 @@
-"""Fetching over real sockets: every URL ends as bytes or as a reason, and manners are kept."""
+"""Fetching over real sockets: every URL ends as bytes or with a drop reason."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_thousand_at_once_over_few_connections(server: TestServer) -> None:
 
 
 def test_one_slow_host_does_not_hold_up_the_others(server: TestServer) -> None:
-    """One host answers nothing until all of the other's answers are here."""
+    """One host does not answer before all responses of the other host arrived."""
     with serve(pages={"a.jpg": BODY}) as other:
         urls = [f"{server.url}/held/a.jpg?{index}" for index in range(20)]
         urls += [f"{other.url}/files/a.jpg?{index}" for index in range(100)]
@@ -91,14 +91,14 @@ def test_one_slow_host_does_not_hold_up_the_others(server: TestServer) -> None:
 
 
 def test_redirects_may_wait_for_their_turn(server: TestServer) -> None:
-    """Waiting in the queue of a busy host is not counted as the transfer's time."""
+    """Time in the queue of a busy host does not count as time of the transfer."""
     with serve() as start:
         urls = [f"{start.url}/redirect_to?url={server.url}/slow/0.6/a.jpg" for _ in range(8)]
         assert fetch(fetcher(per_host=2, timeout_s=1.5), urls) == [BODY] * 8
 
 
 def test_each_limit_of_time_ends_what_it_is_for(server: TestServer) -> None:
-    """Nobody answers at 192.0.2.1 (reserved for documentation), or the network refuses it at once."""
+    """192.0.2.1 (reserved for documentation) does not answer, or the network refuses it at once."""
     start = time.monotonic()
     limits = {"timeout_s": 300, "connect_timeout_s": 0.5, "first_byte_timeout_s": 1, "obey_robots_txt": False}
     urls = ["http://192.0.2.1/a.jpg", f"{server.url}/slow/20/a.jpg", f"{server.url}/drip/2/a.jpg"]
@@ -131,7 +131,7 @@ def test_public_addresses(address: str, expected: bool) -> None:
 
 
 def test_no_room_means_no_new_requests(server: TestServer) -> None:
-    """Room comes back only after a while; nothing starts before, everything ends after."""
+    """No request starts before there is capacity; then all rows end."""
     start = time.monotonic()
     requests = [(index, f"{server.url}/files/a.jpg?{index}") for index in range(30)]
     for _, outcome in fetcher().fetch(requests, has_capacity=lambda: time.monotonic() - start > 0.5):

@@ -86,7 +86,7 @@ def test_one_worker_asks_for_robots_txt() -> None:
 
 @ray.remote
 class Worker:
-    """A worker of an ingest, as far as fetching goes."""
+    """A worker of an ingest that only fetches."""
 
     def __init__(self, **settings: object) -> None:
         defaults: dict[str, object] = {"allow_private_addresses": True, "retries": 0, "per_host": PER_HOST}
@@ -94,7 +94,7 @@ class Worker:
         self._fetcher = Fetcher(self._recipe)
 
     def fetch(self, urls: list[str]) -> tuple[list[str], bool]:
-        """What became of the URLs, in their order, and whether the limits were shared to the end."""
+        """The outcomes in the order of the URLs, and whether the limits were shared to the end."""
         limits = find_host_limits(PER_HOST)
         results = {}
         for row, outcome in self._fetcher.fetch(list(enumerate(urls)), limits=limits):

@@ -1,4 +1,4 @@
-"""Everything that the web may send: each has its reason, the rows around it are kept, the worker lives on."""
+"""Hostile responses: each gives its drop reason, the rows around it are kept, and the worker survives."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def all_cases() -> list[Hostile]:
 
 
 def treat_the_test_net_as_public() -> None:
-    """The servers of this test stand for the open internet; all other addresses are judged as ever."""
+    """Treat the servers of this test as public addresses; other addresses are checked as usual."""
     transfer.is_public = lambda address: address.startswith("127.1.") or web_address.is_public(address)
 
 
 def run_shard(recipe: CurateRecipe, folder: str) -> tuple[int, list[dict[str, Any]]]:
-    """What one worker does for one shard; the rows of its table, and which process it was."""
+    """Make one shard as a worker does. Returns the process id and the rows of the table."""
     source = open_source(recipe.source)
     staging = f"{folder}/staged"
     files = [replace(file, num_rows=source.prepare(file, staging).num_rows) for file in source.list_files()]
@@ -59,7 +59,7 @@ def run_shard(recipe: CurateRecipe, folder: str) -> tuple[int, list[dict[str, An
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Shard:
-    """The hostile shard between two good ones, all by one worker process."""
+    """The hostile shard between two good ones, all made by one worker process."""
     folder = tmp_path_factory.mktemp("hostile")
     context = multiprocessing.get_context("spawn")
     with (
@@ -84,7 +84,7 @@ def make_recipe(folder: Path, tables: list[str]) -> CurateRecipe:
 
 
 def peak_memory() -> int:
-    """Bytes, of this process alone: what `getrusage` says begins with the memory of the process that started it."""
+    """Peak memory of this process, bytes; `getrusage` would include that of the parent process."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 

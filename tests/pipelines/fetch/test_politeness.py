@@ -1,4 +1,4 @@
-"""Manners: retries and waits that a server asks for, rates, robots.txt, X-Robots-Tag."""
+"""Politeness: retries, Retry-After, rates, robots.txt, X-Robots-Tag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching over TLS: HTTP/2 streams over one connection, sessions that are resumed, certificates that are checked."""
+"""Fetching over TLS: HTTP/2 streams over one connection, resumed sessions, checked certificates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_http_2_sends_many_streams_over_one_connection(tmp_path: Path, monkeypat
 
 
 def test_tls_sessions_are_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a server closes every connection, only the first handshakes are whole ones."""
+    """If a server closes every connection, only the first handshakes are full ones."""
     with serve_tls(tmp_path, "http/1.1", BODY) as (server, certificate):
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         loop = fetcher(obey_robots_txt=False, per_host=2, timeout_s=10)

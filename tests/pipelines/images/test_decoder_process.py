@@ -1,4 +1,4 @@
-"""The process that decodes: it may crash, be killed or fail, and its worker goes on."""
+"""The decoder process: its worker survives crashes, kills and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEGFAULT, OUT_OF_MEMORY, BUG, ONCE = b"segfault", b"out of memory", b"bug", b"on
 
 
 def fragile(data: bytes, recipe: ImageRecipe, boxes: Boxes) -> StoredImage:
-    """`store_image` that dies as decoders do, where the bytes ask for it."""
+    """`store_image` that crashes for certain bytes."""
     if data == SEGFAULT:
         ctypes.string_at(0)
     if data == OUT_OF_MEMORY:
@@ -102,7 +102,7 @@ def test_a_decoder_that_cannot_start_is_no_bad_image(spool: IO[bytes]) -> None:
 
 
 def test_bodies_wait_on_disk_beyond_the_budget(decoder: ImageDecoder, spool: IO[bytes]) -> None:
-    """All that was in flight arrives while there is no room: none of it stays in memory."""
+    """Bodies that arrive without capacity go to disk."""
     bodies = []
     with ImageWorkers(decoder, WORK, ImageRecipe(), spool) as workers:
         for row in range(100):
@@ -117,7 +117,7 @@ def test_bodies_wait_on_disk_beyond_the_budget(decoder: ImageDecoder, spool: IO[
 
 
 def test_the_process_loads_only_what_decoding_needs() -> None:
-    """Each worker starts one: what the worker needs for its tables would double what that takes."""
+    """Each worker starts one decoder process, so it must not import the packages for tables."""
     code = "import sys; from pairloom.pipelines.images import decoder_child, store_image; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"pyarrow", "pydantic", "fsspec", "ray", "pandas", "torch"} & set(loaded)

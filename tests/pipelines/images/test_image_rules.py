@@ -1,4 +1,4 @@
-"""What images are turned into: orientation, modes, reduced decode, stripped metadata, blurred boxes, limits."""
+"""Stored images: orientation, modes, reduced decode, stripped metadata, blurred boxes, limits."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def odd_mode(name: str) -> tuple[bytes, np.ndarray]:
-    """An image of a mode, and what it shows on white."""
+    """An image of a mode, and its expected RGB pixels on white."""
     image = Image.fromarray(photo(40, 30))
     grey = image.convert("L")
     half = Image.linear_gradient("L").resize((40, 30))
@@ -98,7 +98,7 @@ def test_avif_is_stored_as_jpeg() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="pillow-heif is not installed")
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_heic_is_stored_as_jpeg(orientation: int) -> None:
-    """Its own turn counts, which libheif does; EXIF's orientation does not (ISO 23008-12): nothing turns twice."""
+    """libheif applies the file's own rotation; the EXIF orientation is ignored (ISO 23008-12)."""
     exif, pixels, buffer = Image.Exif(), photo(90, 60), io.BytesIO()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(buffer, "HEIF", exif=exif, quality=95)
@@ -157,7 +157,7 @@ def test_metadata_is_stripped_without_touching_pixels(kind: str) -> None:
 
 
 def test_boxes_are_blurred_by_the_published_numbers() -> None:
-    """The margin of a tenth, one sigma of a tenth of the longest side, a blurred mask: ImageNet's and DataComp's."""
+    """A margin of a tenth, sigma of a tenth of the longest side, and a blurred mask, as for ImageNet and DataComp."""
     pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
     boxes = [(0.1, 0.2, 0.3, 0.6), (0.9, 0.9, 1.1, 1.2)]
     image, mask = pixels.astype(np.float32) / 255, np.zeros((200, 300, 3), np.float32)
@@ -174,7 +174,7 @@ def test_boxes_are_blurred_by_the_published_numbers() -> None:
 
 @pytest.mark.parametrize("mode", ["keep_ratio", "none", "center_crop"])
 def test_boxes_in_pixels_are_those_of_the_image_as_received(mode: str) -> None:
-    """Of the upright image, before it is decoded at a fraction, scaled or cut."""
+    """Boxes are in pixels of the upright image before any reduction, scaling or cropping."""
     pixels = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
     buffer, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6  # stored turned by a quarter
@@ -207,7 +207,7 @@ def test_limits_of_bytes(settings: dict[str, object], reason: DropReason) -> Non
 
 
 def as_pillow_shows(data: bytes) -> np.ndarray | None:
-    """The first frame on white, or None where Pillow cannot decode it or holds more than 8 bits."""
+    """The first frame on white; None if Pillow cannot decode it or it has more than 8 bits."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

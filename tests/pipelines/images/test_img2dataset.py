@@ -1,7 +1,7 @@
-"""img2dataset's own resize cases: its Resizer and ours, over its modes, sizes and options.
+"""img2dataset's resize cases: its Resizer and ours over all modes, sizes and options.
 
-Its requirements do not go with ours, so it lies in an environment of its own: PAIRLOOM_IMG2DATASET_PYTHON names the
-interpreter that has it.
+Its requirements conflict with ours, so it needs its own environment: PAIRLOOM_IMG2DATASET_PYTHON names the
+interpreter with it.
 """
 
 from __future__ import annotations

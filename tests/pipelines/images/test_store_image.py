@@ -1,4 +1,4 @@
-"""Images as they are stored: img2dataset's resize modes, limits from the header, hashes, real strange images."""
+"""Stored images: img2dataset's resize modes, limits from the header, hashes, unusual real images."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_sizes_of_the_resize_modes(
 
 
 def test_pixels_of_the_resize_modes() -> None:
-    """Area down, Lanczos up, white border, the middle of a crop: img2dataset 1.47's resizer, in a few lines."""
+    """Area down, Lanczos up, white border, centre crop: img2dataset 1.47's resizer in a few lines."""
     pixels = photo(301, 203)
     small = cv2.resize(pixels, (148, 100), interpolation=cv2.INTER_AREA)
     assert largest_difference(resize(pixels, recipe(resize="keep_ratio", size=100)), small) <= 1
@@ -158,7 +158,7 @@ def test_phash_is_close_to_imagehash_and_stays_under_recompression() -> None:
 
 
 def test_phash_golden() -> None:
-    """Hashes are on disk in every data set: they must not change."""
+    """Hashes are stored in data sets, so they must not change."""
     side = np.arange(64, dtype=np.uint8)
     pixels = np.stack([np.add.outer(side, side * 2), np.add.outer(side * 3, side), np.bitwise_xor.outer(side, side)], 2)
     hashes = hash_pixels(np.ascontiguousarray(pixels))

@@ -1,4 +1,4 @@
-"""Ingest end to end on Ray: any source becomes raw shards, every row has its end, and bytes depend on nothing else."""
+"""Ingest end to end on Ray: every row ends as an image or with a reason, and the bytes depend on the input alone."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_new_files_become_a_segment(tmp_path: Path, image_server: TestServer, ra
 
 
 def test_bytes_do_not_depend_on_the_way(tmp_path: Path, image_server: TestServer, ray_session: None) -> None:
-    """One shard after the other with two requests at once, or all at once with retries: the same files."""
+    """One shard at a time with two requests, or all shards at once with retries, give the same files."""
     names = [f"{index}.jpg" for index in range(NUM_IMAGES)]
     urls = [f"{image_server.url}/slow/{0.3 if index % 7 == 0 else 0}/{name}" for index, name in enumerate(names)]
     rows = [
@@ -264,7 +264,7 @@ def test_killed_midway_and_run_again_gives_the_same_bytes(
 
 
 def test_object_storage(tmp_path: Path, image_server: TestServer, pages: dict[str, bytes]) -> None:
-    """Without Ray, for memory:// is one process: the tar is named by its content and the table names the tar."""
+    """Without Ray: memory:// is local to a process. The tar is named by its content; the table names the tar."""
     rows = url_rows(image_server, ["0.jpg", "none.jpg", "1.jpg"])
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     recipe = make_recipe(tmp_path, url_source(tmp_path / "a.parquet"))

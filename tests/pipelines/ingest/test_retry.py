@@ -1,4 +1,4 @@
-"""Retry: a new generation of a raw data set, as if nothing had failed, whatever interrupts it."""
+"""Retry: a new generation equals a raw data set without failures, after any interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gc: what nothing points to goes, what something needs stays, and nothing goes under a running command."""
+"""gc removes unreferenced results, keeps needed ones, and does not run beside other commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARD = "0000/0000000"
 
 
 def put(root: str, step: str, name: str, folder: str, parents: list[str] | None = None) -> str:
-    """A complete result of one shard that its name's LATEST points to; returns its manifest's hash."""
+    """Write a complete result of one shard and point LATEST at it. Returns the hash of its manifest."""
     url = storage.join(root, step, name, folder)
     tar = b"tar of " + folder.encode()
     storage.put_bytes(storage.join(url, f"{SHARD}.tar"), tar)
@@ -35,7 +35,7 @@ def put(root: str, step: str, name: str, folder: str, parents: list[str] | None 
 
 
 def walk_twice(root: str) -> None:
-    """One raw set, two dedupes, three selections; the last ones are made from the second dedupe."""
+    """One raw data set, two dedupes, three selections; the last two from the second dedupe."""
     raw = put(root, "raw", "main", "aaaaaaaa")
     first = put(root, "dedupe", "default", "11111111", [raw])
     second = put(root, "dedupe", "default", "22222222", [raw])

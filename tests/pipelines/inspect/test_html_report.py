@@ -1,4 +1,4 @@
-"""The page of `inspect --html`: what it says, and that a browser shows it with nothing beside it, on a phone too."""
+"""The page of `inspect --html`: its content, and that a browser shows it offline, also at the width of a phone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHONE = 390  # px
 
 @pytest.fixture(scope="module")
 def curated(tmp_path_factory: pytest.TempPathFactory, shared_data: Callable[[str], Path], ray_session: None) -> Path:
-    """A root with 40 photographs, copies of three of them, and two files that are no images."""
+    """A root with 40 photographs, copies of three of them, and two files that are not images."""
     out = tmp_path_factory.mktemp("report")
     lines = (shared_data("flickr8k") / "pairs.jsonl").read_text().splitlines()[:40]
     pairs = [json.loads(line) for line in lines]
@@ -85,7 +85,7 @@ def test_a_selection_can_be_named_and_others_are_one_line(curated: Path, tmp_pat
 
 @pytest.mark.parametrize("width", [PHONE, 1200])
 def test_a_browser_shows_it(curated: Path, tmp_path: Path, width: int) -> None:
-    """Nothing is wider than the window and every picture is decoded."""
+    """No element is wider than the window, and every image is decoded."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on this machine to open the page with")

@@ -1,4 +1,4 @@
-"""Recall: what people opted out of leaves the raw data set, and everything that hangs on it knows."""
+"""Recall removes opted-out samples from the raw data set, and results made from it are stale."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_recall_leaves_nothing_of_a_sample(
 
 
 def check_raw_rows(folder: str, before: list[dict[str, Any]]) -> None:
-    """All rows that were not recalled are as they were but for their offsets."""
+    """Rows that are not recalled do not change, except their offsets."""
     check_raw(folder)
     for index, (old, new) in enumerate(zip(before, read_rows(folder), strict=True)):
         if index not in OPTED_OUT:
@@ -135,7 +135,7 @@ def test_adopted_tars_are_masked(tmp_path: Path, pages: dict[str, bytes], ray_se
 
 
 def test_object_storage(tmp_path: Path, web: TestServer, pages: dict[str, bytes]) -> None:
-    """Without Ray, for memory:// is one process."""
+    """Without Ray, because memory:// is local to a process."""
     root = f"memory://{tmp_path.name}-{web.server_port}"
     folder = f"{root}/raw/main/00000000"
     table = tmp_path / "a.parquet"
@@ -217,7 +217,7 @@ def order_of(folder: str) -> list[str]:
 
 
 def check_loader(before: list[str], folder: str, recalled: set[str]) -> None:
-    """The samples of a recalled host are replaced, the same way each time, and all others keep their place."""
+    """Samples of a recalled host are replaced deterministically, and all others keep their position."""
     now = order_of(folder)
     assert recalled & set(before)
     assert not recalled & set(now)

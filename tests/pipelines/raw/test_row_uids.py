@@ -1,4 +1,4 @@
-"""Rows of one uid are found the same way however the uids are cut into parts."""
+"""Duplicate rows are the same for any number of parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reshard: the same bytes for any workers and any crash; shards that webdataset opens."""
+"""Reshard: equal bytes for any number of workers and after any crash; webdataset reads the shards."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_selection_without_samples_is_an_error(tmp_path: Path, ray_session: No
 
 
 def test_a_global_shuffle_mixes_everything_whatever_the_raw_shards(tmp_path: Path, ray_session: None) -> None:
-    """The bytes hang on the samples alone: not on the raw shards, nor on a crash between or within the passes."""
+    """The bytes depend on the samples alone, not on the raw shards, or on a crash between or within the passes."""
     folders = {}
     for name, samples_per_shard in (("few", 40), ("many", 3)):
         recipe = recipe_for(tmp_path / name, shuffle="global", samples_per_shard=2)
@@ -173,7 +173,7 @@ reshard(recipe, sys.argv[2], sys.argv[3])
 
 @pytest.mark.slow
 def test_killed_at_any_moment_the_bytes_are_the_same(tmp_path: Path, ray_session: None) -> None:
-    """kill -9 of the driver while it reshards, three times; then the same command to the end."""
+    """kill -9 of the driver during reshard, three times; then the same command finishes."""
     pairs = [pair for seed in range(60) for pair in photographs_of_size(seed)]
     folders = {}
     for name in ("whole", "killed"):
@@ -191,7 +191,7 @@ def test_killed_at_any_moment_the_bytes_are_the_same(tmp_path: Path, ray_session
 
 
 def photographs_of_size(seed: int) -> list[Pair]:
-    """Two pictures large enough that writing them takes a while."""
+    """Two images that are large enough to take a while to write."""
     numbers = (2 * seed, 2 * seed + 1)
     return [
         Pair(encoded(photograph(number, 640, 480), "PNG"), f"picture {number}", f"http://a.test/{number}.png")
@@ -200,7 +200,7 @@ def photographs_of_size(seed: int) -> list[Pair]:
 
 
 def kill_when(is_time: Callable[[], bool], command: list[str]) -> None:
-    """Start a command, wait until it is time, then kill it without warning."""
+    """Start a command, wait for a condition, then kill -9 it."""
     process = subprocess.Popen(command, start_new_session=True, env=dict(os.environ))
     while not is_time():
         assert process.poll() is None, "it ended before it could be killed"

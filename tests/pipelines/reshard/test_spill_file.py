@@ -1,4 +1,4 @@
-"""Spill files of a global shuffle: a bucket comes back from its own ranges; a finished file is not written again."""
+"""Spill files of a global shuffle: a bucket is read from its own ranges; a finished file is not written again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_image(sample: dict[str, Any]) -> bytes:
 
 
 def test_a_bucket_needs_nothing_of_the_others(tmp_path: Path) -> None:
-    """Only the two ends of a bucket and its own bytes are left in the file."""
+    """The file has only the two offsets of one bucket and its bytes."""
     url = str(tmp_path / "file.spill")
     rows = pa.table({"number": range(9), "num_bytes": [len(image) for image in IMAGES], "caption": ["é", None, ""] * 3})
     write_buckets(url, rows, EDGES, read_image)
@@ -46,7 +46,7 @@ def test_a_bucket_needs_nothing_of_the_others(tmp_path: Path) -> None:
 def test_spill_files_of_a_killed_run_are_kept(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that ends between the passes has written its spill files; the next one writes only what is missing."""
+    """After a run that ended between the passes, the next one writes only missing spill files."""
     recipe = recipe_for(tmp_path, shuffle="global")
     raw, selection = prepare(tmp_path, recipe)
 

@@ -1,4 +1,4 @@
-"""Select: rules in order, DataComp's threshold, every row with a decision, and no Ray."""
+"""Select: rules in order, DataComp's threshold, a decision per row, without Ray."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_without_rules_all_that_is_no_duplicate_is_kept(tmp_path: Path) -> None:
 
 
 def datacomp_threshold(scores: np.ndarray[Any, Any], fraction: float) -> float:
-    """DataComp, baselines/utils.py: the n-th of the scores sorted downwards, counted from 0."""
+    """DataComp, baselines/utils.py: the n-th score in descending order, counted from 0."""
     return float(-np.sort(-scores)[int(len(scores) * fraction)])
 
 

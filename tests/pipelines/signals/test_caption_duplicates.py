@@ -36,7 +36,7 @@ def similarity(one: str, other: str) -> float:
 
 
 def captions_with_neighbours(num: int = 150) -> list[str]:
-    """Sentences, and copies with a word changed, a mark added or another case."""
+    """Sentences, and copies with a changed word, a punctuation mark or another case."""
     generator = np.random.default_rng(SEED)
     texts = [" ".join(generator.choice(WORDS, generator.integers(6, 16))) for _ in range(num)]
     for text in texts[: num // 2]:
@@ -71,7 +71,7 @@ def test_signatures_estimate_the_similarity_of_4_grams() -> None:
 
 
 class SmallTasks(CaptionDuplicateSignals):
-    """The same signal in many small tasks."""
+    """The signal with many small tasks."""
 
     limits: ClassVar[CaptionLimits] = CaptionLimits(37, BatchLimits(min_batches=6, min_rows=30))
 
@@ -113,7 +113,7 @@ def test_near_captions_are_found_and_counted_in_any_order(tmp_path: Path, ray_se
 
 
 def test_parts_and_batches_change_nothing(tmp_path: Path, ray_session: None) -> None:
-    """Every round hands rows to several tasks, and a killed run is finished by the next one."""
+    """Every round has several tasks, and the next run finishes a killed one."""
     image = encoded(photograph(1))
     texts = captions_with_neighbours(60)
     pairs = [Pair(image, text, f"http://a.test/{place}") for place, text in enumerate([*texts, *texts[:20]])]
@@ -147,7 +147,7 @@ def test_selections_and_explain_use_the_counts_and_dedupe_does_not(tmp_path: Pat
 
 
 def test_a_new_shard_counts_in_all_others(tmp_path: Path, ray_session: None) -> None:
-    """Counts are of the whole data set: nothing of an earlier, smaller one may be used again."""
+    """Counts are over the whole data set, so that columns of an earlier generation must not be reused."""
     image = encoded(photograph(1))
     pairs = [Pair(image, "the same words", f"http://a.test/{place}") for place in range(6)]
     small, large = measured(tmp_path / "small", pairs[:3], 3), measured(tmp_path / "large", pairs, 3)

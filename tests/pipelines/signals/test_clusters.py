@@ -1,4 +1,4 @@
-"""Clusters: a tree that no sharding changes, equal draws from it against a direct reference, images near a target."""
+"""Clusters: the same tree for any shards, draws equal to a direct reference, images near a target set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.tiny_models import write_siglip
 
 
 def filled_by_hand(sizes: list[int], target: int) -> list[int]:
-    """One after the other takes one more, until the target is met or all have given everything."""
+    """Add one to each quota in turn until the target is met or all sizes are used up."""
     quotas = [0] * len(sizes)
     while sum(quotas) < min(target, sum(sizes)):
         for place, size in enumerate(sizes):
@@ -74,7 +74,7 @@ def test_centroids_beyond_one_block_are_compared_like_any() -> None:
 
 
 def test_centroids_are_lloyds(ray_session: None) -> None:
-    """Against ten plain iterations in double precision."""
+    """Compared with ten plain iterations in double precision."""
     draw = np.random.default_rng(2)
     sample = normalised(draw.standard_normal((400, WIDTH)))
     expected = sample[:5].astype(np.float64)
@@ -156,7 +156,7 @@ def test_a_real_model_and_what_explain_tells(tmp_path: Path, ray_session: None) 
 
 
 def test_images_near_a_target_set(tmp_path: Path, ray_session: None) -> None:
-    """The nearest centroid is also the nearest one of an image of the target: DataComp's rule, centroids given."""
+    """DataComp's rule with given centroids: the nearest centroid is also nearest to an image of the target set."""
     raw, feature_of = prepare(tmp_path, 17, list(range(sum(SIZES))))
     centroids = (np.eye(WIDTH)[: len(SIZES)] * np.linspace(0.5, 1, len(SIZES))[:, None]).astype(np.float32)
     np.save(tmp_path / "centroids.npy", centroids)  # DataComp's have lengths below one, which decide

@@ -1,4 +1,4 @@
-"""Quality, image classifiers and feature heads: what they say of real pictures, and that rules can use it."""
+"""Quality, image classifiers and feature heads on real images, and score rules that use them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_an_onnx_file_gives_what_its_model_gives(tmp_path: Path) -> None:
 
 
 def write_onnx_head(path: Path, weight: np.ndarray[Any, Any], batch: str | int = "batch") -> Path:
-    """One linear layer [outputs, features] with a tanh behind it."""
+    """One linear layer [outputs, features], then tanh."""
     onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT

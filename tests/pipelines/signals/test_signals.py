@@ -1,4 +1,4 @@
-"""Signals: captions as DataComp counts them; features equal to plain transformers'; out-of-fold scores."""
+"""Signals: caption counts as in DataComp, features equal to plain transformers, out-of-fold scores."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_an_interrupted_signal_measures_only_what_is_left(tmp_path: Path, ray_se
 
 
 def write_dual_encoder(out: Path) -> Path:
-    """A VisionTextDualEncoder of random weights."""
+    """A VisionTextDualEncoder with random weights."""
     write_clip(out)
     tokenizer = write_tokenizer(out)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -141,7 +141,7 @@ WRITERS = {"clip": write_clip, "siglip": write_siglip, "dual": write_dual_encode
 
 
 def plain_features(folder: Path, pixels: Pixels, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of one pair by transformers alone: its image processor, its tokenizer, its model."""
+    """Features of one pair by transformers alone: image processor, tokenizer, model."""
     from transformers import AutoImageProcessor
 
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)

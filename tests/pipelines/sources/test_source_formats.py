@@ -1,4 +1,4 @@
-"""Every way of naming a table, caption files as they are published, and what other tools write, read as rows."""
+"""Rows of tables by every kind of path, of published caption files, and of the output of other tools."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RED = encoded(np.full((4, 4, 3), (250, 0, 0), np.uint8), "PNG")
 
 
 def rows_of(tmp_path: Path, **source: Any) -> list[SourceRow]:
-    """All rows of a source, as ingest reads them."""
+    """All rows of a source, read as ingest does."""
     opened = open_source(CurateRecipe.model_validate({"root": "unused", "source": source}).source)
     rows = []
     for file in opened.list_files():
@@ -76,7 +76,7 @@ def test_every_table_by_every_name(tmp_path: Path, kind: str, packing: str, plac
 
 
 def test_a_json_array_on_one_line_is_streamed(tmp_path: Path) -> None:
-    """The first rows come although the end of the file is broken: nobody has read it."""
+    """The first rows are read although the end of the file is broken: the file is streamed."""
     path = tmp_path / "a.json"
     path.write_text("[" + ",".join(json.dumps({"url": "x" * 1000, "n": n}) for n in range(5000)) + ", broken")
     rows = read_text_rows(str(path))
@@ -117,7 +117,7 @@ KARPATHY = {
 def test_caption_files_as_published(
     tmp_path: Path, name: str, content: str, kept: dict[str, list[str]], beside: bool
 ) -> None:
-    """Beside their images (path: the folder), or elsewhere (path: the file, images: the folder)."""
+    """Caption files beside their images (path: the folder), or elsewhere (path: the file, images: the folder)."""
     images = tmp_path / "images"
     images.mkdir()
     (images / "a.png").write_bytes(RED)
@@ -142,7 +142,7 @@ def test_imagefolder_with_metadata_in_each_split(tmp_path: Path) -> None:
 
 
 def test_img2datasets_plain_files(tmp_path: Path) -> None:
-    """Its tables and statistics at the top name no image; captions lie beside the images."""
+    """Tables and statistics at the top are not captions tables; captions are beside the images."""
     (tmp_path / "00000").mkdir()
     for number, caption in enumerate(("one", None)):
         (tmp_path / f"00000/{number:09d}.jpg").write_bytes(RED)
@@ -158,7 +158,7 @@ def test_img2datasets_plain_files(tmp_path: Path) -> None:
 
 
 def test_parquet_structs_with_paths_in_subfolders(tmp_path: Path) -> None:
-    """Hugging Face's layout: files of several folders, bytes or only a path, several captions an image."""
+    """Hugging Face's layout: files in several folders, bytes or only a path, several captions per image."""
     images = [{"bytes": RED, "path": "x.png"}, {"bytes": None, "path": "pictures/a.png"},
               {"bytes": None, "path": "../secret.png"}, {"bytes": None, "path": None}]  # fmt: skip
     for split in ("test", "train"):
@@ -185,7 +185,7 @@ def test_img2datasets_parquet_output(tmp_path: Path) -> None:
 
 
 def test_a_datacomp_shard_is_adopted(tmp_path: Path, ray_session: None) -> None:
-    """Tars with tables and statistics beside them; uid, url, sha256 and boxes come from the JSON."""
+    """Tars with tables and statistics beside them; uid, url, sha256 and boxes are in the JSON."""
     uid, folder = "0123456789abcdef" * 2, tmp_path / "shards"
     folder.mkdir()
     fields = {"uid": uid, "url": "http://a.org", "face_bboxes": [[0.1, 0.1, 0.5, 0.5]], "sha256": "ab",

@@ -1,4 +1,4 @@
-"""Every kind of source and format gives the rows that it holds, and says what is wrong with it."""
+"""Every kind of source and format gives its rows, and names its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar shards: equal content gives equal bytes, other readers open them, foreign tars are indexed."""
+"""Tar shards: equal content gives equal bytes, other readers open them, tars of other tools are indexed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixels: the same numbers as the Hugging Face processor that an export carries, from any kind of image."""
+"""Pixels: equal to the Hugging Face processor of an export, for any kind of image."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Recipes: strict, overridable, hashed by what changes results."""
+"""Recipes: strict, overridable, hashed by the settings that change results."""
 
 import textwrap
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""On a real S3 server: nothing half written is ever seen, what fails is tried again, and the whole walk runs there."""
+"""On a real S3 server: readers see whole objects only, failed calls are retried, and all steps run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LIST = r"^GET /\w+\?.*list-type"
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """The server with one bucket of ours, and one of somebody else's that we may only read."""
+    """The server with a writable bucket, and a read-only bucket of another account."""
     with serve_s3(tmp_path_factory.mktemp("s3") / "server") as server:
         server.add_user("other", "othersecret")
         with pytest.MonkeyPatch.context() as patch:
@@ -59,7 +59,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(autouse=True)
 def connected(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if the user had exported where the server is."""
+    """The environment of a user of this server."""
     _connect(monkeypatch, s3.environment())
     yield
     remote_storage.forget_connections()
@@ -67,7 +67,7 @@ def connected(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def proxy(s3: S3Server, connected: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """Between us and the server."""
+    """The proxy between client and server."""
     running = FaultyProxy(s3.port)
     _connect(monkeypatch, s3.environment(running.url))
     yield running
@@ -87,7 +87,7 @@ def unfinished_uploads() -> list[str]:
 
 
 def test_one_writer_wins() -> None:
-    """The marker of a shard: of eight that write at once exactly one does; a large one is no exception."""
+    """put_if_absent: of eight concurrent writers exactly one succeeds, also for a large object."""
     wins: list[int] = []
 
     def write(index: int) -> None:
@@ -110,7 +110,7 @@ def test_one_writer_wins() -> None:
 
 @pytest.mark.parametrize("how", ["503", "reset", "cut_reply"])
 def test_what_fails_is_tried_again(proxy: FaultyProxy, how: str) -> None:
-    """An overloaded server, a cut connection, and an answer that is lost after the work was done."""
+    """An overloaded server, a cut connection, and a response lost after the write."""
     url = f"{BUCKET}/again/{how}"
     proxy.break_next(3, how)
     assert storage.put_if_absent(f"{url}/marker", b"done"), "a lost answer is no other writer"
@@ -247,7 +247,7 @@ def _check_funnel(summary: dict[str, Any], raw: str) -> None:
 
 
 def _check_resume(proxy: FaultyProxy, recipe: Path, raw: str) -> None:
-    """A second run writes nothing; two lost tables of eight cost one listing of their folder, not one of all keys."""
+    """A second run writes nothing; two missing tables of eight need one listing of their folder, not of all keys."""
     hash_before = load_manifest(raw).hash()
     proxy.requests.clear()
     run(recipe)
@@ -284,7 +284,7 @@ def _check_readers(root: str) -> None:
 def _check_adopted(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tars: list[str], num_samples: int
 ) -> None:
-    """Tars in a bucket that we may not write to are adopted: all that is made lies below our root."""
+    """Tars in a read-only bucket are adopted: all output is below the root."""
     contents = [storage.read_bytes(tar) for tar in tars]
     _connect(monkeypatch, s3.environment(key="other", secret="othersecret"))
     for index, content in enumerate(contents):

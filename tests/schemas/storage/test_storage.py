@@ -1,4 +1,4 @@
-"""Storage and manifests: all of a file or nothing, and done means done."""
+"""Storage and manifests: readers see whole files only, and a manifest means a complete data set."""
 
 from pathlib import Path
 

@@ -59,7 +59,7 @@ def test_training_sees_the_pixels_of_the_exported_processor_but_for_rounding() -
     for seed, (height, width) in enumerate(SIDES):
         noise = draw.integers(0, 256, (height, width, 3), np.uint8)
         for pixels in (noise, photograph(seed, width, height)):
-            ours, theirs = (np.full(preprocess.room, 7, np.uint8) for _ in range(2))
+            ours, theirs = (np.full(preprocess.out_shape, 7, np.uint8) for _ in range(2))
             assert cut_into(ours, pixels, preprocess) == preprocess.cut(preprocess.resize(pixels), theirs)
             difference = np.abs(ours.astype(int) - theirs)
             assert difference.max() <= 2
@@ -92,7 +92,7 @@ def test_ranks_workers_and_resuming_change_nothing(data: str) -> None:
 def test_pixels_are_normalised_as_by_the_processor() -> None:
     preprocess = NaflexPreprocess(25, mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.25))
     pictures = [preprocess.resize(photograph(1, 90, 60)), preprocess.resize(photograph(2, 30, 70))]
-    rooms = np.empty((2, *preprocess.room), np.uint8)
+    rooms = np.empty((2, *preprocess.out_shape), np.uint8)
     grids = [preprocess.cut(picture, room) for picture, room in zip(pictures, rooms, strict=True)]
     found = naflex_inputs(torch.from_numpy(rooms), torch.tensor(grids), preprocess)
     for name, array in preprocess.model_inputs(pictures).items():
