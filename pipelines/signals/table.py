@@ -33,7 +33,6 @@ from pairloom.schemas.recipes.signals import Name, Signal, SignalWork
 from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import sha256_of
 
-ROWS_PER_PART = 2_000_000
 CLUSTER = "cluster"  # balance can use a column of this name
 
 
@@ -54,6 +53,7 @@ class TableSignals(Signal):
     not_hashed: ClassVar[Mapping[str, str]] = {"name": "names the folder", "path": "its content is hashed"}
     version: ClassVar[int] = 1
     is_per_shard: ClassVar[bool] = False
+    rows_per_part: ClassVar[int] = 2_000_000  # joined by one task
 
     @model_validator(mode="after")
     def _check_columns(self) -> TableSignals:
@@ -106,7 +106,7 @@ def join_table(signal: TableSignals, raw_folder: str, folder: str) -> Mapping[st
     raw = load_manifest(raw_folder)
     pieces = [piece for file in find_tables(signal.paths, signal.name) for piece in cut_table(file)]
     batches = cut_batches([(Folders(raw_folder), raw)])
-    num_parts = max(1, -(-raw.num_rows // ROWS_PER_PART))
+    num_parts = max(1, -(-raw.num_rows // signal.rows_per_part))
     spill = storage.join(folder, "spill")
     types = number_types([piece.url for piece in pieces], signal.columns, signal.key)
     job = Job(
