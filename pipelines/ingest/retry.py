@@ -24,7 +24,7 @@ from pairloom.pipelines.images.boxes import Boxes
 from pairloom.pipelines.images.decode_queue import STORE_IMAGE, ImageWorkers
 from pairloom.pipelines.images.decoder_process import SpooledImage, image_decoder
 from pairloom.pipelines.ingest.shard import Outcomes
-from pairloom.pipelines.ingest.shared_urls import SameImages
+from pairloom.pipelines.ingest.shared_urls import SharedUrls
 from pairloom.pipelines.optout.apply import with_offsets
 from pairloom.pipelines.optout.rules import blank_rows, is_recalled, refusal, rules_of
 from pairloom.pipelines.raw.generation import AddSample, Rewrite, collect_results, finish_rewrite, rewrite_tar
@@ -114,7 +114,7 @@ def retry_shard(job: RetryJob) -> None:
 
 def _fetch(job: RetryJob, table: pa.Table, spool: IO[bytes]) -> Outcomes:
     urls, reasons = table["url"].to_pylist(), table["drop_reason"].to_pylist()
-    boxes, images = _boxes(table, job.source), SameImages()
+    boxes, images = _boxes(table, job.source), SharedUrls()
     for row, reason in enumerate(reasons):
         if reason in TRANSIENT:
             images.add(row, urls[row], boxes[row])

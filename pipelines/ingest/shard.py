@@ -17,7 +17,7 @@ from pairloom.pipelines.engine.counters import Report
 from pairloom.pipelines.fetch.fetch_shard import fetch_rows
 from pairloom.pipelines.images.decode_queue import STORE_IMAGE, ImageWorkers
 from pairloom.pipelines.images.decoder_process import SpooledImage, image_decoder
-from pairloom.pipelines.ingest.shared_urls import SameImages
+from pairloom.pipelines.ingest.shared_urls import SharedUrls
 from pairloom.pipelines.optout.rules import blank, is_recalled, refusal, rules_of
 from pairloom.pipelines.raw.row_uids import save_uids
 from pairloom.pipelines.raw.table import PlacedImage, ShardResult, make_table, put_table, read_result
@@ -168,7 +168,7 @@ def _collect_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tup
 def _fetch_images(job: ShardJob, source: Source, workers: ImageWorkers) -> tuple[list[SourceRow], list[str]]:
     """Rows and uids of a source with URLs; fetches the images. Raises ShardError if the network is down."""
     repeated = _repeated(job)
-    rows, uids, images = [], [], SameImages()
+    rows, uids, images = [], [], SharedUrls()
     for index, row in enumerate(job.read_rows(source)):
         refusal = _refusal(row, job, False, index in repeated)
         if refusal is not None:

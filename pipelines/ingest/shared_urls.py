@@ -10,7 +10,7 @@ from pairloom.pipelines.images.boxes import Boxes
 Outcome = TypeVar("Outcome")
 
 
-class SameImages:
+class SharedUrls:
     """Collects requests; `share` copies the outcome of a request to all rows with the same URL and boxes."""
 
     def __init__(self) -> None:

@@ -55,7 +55,7 @@ def collect_garbage(
 ) -> dict[str, Any]:
     """Remove unreferenced results; `dry_run` only lists them. `used`: manifest hashes of data of training runs.
 
-    Returns the removed folders and files with sizes, and those that are too young. Raises InputError if there is no
+    Returns the removed folders and files with sizes, and those that are too recent. Raises InputError if there is no
     root, or if another command runs.
     """
     results = list(_results(root))
@@ -63,13 +63,13 @@ def collect_garbage(
         raise InputError(f"{root}: no results of pairloom here; name the `root` of a curate recipe")
     with exclusive_lock(root):
         results = list(_results(root))  # again, now that no other command can write
-        young = _young_names(results, min_age_h)
-        pointed = _pointed(results, keep, used)
-        unneeded = [(result, why) for result in results if (why := _why_unneeded(result, results, pointed))]
-        waiting = [result.url for result, _ in unneeded if (result.step, result.name) in young]
-        garbage = [_measure(result.url, why) for result, why in unneeded if result.url not in waiting]
+        recent = _recent_names(results, min_age_h)
+        referenced = _referenced(results, keep, used)
+        unreferenced = [(result, why) for result in results if (why := _why_unreferenced(result, results, referenced))]
+        waiting = [result.url for result, _ in unreferenced if (result.step, result.name) in recent]
+        garbage = [_measure(result.url, why) for result, why in unreferenced if result.url not in waiting]
         for result in results:
-            if result.head is not None and result.url in pointed:
+            if result.head is not None and result.url in referenced:
                 garbage += _leftovers(result)
         for one in garbage if not dry_run else ():
             _remove(one.url)
@@ -79,7 +79,7 @@ def collect_garbage(
         "garbage": [asdict(one) for one in garbage],
         "num_bytes": sum(one.num_bytes for one in garbage),
         "waiting": waiting,
-        "num_kept": len(results) - len(unneeded),
+        "num_kept": len(results) - len(unreferenced),
     }
 
 
@@ -94,7 +94,7 @@ def _results(root: str) -> Iterator[Result]:
                     yield Result(step, name, url, read_head(url), is_latest)
 
 
-def _young_names(results: list[Result], min_age_h: float) -> set[tuple[str, str]]:
+def _recent_names(results: list[Result], min_age_h: float) -> set[tuple[str, str]]:
     """Names whose LATEST changed recently."""
     oldest = time.time() - 3600 * min_age_h
     names = {
@@ -105,7 +105,7 @@ def _young_names(results: list[Result], min_age_h: float) -> set[tuple[str, str]
     return {name for name, url in names.items() if storage.exists(url) and storage.modified(url) > oldest}
 
 
-def _pointed(results: list[Result], keep: int, used: Collection[str]) -> set[str]:
+def _referenced(results: list[Result], keep: int, used: Collection[str]) -> set[str]:
     """URLs of the results to keep: named ones and all their parents."""
     by_hash: dict[str, Result] = {}
     for result in results:
@@ -117,14 +117,14 @@ def _pointed(results: list[Result], keep: int, used: Collection[str]) -> set[str
     if keep > 1:
         for name in {(result.step, result.name) for result in results}:
             todo += _newest(results, name)[:keep]
-    pointed: set[str] = set()
+    referenced: set[str] = set()
     while todo:
         result = todo.pop()
-        if result.url not in pointed:
-            pointed.add(result.url)
+        if result.url not in referenced:
+            referenced.add(result.url)
             parents = result.head["parents"] if result.head is not None else []
             todo += [by_hash[parent] for parent in parents if parent in by_hash]
-    return pointed
+    return referenced
 
 
 def _newest(results: list[Result], name: tuple[str, str]) -> list[Result]:
@@ -137,9 +137,9 @@ def _finished(result: Result) -> float:
     return storage.modified(storage.join(result.url, "manifest.json"))
 
 
-def _why_unneeded(result: Result, results: list[Result], pointed: set[str]) -> str | None:
+def _why_unreferenced(result: Result, results: list[Result], referenced: set[str]) -> str | None:
     """Why a result is removed; None: it is kept."""
-    if result.url in pointed:
+    if result.url in referenced:
         return None
     if result.head is not None:
         return "unreferenced"

@@ -112,7 +112,7 @@ def test_several_caption_columns_where_there_is_no_table(tmp_path: Path, pages: 
         ingest(make_recipe(tmp_path / "out", {"kind": "folder", "path": str(tmp_path), "caption_column": ["a", "b"]}))
     for settings, message in (
         ({"kind": "webdataset", "caption_column": ["a", "b"]}, "a sample of a tar has one caption"),
-        ({"kind": "url_table", "caption_column": ["a", "a"]}, "a column is there twice"),
+        ({"kind": "url_table", "caption_column": ["a", "a"]}, "a column is listed twice"),
         ({"kind": "url_table", "caption_column": []}, "at least 1 item"),
     ):
         with pytest.raises(ValidationError, match=message):

@@ -9,8 +9,9 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from pairloom.pipelines.fetch.circuit_breaker import NetworkDownError
+from pairloom.pipelines.fetch.circuit_breaker import CircuitBreaker, NetworkDownError
 from pairloom.pipelines.fetch.fetch_shard import fetch_rows
+from pairloom.pipelines.fetch.scheduler import Host, Job
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError, ShardError
 from pairloom.schemas.recipes.curate import FetchRecipe
@@ -109,3 +110,75 @@ def test_one_host_that_dies_is_given_up_and_the_others_go_on() -> None:
         assert {reason(result) for result in results[:500]} == {DropReason.CONNECTION_ERROR}
         last = [result for result in results[:500] if isinstance(result, SampleError) and "in a row" in str(result)]
         assert len(last) > 400
+
+
+# ---- the breaker alone, without a network
+
+GOOD, DEAD = "http://good.test", "http://dead.test"
+
+
+def failed_job(breaker: CircuitBreaker, row: int) -> Job:
+    """A row of a dead host whose failure is deferred."""
+    job = Job(row, f"{DEAD}/{row}", f"{DEAD}/{row}", Host(DEAD, "dead.test", 1), 1.0)
+    assert breaker.defer(job, SampleError(DropReason.CONNECTION_ERROR))
+    return job
+
+
+def opened_breaker(patience_s: float = 60.0) -> CircuitBreaker:
+    """Many exchanges succeeded, then as many failed."""
+    breaker = CircuitBreaker(patience_s)
+    breaker.begin_shard(100)
+    for has_failed in [False] * 50 + [True] * 50:
+        breaker.record_exchange(DEAD if has_failed else GOOD, has_failed)
+    assert breaker.update(100, is_idle=False) == []
+    assert breaker.is_open
+    return breaker
+
+
+def test_probes_that_are_answered_close_the_circuit_and_confirm_the_failures() -> None:
+    breaker = opened_breaker()
+    failed_job(breaker, 7)
+    assert breaker.update(1, is_idle=True) == [], "nothing is reported while the circuit is open"
+    assert breaker.due_probes() == [GOOD]
+    assert breaker.due_probes() == [], "one round at a time"
+    assert not breaker.record_probe(True), "there was no outage"
+    assert not breaker.is_open
+    assert [(row, error.drop_reason) for row, error in breaker.update(1, is_idle=True)] == [
+        (7, DropReason.CONNECTION_ERROR)
+    ]
+
+
+def test_after_an_outage_the_failed_rows_are_fetched_again() -> None:
+    breaker = opened_breaker()
+    job = failed_job(breaker, 7)
+    breaker.record_dns_failure("dead.test", SampleError(DropReason.DNS_ERROR))
+    assert breaker.due_probes() == [GOOD]
+    assert not breaker.record_probe(False)
+    assert 0 < breaker.seconds_to_probe() <= 0.5
+    time.sleep(breaker.seconds_to_probe())
+    assert breaker.due_probes() == [GOOD]
+    assert breaker.record_probe(True), "the network is back"
+    assert breaker.take_outage_jobs() == [job]
+    assert breaker.dns_failure("dead.test") is None, "the name may resolve"
+
+
+def test_patience_ends() -> None:
+    breaker = opened_breaker(patience_s=0.0)
+    breaker.due_probes()
+    breaker.record_probe(False)
+    time.sleep(breaker.seconds_to_probe())
+    with pytest.raises(NetworkDownError, match="the network is down"):
+        breaker.due_probes()
+
+
+def test_a_shard_without_any_image_is_refused_unless_all_may_fail() -> None:
+    errors = [SampleError(DropReason.TIMEOUT, "too slow")] * 20
+    breaker = CircuitBreaker(60.0)
+    breaker.begin_shard(20, all_may_fail=True)
+    for error in errors:
+        breaker.check_outcome(error)
+    breaker.begin_shard(20, all_may_fail=False)
+    for error in errors[:-1]:
+        breaker.check_outcome(error)
+    with pytest.raises(NetworkDownError, match="none of 20 images could be fetched"):
+        breaker.check_outcome(errors[-1])
