@@ -3,6 +3,7 @@
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_muon_goes_on_with_the_same_bits(runs: Path, tmp_path: Path) -> None:
 
 
 def test_schedules() -> None:
-    settings = {"learning_rate": 1.0, "warmup_samples": 10}
+    settings: dict[str, Any] = {"learning_rate": 1.0, "warmup_samples": 10}
     cosine = OptimizerRecipe(**settings)
     wsd = OptimizerRecipe(**settings, schedule="wsd", decay_samples=40)
     constant = OptimizerRecipe(**settings, schedule="constant")
