@@ -170,7 +170,7 @@ def test_wrong_recipes_are_refused(root: Path) -> None:
         "NaFlex is for SigLIP, this is a clip": ["model={preset: clip-test-tiny, num_patches: [16]}"],
         "patches of 32 px": ["model={preset: siglip-demo, num_patches: [16]}"],
         "not for the towers of a siglip2": [NAFLEX, "task.patch_dropout=0.5"],
-        "model.image_size: NaFlex takes pictures of any size": [
+        "model.image_size: NaFlex takes images of any size": [
             f"model={{path: {root / 'one' / 'export'}, image_size: 96}}",
             "tokenizer={}",
         ],

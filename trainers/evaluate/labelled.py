@@ -1,4 +1,4 @@
-"""Pictures with their classes: folders of classes, tables, WebDataset tars or parquet."""
+"""Images with their classes: folders of classes, tables, WebDataset tars or parquet."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _label_of(sample: Sample) -> str:
 
 
 def _from_folders(data: str, keys: Sequence[str]) -> list[tuple[ImageSource, str]]:
-    """Pictures in the folders that the names of classes name, or in all there are."""
+    """Images in the folders that the names of classes name, or in all there are."""
     folders = keys or [storage.name_of(url.rstrip("/")) for url in storage.list_files(data)]
     pairs = [
         (ImageSource(url), key)

@@ -97,7 +97,7 @@ class DualEncoder:
         self.preprocess = load_any_preprocess(local)
         if num_patches is not None:
             if not isinstance(self.preprocess, NaflexPreprocess):
-                raise InputError(f"{folder}: takes pictures of one size; num_patches is for NaFlex")
+                raise InputError(f"{folder}: takes images of one size; num_patches is for NaFlex")
             self.preprocess = replace(self.preprocess, num_patches=num_patches)
         self._pads_to_end = pads_to_end(model.config)
 

@@ -1,4 +1,4 @@
-"""Samples of an evaluation in the forms that others publish: tables of files, tars, parquet with pictures."""
+"""Samples of an evaluation in the forms that others publish: tables of files, tars, parquet with images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LABELS_OF_HF = b"huggingface"  # metadata of parquet files that Hugging Face's 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and what its data set says of it: columns, the keys of its json, texts of a tar by extension."""
+    """One image and what its data set says of it: columns, the keys of its json, texts of a tar by extension."""
 
     image: ImageSource
     fields: Mapping[str, Any]
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ParquetImage(ImageSource):
-    """A picture in a column of a parquet file: its bytes, or {bytes, path}."""
+    """An image in a column of a parquet file: its bytes, or {bytes, path}."""
 
     column: str = ""
     row_group: int = 0
@@ -49,7 +49,7 @@ class ParquetImage(ImageSource):
             return data
         if isinstance(value, dict) and isinstance(value.get("path"), str):
             return ImageSource(file_beside(self.url, value["path"])).read()
-        raise InputError(f"{self.url}: row {self.row} of row group {self.row_group} has no picture")
+        raise InputError(f"{self.url}: row {self.row} of row group {self.row_group} has no image")
 
 
 _one_at_a_time = threading.Lock()  # or every decoding thread would read the same row group
@@ -99,7 +99,7 @@ def _from_tar(url: str) -> Iterator[Sample]:
 
 
 def _texts(reader: ShardReader, sample: TarSample) -> dict[str, Any]:
-    """What is not the picture: the keys of the json, and other small members as text."""
+    """What is not the image: the keys of the json, and other small members as text."""
     fields: dict[str, Any] = {}
     for extension, member in sample.items():
         if extension in IMAGE_EXTENSIONS:
@@ -125,7 +125,7 @@ def _from_parquet(url: str) -> Iterator[Sample]:
         names = parquet.schema_arrow.names
         column = next((name for name in IMAGE_COLUMNS if name in names), None)
         if column is None:
-            raise InputError(f"{url}: no column of pictures; one of {', '.join(IMAGE_COLUMNS)}")
+            raise InputError(f"{url}: no column of images; one of {', '.join(IMAGE_COLUMNS)}")
         others = [name for name in names if name != column]
         for row_group in range(parquet.num_row_groups):
             for row, fields in enumerate(parquet.read_row_group(row_group, others).to_pylist()):

@@ -138,6 +138,6 @@ def _receipt_line(form: str, receipt: Mapping[str, Any]) -> str:
     measured_by = {"hf": "plain transformers", "open-clip": receipt.get("measured_with", ""), "onnx": "onnxruntime"}
     by = measured_by.get(form, form)
     return (
-        f"On probe pictures and texts the outputs of this folder, by {by}, differ from those of the trained model by "
+        f"On probe images and texts the outputs of this folder, by {by}, differ from those of the trained model by "
         f"at most {receipt['largest_output_difference']:.3g}."
     )

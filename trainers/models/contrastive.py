@@ -25,7 +25,7 @@ from pairloom.schemas.recipes.train import ModelRecipe
 from pairloom.trainers.models.fast_towers import prune_unused_compute
 from pairloom.trainers.models.hf_folder import model_type_of
 from pairloom.trainers.models.naflex import IMAGE_INPUTS, naflex_config, naflex_preprocess, share_positions, to_naflex
-from pairloom.trainers.models.positions import resize_pictures
+from pairloom.trainers.models.positions import resize_images
 from pairloom.trainers.models.presets import MEAN_POOLING, is_siglip2, preset_config
 from pairloom.trainers.models.towers import load_dual_encoder
 from pairloom.trainers.task import Batch
@@ -109,7 +109,7 @@ class ContrastiveModel(nn.Module):
         )
 
     def pool_images(self, batch: Batch) -> torch.Tensor:
-        """What the vision tower gives for pictures: [B, P]; it sees only `kept_patches` [B, K], if they are given."""
+        """What the vision tower gives for images: [B, P]; it sees only `kept_patches` [B, K], if they are given."""
         self._kept_patches = batch.get("kept_patches")
         inputs = {name: batch[name] for name in IMAGE_INPUTS if name in batch}
         pooled: torch.Tensor = self.hf.vision_model(**inputs).pooler_output
@@ -129,7 +129,7 @@ class ContrastiveModel(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Patches of a picture."""
+        """Patches of an image."""
         config = self.hf.config.vision_config
         return int((config.image_size // config.patch_size) ** 2)
 
@@ -218,7 +218,7 @@ def _initial_scale(task: LossSettings) -> float:
 
 
 def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -> tuple[Any, AnyPreprocess]:
-    """A model of a preset with random weights, and how its pictures are prepared. Raises RecipeError."""
+    """A model of a preset with random weights, and how its images are prepared. Raises RecipeError."""
     config = preset_config(str(recipe.preset), recipe.overrides, vocab_size, tokens)
     size = int(config.vision_config.image_size)
     if recipe.num_patches:
@@ -231,7 +231,7 @@ def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -
 
 
 def load_model(folder: str, recipe: ModelRecipe) -> tuple[Any, AnyPreprocess]:
-    """A contrastive model from a Hugging Face folder, in fp32, for the pictures of the recipe.
+    """A contrastive model from a Hugging Face folder, in fp32, for the images of the recipe.
 
     Raises InputError, RecipeError.
     """
@@ -244,7 +244,7 @@ def load_model(folder: str, recipe: ModelRecipe) -> tuple[Any, AnyPreprocess]:
         hf = FAMILIES[model_type].from_pretrained(folder, dtype=torch.float32)
     preprocess = load_any_preprocess(folder)
     if recipe.image_size is not None:
-        preprocess = resize_pictures(hf, preprocess, recipe.image_size)
+        preprocess = resize_images(hf, preprocess, recipe.image_size)
     if not recipe.num_patches:
         return hf, preprocess
     _check_siglip(model_type)

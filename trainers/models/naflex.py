@@ -1,8 +1,8 @@
-"""SigLIP 2 with NaFlex (arXiv 2502.14786): transformers' Siglip2Model, new or made from a SigLIP of one picture size.
+"""SigLIP 2 with NaFlex (arXiv 2502.14786): transformers' Siglip2Model, new or made from a SigLIP of one image size.
 
-Both classes hold the same network. Where a SigLIP cuts a square picture with a convolution, a Siglip2Model multiplies
-patches that are cut already; and it resizes its square table of positions for every picture.
-Legend: B pictures, N patches that a picture may have, P bytes of a patch.
+Both classes hold the same network. Where a SigLIP cuts a square image with a convolution, a Siglip2Model multiplies
+patches that are cut already; and it resizes its square table of positions for every image.
+Legend: B images, N patches that an image may have, P bytes of a patch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TEXT_FIELDS = (
 
 
 def naflex_preprocess(num_patches: Sequence[int], patch_size: int) -> NaflexPreprocess:
-    """How an export that trained with these numbers prepares pictures, unless another number is asked for.
+    """How an export that trained with these numbers prepares images, unless another number is asked for.
 
     Raises RecipeError.
     """
@@ -46,7 +46,7 @@ def naflex_preprocess(num_patches: Sequence[int], patch_size: int) -> NaflexPrep
 
 
 def naflex_config(config: SiglipConfig) -> Siglip2Config:
-    """The same sizes; the table of positions is that of the square picture."""
+    """The same sizes; the table of positions is that of the square image."""
     vision, text = config.vision_config, config.text_config
     return Siglip2Config(
         vision_config={
@@ -59,7 +59,7 @@ def naflex_config(config: SiglipConfig) -> Siglip2Config:
 
 
 def to_naflex(siglip: SiglipModel) -> Siglip2Model:
-    """A Siglip2Model with the weights of a SigLIP: on square pictures of its size it gives the same outputs."""
+    """A Siglip2Model with the weights of a SigLIP: on square images of its size it gives the same outputs."""
     state = siglip.state_dict()
     state[_PATCHES] = state[_PATCHES].permute(0, 2, 3, 1).flatten(1)  # [D, 3, p, p] -> [D, p * p * 3]
     model = Siglip2Model(naflex_config(siglip.config))
@@ -79,9 +79,9 @@ def naflex_inputs(patches_BNP: torch.Tensor, shapes: torch.Tensor, preprocess: N
 
 
 def share_positions(model: Siglip2Model) -> None:
-    """Resize the table of positions once for each shape in a batch, where transformers does it for each picture.
+    """Resize the table of positions once for each shape in a batch, where transformers does it for each image.
 
-    The numbers are the same; on a GPU, transformers waits for the device at every picture.
+    The numbers are the same; on a GPU, transformers waits for the device at every image.
     """
     embeddings = model.vision_model.embeddings
     resize = embeddings.resize_positional_embeddings

@@ -1,4 +1,4 @@
-"""Another picture size for a loaded vision tower: its table of positions is resized like a picture."""
+"""Another image size for a loaded vision tower: its table of positions is resized like an image."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pairloom.schemas.images.preprocess import Preprocess
 _TABLES = ("position_embedding.weight", "position_embeddings")
 
 
-def resize_pictures(hf: Any, preprocess: AnyPreprocess, size: int) -> Preprocess:
-    """Make a model's vision tower take pictures of `size` px; returns how they are prepared. Raises RecipeError.
+def resize_images(hf: Any, preprocess: AnyPreprocess, size: int) -> Preprocess:
+    """Make a model's vision tower take images of `size` px; returns how they are prepared. Raises RecipeError.
 
     Its class is built anew for that size. Towers that compute positions (DINOv3's rotary ones, Swin, ConvNeXt) have
     no table and keep all weights; others that learn them for one size only (BEiT's relative ones) are refused.
     """
     if isinstance(preprocess, NaflexPreprocess):
-        raise RecipeError("model.image_size: NaFlex takes pictures of any size; model.num_patches says how large")
+        raise RecipeError("model.image_size: NaFlex takes images of any size; model.num_patches says how large")
     config, old = hf.config.vision_config, hf.vision_model
     patch_size, old_size = getattr(config, "patch_size", 1), config.image_size
     if size % patch_size:
@@ -46,6 +46,6 @@ def resize_table(table_PD: torch.Tensor, old_grid: int, new_grid: int) -> torch.
     """Bilinear with antialiasing, as SigLIP 2 does (arXiv 2502.14786); what stands before the patches stays."""
     num_before = len(table_PD) - old_grid**2
     before, patches = table_PD[:num_before], table_PD[num_before:]
-    picture = patches.float().reshape(1, old_grid, old_grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(picture, (new_grid, new_grid), mode="bilinear", antialias=True, align_corners=False)
+    image = patches.float().reshape(1, old_grid, old_grid, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(image, (new_grid, new_grid), mode="bilinear", antialias=True, align_corners=False)
     return torch.cat([before, resized.permute(0, 2, 3, 1).reshape(new_grid**2, -1).to(table_PD.dtype)])

@@ -33,7 +33,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Preset:
-    """Both towers, the picture's side and patch in px, and the text's length in tokens."""
+    """Both towers, the image's side and patch in px, and the text's length in tokens."""
 
     family: str  # clip | siglip | siglip2: which is SigLIP's network, with texts in a Siglip2Tokenizer's ids
     vision: Tower

@@ -13,7 +13,7 @@ from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.images.preprocess import Preprocess, load_preprocess
 from pairloom.schemas.recipes.train import DualParts
 from pairloom.trainers.models.hf_folder import local_folder
-from pairloom.trainers.models.positions import resize_pictures
+from pairloom.trainers.models.positions import resize_images
 
 LAST, FIRST = "last_token", "first_token"
 # Families whose table of positions begins behind that of the padding.
@@ -29,7 +29,7 @@ _PADDING_FIRST = (
 
 
 def join_towers(parts: DualParts, image_size: int | None = None) -> tuple[Any, Preprocess]:
-    """The towers of two folders with new projection heads, in fp32, for pictures of another size where one is given.
+    """The towers of two folders with new projection heads, in fp32, for images of another size where one is given.
 
     Raises InputError, RecipeError.
     """
@@ -44,7 +44,7 @@ def join_towers(parts: DualParts, image_size: int | None = None) -> tuple[Any, P
         model.config.text_pooling = pooling
     pool_texts(model)
     preprocess = load_preprocess(local_folder(parts.vision))
-    return model, preprocess if image_size is None else resize_pictures(model, preprocess, image_size)
+    return model, preprocess if image_size is None else resize_images(model, preprocess, image_size)
 
 
 def _load_tower(folder: str, side: str) -> Any:

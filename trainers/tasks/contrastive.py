@@ -107,7 +107,7 @@ class ContrastiveTask(Task):
         return _stack(samples) | self._tokens(samples)
 
     def _draw_patches(self, uids: Sequence[str]) -> torch.Tensor:
-        """Which patches of each picture are seen [B, K], in their order."""
+        """Which patches of each image are seen [B, K], in their order."""
         total = self._model.num_patches
         num_kept = max(1, round(total * (1 - self._task.patch_dropout)))
         words = (self._seed, self._samples_seen)
@@ -249,7 +249,7 @@ def check_batch_statistics(recipe: TrainRecipe, model: nn.Module) -> None:
 
 
 def _stack(samples: Sequence[TrainSample]) -> Batch:
-    """`pixels`, and of NaFlex `spatial_shapes`, of samples that all have a picture."""
+    """`pixels`, and of NaFlex `spatial_shapes`, of samples that all have an image."""
     batch = {"pixels": torch.from_numpy(np.stack([sample.pixels for sample in samples if sample.pixels is not None]))}
     grids = [sample.grid for sample in samples if sample.grid is not None]
     return {**batch, "spatial_shapes": torch.tensor(grids)} if grids else batch

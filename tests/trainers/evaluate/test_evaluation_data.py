@@ -157,5 +157,5 @@ def test_nothing_to_evaluate_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nor pairs\.jsonl, tars or parquet"):
         load_captioned_images(str(tmp_path))
     pq.write_table(pa.table({"label": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(InputError, match="no column of pictures"):
+    with pytest.raises(InputError, match="no column of images"):
         load_classification(str(tmp_path))

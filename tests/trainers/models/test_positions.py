@@ -9,7 +9,7 @@ from transformers import CLIPModel, SiglipModel
 
 from pairloom.schemas.errors import RecipeError
 from pairloom.schemas.images.preprocess import Preprocess
-from pairloom.trainers.models.positions import resize_pictures, resize_table
+from pairloom.trainers.models.positions import resize_images, resize_table
 from pairloom.trainers.models.presets import preset_config
 
 
@@ -29,7 +29,7 @@ def test_a_table_is_resized_like_a_picture() -> None:
 def test_a_resized_model_is_loaded_again(kind: str, tmp_path: Path) -> None:
     config = preset_config(f"{kind}-test-tiny", {}, 30, {"bos": 0, "eos": 2, "pad": 1})
     model = CLIPModel(config) if kind == "clip" else SiglipModel(config)
-    assert resize_pictures(model, Preprocess(64), 96).size == 96
+    assert resize_images(model, Preprocess(64), 96).size == 96
     pixels = torch.randn(2, 3, 96, 96)
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["vision_config"]["image_size"] == 96
@@ -42,4 +42,4 @@ def test_a_resized_model_is_loaded_again(kind: str, tmp_path: Path) -> None:
 def test_a_size_that_is_no_number_of_patches_is_refused() -> None:
     model = SiglipModel(preset_config("siglip-test-tiny", {}, 30, {"bos": 0, "eos": 2, "pad": 1}))
     with pytest.raises(RecipeError, match="no whole number of patches of 16 px"):
-        resize_pictures(model, Preprocess(64), 70)
+        resize_images(model, Preprocess(64), 70)

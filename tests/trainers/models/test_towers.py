@@ -19,7 +19,7 @@ from pairloom.schemas.recipes.load import parse_recipe
 from pairloom.schemas.recipes.train import DualParts, TrainRecipe
 from pairloom.trainers.evaluate.load import DualEncoder
 from pairloom.trainers.export.receipt import make_receipt
-from pairloom.trainers.models.positions import resize_pictures
+from pairloom.trainers.models.positions import resize_images
 from pairloom.trainers.models.towers import join_towers
 from pairloom.trainers.task import TrainSample
 from pairloom.trainers.tasks.contrastive import ContrastiveTask
@@ -197,7 +197,7 @@ def test_pictures_of_another_size(towers: Path, tmp_path: Path, vision: str) -> 
     model, preprocess = join_towers(parts)
     model.eval()
     before = {name: tensor.clone() for name, tensor in model.vision_model.state_dict().items()}
-    larger = resize_pictures(model, preprocess, 64)
+    larger = resize_images(model, preprocess, 64)
     assert larger.size == 64
     changed = [name for name, tensor in model.vision_model.state_dict().items() if tensor.shape != before[name].shape]
     assert len(changed) == (1 if vision in ("vit", "dinov2", "clip_vision_model", "siglip_vision_model") else 0)
