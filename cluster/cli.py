@@ -56,7 +56,7 @@ def curate(
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--num-processes", type=click.IntRange(min=1), help="Ranks; default: one per GPU, or one.")
+@click.option("--num-processes", type=click.IntRange(min=1), help="Ranks; default: one per GPU, else one.")
 @click.option("--ray-address", help="Run the ranks on this Ray cluster, by Ray Train.")
 def train(recipe: str, overrides: tuple[str, ...], num_processes: int | None, ray_address: str | None) -> None:
     """Train a model; the same command again resumes an interrupted run."""

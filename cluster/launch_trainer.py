@@ -24,7 +24,7 @@ from pairloom.schemas.storage import storage
 from pairloom.trainers.error_file import ERROR_FILE, error_file, raise_reported, write_error
 
 POLL_S = 0.05
-STOP_TIMEOUT_S = 300.0  # a rank that is told to stop saves a checkpoint first
+STOP_TIMEOUT_S = 300.0  # a rank saves a checkpoint before it stops
 _PR_SET_PDEATHSIG = 1
 RANK_SETTINGS = {
     "DS_ACCELERATOR": "cpu",  # without a GPU: silences DeepSpeed's search for one
@@ -41,9 +41,10 @@ def launch_trainer(
     ray_address: str | None = None,
     threads: int | None = None,
 ) -> None:
-    """Run a recipe to its end. Default ranks: one a GPU, else one; `threads`: CPU threads of each.
+    """Run a recipe to its end. Default: one rank per GPU, else one rank; `threads`: CPU threads per rank.
 
-    Raises what a rank raised (UserError, PairloomError). Interrupted, the ranks save and stop; the same call goes on.
+    Raises the error of a rank (UserError, PairloomError). On an interrupt the ranks save a checkpoint and stop; the
+    same call resumes the run.
     """
     if ray_address is not None:
         _launch_on_ray(recipe, num_processes or 1, ray_address)
@@ -71,7 +72,7 @@ def _start(recipe: Path, count: int, threads: int | None) -> list[subprocess.Pop
         subprocess.Popen(
             command,
             env=_rank_environment(index, count, port, threads, recipe.parent),
-            start_new_session=True,  # Ctrl-C reaches this process only, which tells the ranks
+            start_new_session=True,  # Ctrl-C reaches this process only, which signals the ranks
             preexec_fn=_die_with_parent,
         )
         for index in range(count)
@@ -95,14 +96,14 @@ def _rank_environment(index: int, count: int, port: int, threads: int | None, sc
 
 
 def _die_with_parent() -> None:
-    """On Linux, ranks end with the launcher, however it ends: none goes on writing into the run."""
+    """On Linux, the kernel kills a rank when the launcher exits for any reason, so that no rank writes on."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM (a scheduler wants the machine back) does what Ctrl-C does: the ranks save and stop."""
+    """SIGTERM (preemption by a scheduler) acts as Ctrl-C: the ranks save and stop."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -114,7 +115,7 @@ def _termination_as_interrupt() -> Iterator[None]:
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Until all ranks have ended, or one has failed."""
+    """Wait until all ranks have ended, or one has failed."""
     while any(process.poll() is None for process in ranks):
         if any(process.poll() not in (None, 0) for process in ranks):
             return
@@ -130,7 +131,7 @@ def _stop(ranks: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> N
 
 
 def _raise_failure(ranks: Sequence[subprocess.Popen[bytes]], scratch: Path) -> None:
-    """Raise the first error that a rank has written down, or say which rank ended and how."""
+    """Raise the first reported error, or one with the exit code of a rank that reported none."""
     raise_reported(str(scratch), len(ranks))
     for index, process in enumerate(ranks):
         if process.returncode:
@@ -141,7 +142,7 @@ def _raise_failure(ranks: Sequence[subprocess.Popen[bytes]], scratch: Path) -> N
 
 
 def _launch_on_ray(recipe: TrainRecipe, num_processes: int, address: str) -> None:
-    """The same entry point as workers of Ray Train; run.dir must be on storage that all nodes share."""
+    """Run the ranks as workers of Ray Train; run.dir must be on storage that all nodes share."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

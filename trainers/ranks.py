@@ -1,4 +1,4 @@
-"""Ranks, what they tell each other, and the ring on which the contrastive losses pass their texts."""
+"""Ranks, collective operations on numbers, and the ring on which the contrastive losses pass texts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Rank on this machine, as the launcher says."""
+    """Rank on this machine, from the launcher's LOCAL_RANK."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def start_exchange(tensors: Sequence[torch.Tensor], by: int) -> Callable[[], list[torch.Tensor]]:
-    """Begin to pass tensors along the ring of ranks; call the result for those of the rank `by` places further on.
+    """Begin to pass tensors along the ring of ranks; call the result to get those of the rank `by` positions ahead.
 
-    What is sent must stay as it is until then, and a rank begins no second exchange before it has ended the first.
+    The tensors must not change until then, and a rank ends an exchange before it begins another one.
     """
     size = world_size()
     if size == 1:
@@ -49,7 +49,7 @@ def start_exchange(tensors: Sequence[torch.Tensor], by: int) -> Callable[[], lis
 
 
 def gather_numbers(value: float) -> list[float]:
-    """One number of every rank, by rank, in float64."""
+    """The value of every rank, by rank, in float64."""
     if world_size() == 1:
         return [value]
     own = torch.tensor([value], dtype=torch.float64, device=_exchange_device())
@@ -68,7 +68,7 @@ def sum_over_ranks(*values: float) -> list[float]:
 
 
 def _exchange_device() -> torch.device:
-    """Where the process group's tensors lie."""
+    """Device of the process group's tensors."""
     return torch.device("cuda", local_rank()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 

@@ -1,6 +1,6 @@
-"""The one training loop, for every task. Begin reading at `train`.
+"""The training loop of every task. Begin reading at `train`.
 
-Started as one process a rank with torch's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT):
+Started as one process per rank with torch's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT):
 
     python -m pairloom.trainers.train RECIPE.json
 """
@@ -57,7 +57,7 @@ NUM_UIDS_SHOWN = 8
 
 @dataclass
 class Training:
-    """What the steps of a run share."""
+    """Objects that all steps of a run use."""
 
     recipe: TrainRecipe
     run: RunFolder
@@ -100,12 +100,12 @@ def train(recipe: TrainRecipe) -> None:
 
 
 def at_path(recipe: TrainRecipe, run: RunFolder) -> TrainRecipe:
-    """The recipe with the folder that the run is written in, for those who put files there."""
+    """The recipe with the local run folder as run.dir, for code that writes files there."""
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": str(run.path)})})
 
 
 def with_local_model(recipe: TrainRecipe, run: RunFolder) -> TrainRecipe:
-    """The recipe with a Hugging Face folder in the place of open_clip's files that the run begins with."""
+    """The recipe with init_from converted to a Hugging Face folder where it names open_clip's files."""
     if recipe.init_from is None or not is_open_clip(recipe.init_from):
         return recipe
     folder = run.path / "init_from"
@@ -116,12 +116,12 @@ def with_local_model(recipe: TrainRecipe, run: RunFolder) -> TrainRecipe:
 
 
 def count_steps(recipe: TrainRecipe) -> int:
-    """Steps of the whole run; a last part of a global batch is not trained."""
+    """Steps of the whole run; an incomplete last batch is not trained."""
     return recipe.run.total_samples // recipe.batch.global_batch_size
 
 
 def is_trained(recipe: TrainRecipe, run_dir: Path) -> bool:
-    """True when the run has reached its end before. Raises RecipeError where its length makes no sense."""
+    """True when the run has already reached its end. Raises RecipeError where run.total_samples is too small."""
     total, batch = recipe.run.total_samples, recipe.batch.global_batch_size
     if total < batch:
         raise RecipeError(f"run.total_samples {total} is less than one step of batch.global_batch_size {batch}")
@@ -136,10 +136,10 @@ def is_trained(recipe: TrainRecipe, run_dir: Path) -> bool:
 
 
 def start(recipe: TrainRecipe, run: RunFolder) -> Training:
-    """Data, task and engine, at the newest checkpoint."""
+    """Open the data, build task and engine, and load the newest checkpoint. Raises UserError."""
     check_world_size(recipe.data.num_lanes, world_size())
     if local_rank() == 0:
-        open_datasets(recipe)  # makes indexes that are not there yet
+        open_datasets(recipe)  # writes missing indexes
     dist.barrier()
     datasets = open_datasets(recipe)
     if rank() == 0:
@@ -155,7 +155,7 @@ def start(recipe: TrainRecipe, run: RunFolder) -> Training:
     if (newest := newest_state(run.path)) is not None:
         load_checkpoint(engine, task, newest, state, run.path)
         state = replace(state, step=newest.step, samples_seen=newest.samples_seen)
-        logger.info("%s: goes on after step %d", recipe.run.dir, state.step)
+        logger.info("%s: resumes after step %d", recipe.run.dir, state.step)
     loader = make_loader(recipe, datasets, task)
     writer = AsyncWriter(engine, task, run, recipe.run.keep_checkpoints)
     return Training(recipe, run, task, engine, loader, writer, state)
@@ -206,7 +206,7 @@ def train_step(training: Training, share: Share) -> dict[str, float]:
 
 
 def checksum_of(uids: Sequence[str]) -> int:
-    """Tells whether two runs took the same samples at a step, in whatever order: small enough that sums are exact."""
+    """Equal for equal sets of samples in any order; small enough that sums over ranks are exact."""
     return sum(zlib.crc32(uid.encode()) for uid in uids)
 
 
@@ -218,14 +218,14 @@ def micro_batches(training: Training, share: Share) -> Iterator[Batch]:
 
 
 def to_device(batch: Batch) -> Batch:
-    """A batch where the model lies."""
+    """The batch on the model's device."""
     return {name: tensor.to(device(), non_blocking=True) for name, tensor in batch.items()}
 
 
 def save_or_evaluate(training: Training, stops: bool) -> None:
-    """What is due after a step: a checkpoint (always at the end and before stopping), evaluations.
+    """Save and evaluate when due after a step; always save at the end and before stopping.
 
-    Only who needs the files now waits for them.
+    Waits for the files only where they are read now.
     """
     run, writer = training.recipe.run, training.writer
     is_last = training.state.step == training.num_steps
@@ -243,7 +243,7 @@ def save_or_evaluate(training: Training, stops: bool) -> None:
 
 
 def raise_at_nan(training: Training, what: str, own_uids: list[str]) -> None:
-    """Raise PairloomError: nothing after a value that is no number is worth computing. Every rank calls it."""
+    """Raise PairloomError after a NaN or infinity, naming samples and the last good checkpoint. Every rank calls it."""
     training.writer.finish()
     uids = join_lists(own_uids)
     good = complete_checkpoints(training.run.path)
@@ -270,7 +270,7 @@ def is_due(training: Training, every_samples: int | None) -> bool:
 
 
 def main(path: str) -> int:
-    """Entry point of one rank; errors are left for the launcher to show."""
+    """Entry point of one rank; errors are reported to the launcher. Returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("pairloom").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     quiet_libraries()
@@ -288,7 +288,7 @@ def main(path: str) -> int:
 
 
 def quiet_libraries() -> None:
-    """What libraries say to their own developers does not belong between the lines of a run."""
+    """Silence warnings of libraries that address their own developers."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -18,7 +18,7 @@ def test_a_local_ray_that_does_not_start_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "images" / "a.jpg").write_bytes(b"no image")
     (tmp_path / "images" / "a.txt").write_text("a caption")
     (tmp_path / "recipe.yaml").write_text(f"root: {tmp_path}/root\nsource: {{kind: folder, path: {tmp_path}/images}}\n")
-    command = [Path(sys.executable).parent / "pairloom", "curate", tmp_path / "recipe.yaml"]
+    command: list[str | Path] = [Path(sys.executable).parent / "pairloom", "curate", tmp_path / "recipe.yaml"]
     environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / "file")}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1

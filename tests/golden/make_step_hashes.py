@@ -62,7 +62,7 @@ def hashes_of(path: Path) -> dict[str, Any]:
 def main() -> None:
     """Write the file."""
     recipe_io.canonical_json = record_text
-    StepFolder.is_complete = complete  # type: ignore[method-assign]
+    StepFolder.is_complete = complete  # type: ignore[method-assign, assignment]
     paths = [one.path for one in built_in_recipes().values() if "source:" in one.path.read_text()]
     found = {path.stem: hashes_of(path.resolve()) for path in sorted([*paths, *RECIPES.glob("*.yaml")])}
     STEP_HASHES.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")

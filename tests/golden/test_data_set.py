@@ -35,7 +35,7 @@ STEPS = [step["folder"] for step in EXPECTED["curate"]["steps"]]
 
 def pairloom(folder: Path, *arguments: str) -> Any:
     """The result of a command, which must succeed."""
-    command = [Path(sys.executable).parent / "pairloom", *arguments, "--json"]
+    command: list[str | Path] = [Path(sys.executable).parent / "pairloom", *arguments, "--json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

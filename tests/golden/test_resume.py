@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", EXPECTED)]
 
 def pairloom(folder: Path, *arguments: str) -> str:
     """What a command that must succeed has printed."""
-    command = [Path(sys.executable).parent / "pairloom", *arguments]
+    command: list[str | Path] = [Path(sys.executable).parent / "pairloom", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -183,7 +183,7 @@ def test_every_baseline_keeps_datacomps_uids(tmp_path: Path) -> None:
     rows = pool(2000)
     tables = Tables(tmp_path, rows, rows_per_shard=300)
     of = {row["uid"]: row for row in rows}
-    expected = {
+    expected: dict[str, tuple[set[str], dict[str, Any]]] = {
         "no_filter": (set(of), {}),
         "basic_filter": ({uid for uid in of if basic_filter(of[uid])}, BASIC),
         "clip_score_30_percent": (best(rows, 0.3), {"scores": [TOP_30]}),

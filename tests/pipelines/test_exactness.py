@@ -42,7 +42,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def start(recipe: Path, *overrides: str) -> subprocess.Popen[str]:
     """Run the command as a user does."""
-    command = [Path(sys.executable).parent / "pairloom", "curate", str(recipe), "--only", "ingest", *overrides]
+    command: list[str | Path] = [
+        Path(sys.executable).parent / "pairloom",
+        "curate",
+        str(recipe),
+        "--only",
+        "ingest",
+        *overrides,
+    ]
     return subprocess.Popen(command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -126,7 +133,7 @@ def _wait_for_work(process: subprocess.Popen[str], recipe: Path) -> subprocess.P
         if process.poll() is not None:
             assert process.returncode != 0, "the ingest ended before all kills; give it more rows"
             process = start(recipe)
-        if _workers(process) and list(recipe.parent.glob("out/raw/main/*/uids/0000/*23.npy")):
+        if _workers(process) and any(recipe.parent.glob("out/raw/main/*/uids/0000/*23.npy")):
             return process
         time.sleep(0.05)
     raise AssertionError("no worker has begun")

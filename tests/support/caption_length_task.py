@@ -119,9 +119,10 @@ class CaptionLengthTask(Task):
 
     def save_model(self, folder: str, state: Mapping[str, torch.Tensor]) -> None:
         hf: Any = self.model.hf
+        preprocess: Any = self.preprocess
         exported = {name.removeprefix("hf."): value for name, value in state.items() if name.startswith("hf.")}
         hf.save_pretrained(folder, state_dict=exported)
-        config = self.preprocess.processor_config("SiglipImageProcessor")
+        config = preprocess.processor_config("SiglipImageProcessor")
         Path(folder, "preprocessor_config.json").write_text(json.dumps(config))
 
 

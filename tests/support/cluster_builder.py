@@ -15,8 +15,7 @@ from pairloom.pipelines.signals.clusters import centroids_url
 from pairloom.pipelines.signals.measure import measure_signal, signal_folder
 from pairloom.schemas.recipes.curate import CurateRecipe
 from pairloom.schemas.recipes.load import parse_recipe
-from tests.pipelines.dedupe.test_criteria import clip_folder
-from tests.support.dedupe_builder import decisions_of, uid_of
+from tests.support.dedupe_builder import clip_folder, decisions_of, uid_of
 from tests.support.raw_builder import Pair, build_raw, photographs
 from tests.support.tiny_models import write_siglip
 

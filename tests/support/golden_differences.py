@@ -11,7 +11,7 @@ def differences(expected: Any, found: Any, path: str, tolerance: float = 0.0) ->
     if isinstance(expected, dict) and isinstance(found, dict):
         missing = [f"{path}.{key} is missing" for key in expected if key not in found]
         pairs = [(key, expected[key], found[key]) for key in expected if key in found]
-        return missing + [line for key, *two in pairs for line in differences(*two, f"{path}.{key}", tolerance)]
+        return missing + [line for key, a, b in pairs for line in differences(a, b, f"{path}.{key}", tolerance)]
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         two = zip(expected, found, strict=True)
         return [line for index, pair in enumerate(two) for line in differences(*pair, f"{path}.{index}", tolerance)]

@@ -18,7 +18,9 @@ def run_ranks(work: Callable[..., Any], world_size: int, *arguments: Any) -> lis
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     queue = mp.get_context("spawn").Queue()
-    processes = mp.spawn(_rank, (world_size, port, work, arguments, queue), nprocs=world_size, join=False)
+    processes = mp.spawn(  # type: ignore[attr-defined]
+        _rank, (world_size, port, work, arguments, queue), nprocs=world_size, join=False
+    )
     results: dict[int, Any] = {}
     while not processes.join(timeout=0.1):
         while not queue.empty():

@@ -3,6 +3,7 @@
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_muon_goes_on_with_the_same_bits(runs: Path, tmp_path: Path) -> None:
 
 
 def test_schedules() -> None:
-    settings = {"learning_rate": 1.0, "warmup_samples": 10}
+    settings: dict[str, Any] = {"learning_rate": 1.0, "warmup_samples": 10}
     cosine = OptimizerRecipe(**settings)
     wsd = OptimizerRecipe(**settings, schedule="wsd", decay_samples=40)
     constant = OptimizerRecipe(**settings, schedule="constant")
@@ -174,7 +175,7 @@ def test_a_step_of_muon_is_torchs(shape: tuple[int, int]) -> None:
     """torch computes in bf16, so its steps are near ours, not equal."""
     torch.manual_seed(0)
     ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
-    settings = {"lr": 0.1, "weight_decay": 0.2}
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2}
     optimizers = (
         Muon([{"params": [ours], **settings, "is_hidden": True}], (0.9, 0.95), 1e-8),
         torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw"),
@@ -198,7 +199,8 @@ def test_muon_takes_the_matrices_of_layers() -> None:
         parameter.grad = torch.ones_like(parameter)
     optimizer = build_optimizer(recipe, groups)
     optimizer.step()
-    layer, head = model["vision_model"]["layers"][0], model["head"]
+    parts: Any = model
+    layer, head = parts["vision_model"]["layers"][0], parts["head"]
     assert "exp_avg_sq" not in optimizer.state[layer.weight]
     assert all("exp_avg_sq" in optimizer.state[one] for one in (layer.bias, head.weight, head.bias))
 

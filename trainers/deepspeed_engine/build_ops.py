@@ -1,8 +1,8 @@
-"""DeepSpeed's CPU operator, compiled once a machine and never waited for in vain.
+"""DeepSpeed's CPU operator, compiled once per machine.
 
 torch guards a build with a lock file. A process that is killed while it compiles leaves the file behind, and every
-later one waits for it without end. So pairloom builds in a folder of its own, one process at a time behind a lock that
-the system takes back with the process; a lock file that is found there then belongs to nobody.
+later process waits for it forever. So pairloom builds in a folder of its own, behind a lock that the system releases
+with the process; a lock file that is found there is stale.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 
 def build_ops() -> None:
-    """Compile, or load what was compiled before. Nothing happens where there is a GPU: no operator is needed there."""
+    """Compile the operator, or load the compiled one. With a GPU nothing happens: no operator is needed."""
     if torch.cuda.is_available():
         return
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_own_folder())))
@@ -36,7 +36,7 @@ def build_ops() -> None:
 
 
 def _own_folder() -> Path:
-    """One for each environment: builds for another one's headers would be made again at every change."""
+    """One folder per environment: a shared one would be rebuilt whenever the environment changes."""
     names = [sys.prefix, sys.version, version("torch"), version("deepspeed")]
     digest = hashlib.sha256("\0".join(names).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))

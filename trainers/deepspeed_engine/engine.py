@@ -39,7 +39,7 @@ def start_process_group() -> None:
 
 
 def device() -> torch.device:
-    """Where this rank's model lies."""
+    """Device of this rank's model."""
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -119,7 +119,7 @@ def whole_state(engine: Engine) -> dict[str, torch.Tensor]:
 
 
 def limit_threads() -> None:
-    """Share the cores between the ranks of this machine, unless the user has said how."""
+    """Divide the cores among the ranks of this machine, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))

@@ -1,7 +1,7 @@
-"""What a locked tower gives for each image or caption, computed once a run.
+"""Outputs of a locked tower for each image or caption, computed once per run.
 
-A locked tower without augmentation is a function of its input, and often most of a step's time. Its outputs are kept
-in memory and appended to a file of the run, so that a resumed run goes on with the same bits.
+A locked tower without augmentation is a function of its input, and often takes most of a step's time. Its outputs are
+kept in memory and appended to a file of the run, so that a resumed run has the same bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-MAX_BYTES = 4 << 30  # a rank and tower; inputs beyond it are computed every time
+MAX_BYTES = 4 << 30  # per rank and tower; further outputs are computed every time
 KEY_CHARS = 32
 
 
@@ -37,7 +37,7 @@ class FrozenTowerCache:
         self._rows = {record["key"].decode(): record["values"] for record in records}
 
     def lookup(self, names: Sequence[str], compute: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:
-        """Outputs [B, P] of inputs; `compute` gives those at the positions that are not known yet."""
+        """Outputs [B, P] of inputs; `compute` gives those at the positions that are missing."""
         keys = [name[:KEY_CHARS] for name in names]
         missing = list({key: index for index, key in enumerate(keys) if key not in self._rows}.values())
         fresh = compute(missing).cpu().numpy().astype(np.float32) if missing else np.empty((0, self._width), np.float32)

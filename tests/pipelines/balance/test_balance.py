@@ -70,7 +70,7 @@ def test_probabilities_are_a_direct_count() -> None:
     expected = [
         1 - np.prod([1 - min(1, 20 / counted[entry]) for entry in entries]) if entries else 0 for entries in lists
     ]
-    np.testing.assert_allclose(keep_probabilities(matches, counts, 20), expected, rtol=1e-12)
+    np.testing.assert_allclose(keep_probabilities(matches, counts, 20), np.array(expected), rtol=1e-12)
 
 
 def test_draws_are_even_and_hang_on_seed_and_uid_alone() -> None:

@@ -80,10 +80,10 @@ def test_semantic_duplicates_go_whatever_the_order_of_the_shards(tmp_path: Path,
     assert results[0] == results[1]
     for bunch in range(8):
         uids = sorted(uid_of(pairs[place]) for place in range(bunch, 24, 8))
-        rows = [results[0][uid] for uid in uids]
-        assert [row["drop_reason"] for row in rows] == [None, "semantic_duplicate", "semantic_duplicate"]
-        assert [row["duplicate_of"] for row in rows] == [None, uids[0], uids[0]]
-        assert {row["duplicate_group"] for row in rows} == {uids[0]}
+        of_bunch = [results[0][uid] for uid in uids]
+        assert [row["drop_reason"] for row in of_bunch] == [None, "semantic_duplicate", "semantic_duplicate"]
+        assert [row["duplicate_of"] for row in of_bunch] == [None, uids[0], uids[0]]
+        assert {row["duplicate_group"] for row in of_bunch} == {uids[0]}
 
 
 def test_preferred_licences_are_kept_before_larger_copies(tmp_path: Path, ray_session: None) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import ray
 
-from pairloom.pipelines.engine import progress
 from pairloom.pipelines.engine.counters import Collector, Counts, Report
 from pairloom.pipelines.engine.progress import CountedProgress, Meter
 from pairloom.pipelines.ingest.ingest import ingest
@@ -50,7 +49,12 @@ def test_prometheus_sees_the_same(ray_session: None) -> None:
     """Metrics from the port that Ray reports to Prometheus."""
     collector = ray.remote(num_cpus=0)(Collector).remote("scraped")
     report = Report(collector, 0)
-    threads = [threading.Thread(target=lambda: [report.note_image(10) for _ in range(50)]) for _ in range(2)]
+    threads = [
+        threading.Thread(
+            target=lambda: [report.note_image(10) for _ in range(50)]  # type: ignore[func-returns-value]
+        )
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -74,7 +78,7 @@ def test_prometheus_sees_the_same(ray_session: None) -> None:
 
 def test_rates_are_those_of_the_last_half_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     counts = Counts()
     shown = CountedProgress("ingest", 10, 0, Meter(20_000, str(tmp_path / "metrics.jsonl"), lambda _: counts))
     for rows_per_s in (100, 1):  # a minute fast, then a minute slow

@@ -105,7 +105,10 @@ class Worker:
 
 
 def fetch_with(num_workers: int, urls: list[str], **settings: object) -> Counter[str]:
-    workers = [Worker.options(num_cpus=0.1).remote(**settings) for _ in range(num_workers)]
+    workers = [
+        Worker.options(num_cpus=0.1).remote(**settings)  # type: ignore[attr-defined]
+        for _ in range(num_workers)
+    ]
     parts = ray.get([worker.fetch.remote(urls[index::num_workers]) for index, worker in enumerate(workers)])
     for worker in workers:
         ray.kill(worker)

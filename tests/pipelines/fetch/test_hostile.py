@@ -22,7 +22,7 @@ from pairloom.schemas.data_set.tables import read_table
 from pairloom.schemas.recipes.curate import CurateRecipe
 from tests.support.hostile_http import http_cases
 from tests.support.hostile_images import image_cases
-from tests.support.hostile_rows import ALL_ROWS, write_tables
+from tests.support.hostile_rows import ALL_ROWS, HostileRow, write_tables
 from tests.support.hostile_server import Hostile, serve_hostile
 from tests.support.image_files import encoded, photo
 
@@ -41,7 +41,7 @@ def all_cases() -> list[Hostile]:
 
 def treat_the_test_net_as_public() -> None:
     """Treat the servers of this test as public addresses; other addresses are checked as usual."""
-    transfer.is_public = lambda address: address.startswith("127.1.") or web_address.is_public(address)
+    setattr(transfer, "is_public", lambda address: address.startswith("127.1.") or web_address.is_public(address))  # noqa: B010
 
 
 def run_shard(recipe: CurateRecipe, folder: str) -> tuple[int, list[dict[str, Any]]]:
@@ -96,7 +96,8 @@ def test_each_has_its_reason(shard: Shard) -> None:
     found = {case.name: row for case, row in zip(cases, rows[0 : 2 * len(cases) : 2], strict=True)}
     found |= {case.name: row for case, row in zip(ALL_ROWS, rows[2 * len(cases) :], strict=True)}
     assert len(found) == len(cases) + len(ALL_ROWS), "names are unique"
-    expected = {case.name: case.reason for case in (*cases, *ALL_ROWS)}
+    every: list[Hostile | HostileRow] = [*cases, *ALL_ROWS]
+    expected = {case.name: case.reason for case in every}
     wrong = {
         name: (row["drop_reason"], expected[name], row["error_message"])
         for name, row in found.items()
@@ -121,7 +122,7 @@ def test_the_worker_lives_on(shard: Shard) -> None:
 
 def document() -> str:
     """docs/reference/hostile_responses.md."""
-    cases = [*all_cases(), *ALL_ROWS]
+    cases: list[Hostile | HostileRow] = [*all_cases(), *ALL_ROWS]
     lines = [
         "# Hostile responses",
         "",

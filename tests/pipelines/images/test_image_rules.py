@@ -23,7 +23,7 @@ from pairloom.schemas.errors import SampleError
 from pairloom.schemas.images.decode import decode_rgb, read_header
 from tests.support.image_files import encoded, largest_difference, photo, recipe
 
-ORIENTED = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {}, "WEBP": {"lossless": True}}
+ORIENTED: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {}, "WEBP": {"lossless": True}}
 
 
 @pytest.mark.parametrize("kind", list(ORIENTED))
@@ -137,10 +137,13 @@ def test_metadata_is_stripped_without_touching_pixels(kind: str) -> None:
     exif[0x010F] = "SECRET camera"
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", "SECRET text")
-    options = {"JPEG": {"comment": b"SECRET", "xmp": b"SECRET xmp", "exif": exif, "progressive": True},
-               "PNG": {"pnginfo": text, "exif": exif}, "WEBP": {"xmp": b"SECRET xmp", "exif": exif},
-               "GIF": {"comment": b"SECRET"}}[kind]  # fmt: skip
-    data = encoded(photo(61, 41), kind, icc_profile=profile, **options)
+    options: dict[str, dict[str, Any]] = {
+        "JPEG": {"comment": b"SECRET", "xmp": b"SECRET xmp", "exif": exif, "progressive": True},
+        "PNG": {"pnginfo": text, "exif": exif},
+        "WEBP": {"xmp": b"SECRET xmp", "exif": exif},
+        "GIF": {"comment": b"SECRET"},
+    }
+    data = encoded(photo(61, 41), kind, icc_profile=profile, **options[kind])
     behind = data + (b"SECRET further picture" if kind == "JPEG" else b"")
     stored = store_image(behind, recipe(strip_metadata=True))
     assert b"SECRET" in behind

@@ -17,7 +17,7 @@ from tests.support.selection_tables import BASIC, Tables, decisions_of
 
 
 def test_each_rule_gives_its_reason_and_the_first_one_wins(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {},
         {"status": "dropped", "drop_reason": "timeout", "num_words": None, "original_width": None, "clip_score": None},
         {"dedupe_reason": "exact_duplicate", "num_words": 1},

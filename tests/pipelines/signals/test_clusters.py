@@ -162,7 +162,7 @@ def test_images_near_a_target_set(tmp_path: Path, ray_session: None) -> None:
     np.save(tmp_path / "centroids.npy", centroids)  # DataComp's have lengths below one, which decide
     target = normalised(np.eye(WIDTH)[[1, 1, 4]] + 0.1)
     np.savez(tmp_path / "target.npz", image_features=target, names=np.arange(3))
-    settings = {"num_clusters": None, "centroids": str(tmp_path / "centroids.npy")}
+    settings: dict[str, Any] = {"num_clusters": None, "centroids": str(tmp_path / "centroids.npy")}
     recipe = recipe_for(tmp_path, **settings, target=str(tmp_path / "target.npz"))
     folder, _ = measured(recipe, raw)
     wanted = set((target @ centroids.T).argmax(axis=1).tolist())

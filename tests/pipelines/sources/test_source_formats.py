@@ -29,7 +29,7 @@ RED = encoded(np.full((4, 4, 3), (250, 0, 0), np.uint8), "PNG")
 def rows_of(tmp_path: Path, **source: Any) -> list[SourceRow]:
     """All rows of a source, read as ingest does."""
     opened = open_source(CurateRecipe.model_validate({"root": "unused", "source": source}).source)
-    rows = []
+    rows: list[SourceRow] = []
     for file in opened.list_files():
         num_rows = None
         if not opened.is_adopted and file.num_rows is None:
@@ -168,9 +168,9 @@ def test_parquet_structs_with_paths_in_subfolders(tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / "data" / split / "0000.parquet", row_group_size=2)
     (tmp_path / "data/secret.png").write_bytes(RED)
     rows = rows_of(tmp_path, kind="parquet_images", path=str(tmp_path / "data"), caption_column="captions")
-    for half, split in ((rows[:5], b"test"), (rows[5:], b"train")):
+    for half, end in ((rows[:5], b"test"), (rows[5:], b"train")):
         assert [(row.caption, row.image) for row in half] == [
-            ("a", RED), ("b", RED), ("c", RED + split), ("d", None), ("e", None)]  # fmt: skip
+            ("a", RED), ("b", RED), ("c", RED + end), ("d", None), ("e", None)]  # fmt: skip
     elsewhere = rows_of(tmp_path, kind="parquet_images", path=str(tmp_path / "data/train"), caption_column="captions",
                         images=str(tmp_path / "data/test"))  # fmt: skip
     assert elsewhere[2].image == RED + b"test"

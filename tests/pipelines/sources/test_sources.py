@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,7 +50,7 @@ def test_every_table_format_gives_the_same(
     else:
         sink.write(json.dumps(rows, indent=1) if kind == "json" else "\n".join(json.dumps(row) for row in rows))
         data = sink.getvalue().encode()
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
+    pack: Any = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packing]
     path.write_bytes(pack(data))
     found = read_rows(ingest(make_recipe(tmp_path / "out", url_source(path, keep_columns=["license"]))))
     assert [(row["caption"], row["drop_reason"], row["license"]) for row in found] == [

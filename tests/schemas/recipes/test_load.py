@@ -1,6 +1,7 @@
 """Recipes: strict, overridable, hashed by the settings that change results."""
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_hash_covers_what_changes_results_and_nothing_else() -> None:
     same = {**settings, "ingest": {"samples_per_shard": 10_000, "fetch": {"concurrency": 7}}}
     other = {**settings, "ingest": {"samples_per_shard": 9_000}}
 
-    def hash_of(values: dict[str, object]) -> str:
+    def hash_of(values: Mapping[str, object]) -> str:
         recipe = parse_recipe(values, CurateRecipe, "test")
         return step_hash("raw", 1, settings_of(recipe.ingest, exclude={"fetch"}))
 

@@ -198,7 +198,7 @@ def test_a_footer_is_read_without_its_table(proxy: FaultyProxy) -> None:
 
 
 def pairloom(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).parent / "pairloom", *map(str, arguments)]
+    command: list[str | Path] = [Path(sys.executable).parent / "pairloom", *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # of another Ray
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 

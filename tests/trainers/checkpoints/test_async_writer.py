@@ -91,9 +91,11 @@ def write_open_clip(folder: Path) -> None:
 def goes_on_beside(run: Path, data: str) -> list[bool]:
     """Whether checkpoints are complete: begun, a step later while the model is still written, and after that."""
     from pairloom.trainers import train as loop
+    from pairloom.trainers.checkpoints.run_folder import open_run
+    from pairloom.trainers.data.loader import shares
 
     recipe = tiny_recipe(run, data)
-    training = loop.start(recipe, loop.open_run(recipe))
+    training = loop.start(recipe, open_run(recipe))
     written, save_model = Event(), training.task.save_model
 
     def slowly(folder: str, state: Mapping[str, torch.Tensor]) -> None:
@@ -103,7 +105,7 @@ def goes_on_beside(run: Path, data: str) -> list[bool]:
     training.task.save_model = slowly  # type: ignore[method-assign]
     found = []
     manifest = training.writer.begin(training.state) / "manifest.json"
-    for share in loop.shares(training.loader, 0, 1, 0):
+    for share in shares(training.loader, 0, 1, 0):
         found.append(manifest.exists())
         loop.train_step(training, share)
         training.writer.poll()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def features(*sizes: int, seed: int = 0) -> torch.Tensor:
 
 def open_clip_metrics(images: torch.Tensor, texts: torch.Tensor) -> dict[str, float]:
     """As open_clip's training measures retrieval: a full sort, one caption an image (`get_clip_metrics`)."""
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for name, logits in (("image_to_text", images @ texts.T), ("text_to_image", texts @ images.T)):
         ranking = logits.argsort(dim=1, descending=True).numpy()
         ranks = np.array([int(np.flatnonzero(row == own)[0]) for own, row in enumerate(ranking)])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -65,7 +66,7 @@ def run_code(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def front_matter(card: str) -> dict[str, object]:
+def front_matter(card: str) -> dict[str, Any]:
     return dict(yaml.safe_load(card.split("---\n")[1]))
 
 
@@ -84,7 +85,7 @@ def test_the_card_says_what_was_recorded(runs: Path) -> None:
     assert [line["kind"] for line in figures] == ["zero-shot", "linear-probe"]
     for line in figures:
         assert f"| {line['kind']} | `{runs / 'colours'}` | top1 | {line['top1']:.4g} |" in card
-    [entry] = matter["model-index"]  # type: ignore[misc]
+    [entry] = matter["model-index"]
     assert [metric["value"] for metric in entry["results"][1]["metrics"] if metric["name"] == "top1"] == [
         figures[1]["top1"]
     ]

@@ -78,9 +78,14 @@ def gradients(task: LlavaTask, micro_batches: list[list[TrainSample]]) -> tuple[
     total = 0.0
     for batch in batches:
         loss, _ = task.loss(task.model, batch, counts)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.item()
     return total, {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
+
+
+def model_of(task: LlavaTask) -> Any:
+    """The transformers model, whose attributes torch types as tensors or modules."""
+    return task.model
 
 
 def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
@@ -134,7 +139,7 @@ def _rank_gradients(rank: int, folders: Path, out: Path) -> None:
     counted = torch.tensor(task.counts(mine)["tokens"])
     dist.all_reduce(counted)
     loss, _ = task.loss(task.model, mine, {"tokens": int(counted)})
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     averaged = {}
     for name, parameter in task.model.named_parameters():
         if parameter.grad is not None:
@@ -146,7 +151,7 @@ def _rank_gradients(rank: int, folders: Path, out: Path) -> None:
 
 
 def test_two_ranks_of_unequal_tokens_equal_one(folders: Path, tmp_path: Path) -> None:
-    mp.spawn(_rank_gradients, args=(folders, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(_rank_gradients, args=(folders, tmp_path), nprocs=2)  # type: ignore[attr-defined]
     _, grads = gradients(build(folders), [make_samples(6)])
     assert_same(torch.load(tmp_path / "gradients.pt"), grads)
 
@@ -208,7 +213,7 @@ def test_text_only_ranks_do_not_hang_zero(folders: Path, tmp_path: Path, stage: 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         (tmp_path / "port").write_text(str(probe.getsockname()[1]))
-    mp.spawn(_zero_losses, args=(folders, tmp_path, stage), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(_zero_losses, args=(folders, tmp_path, stage), nprocs=2)  # type: ignore[attr-defined]
     task = build(folders)
     optimizer = make_optimizer(task)
     expected = []
@@ -248,7 +253,7 @@ def test_blind_twin_sees_no_image(folders: Path) -> None:
     task = build(folders, task={"blind": True})
     batch = task.collate(make_samples(2))
     assert "pixel_values" not in batch
-    assert int(task.model.config.image_token_id) not in batch["input_ids"]
+    assert model_of(task).config.image_token_id not in batch["input_ids"]
 
 
 def test_a_sample_that_cannot_be_rendered_is_left_out(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -285,7 +290,7 @@ def test_linear_projector_is_one_matrix(folders: Path) -> None:
         "model.multi_modal_projector.linear_1.weight",
         "model.multi_modal_projector.linear_1.bias",
     }
-    projector, features = task.model.model.multi_modal_projector, torch.randn(2, 4, 32)
+    projector, features = model_of(task).model.multi_modal_projector, torch.randn(2, 4, 32)
     torch.testing.assert_close(projector(features), projector.linear_1(features))
 
 
@@ -301,7 +306,7 @@ def test_align_folder_becomes_instruct(folders: Path, tmp_path: Path) -> None:
     """What align saves gives the same outputs in plain transformers, and instruct goes on from it."""
     align = build(folders, "align")
     with torch.no_grad():
-        align.model.model.multi_modal_projector.linear_1.weight.add_(0.1)
+        model_of(align).model.multi_modal_projector.linear_1.weight.add_(0.1)
     align.save_model(str(tmp_path), align.model.state_dict())
     batch = align.collate(make_samples(2))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
@@ -342,9 +347,9 @@ def test_a_real_language_model_keeps_its_outputs(folders: Path, tmp_path: Path) 
     own = build(folders, "align", parts={"language": stories})
     ids = own._tokenizer("Once upon a time, there was", return_tensors="pt")["input_ids"]
     plain = AutoModelForCausalLM.from_pretrained(stories)
-    torch.testing.assert_close(own.model(input_ids=ids).logits[..., :512], plain(input_ids=ids).logits)
+    torch.testing.assert_close(model_of(own)(input_ids=ids).logits[..., :512], plain(input_ids=ids).logits)
     assert own.model.config.text_config.vocab_size == 513  # <image>
-    rows = own.model.get_input_embeddings().weight
+    rows = model_of(own).get_input_embeddings().weight
     torch.testing.assert_close(rows[512], rows[:512].mean(dim=0))
 
 

@@ -84,6 +84,28 @@ def test_the_cache_changes_nothing(loss: str, dropout: float, reference: str) ->
     assert not torch.equal(parameters["logit_scale"], model_of(loss, dropout).logit_scale)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_own_losses_join_in_the_second_pass(dropout: float) -> None:
+    def own_loss(features: Features, batch: Batch) -> torch.Tensor:
+        return (features.image[:, 0] * batch["input_ids"].float().mean()).sum() / NUM_SAMPLES
+
+    cached, direct = model_of("clip", dropout), model_of("clip", dropout)
+    torch.manual_seed(0)
+    value, _ = cached_step(batches_of(0), cached, lambda found: loss_of(found, "clip"), backward, own_loss)
+    torch.manual_seed(0)
+    batches = batches_of(0)
+    parts = [direct(batch) for batch in batches]
+    image, text = torch.cat([part.image for part in parts]), torch.cat([part.text for part in parts])
+    expected = loss_of(Features(image, text, parts[0].logit_scale, parts[0].logit_bias), "clip")
+    expected = expected + sum(own_loss(part, batch) for part, batch in zip(parts, batches, strict=True))
+    backward(expected)
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    for (name, one), two in zip(cached.named_parameters(), direct.parameters(), strict=True):
+        if two.grad is not None:
+            assert one.grad is not None
+            assert torch.allclose(one.grad, two.grad, rtol=1e-5, atol=1e-6), name
+
+
 def test_dropout_is_drawn() -> None:
     assert train("clip", 0.4, "cached")[0] != train("clip", 0.0, "cached")[0]
 
