@@ -186,7 +186,7 @@ def test_a_users_mistakes_are_one_line(root: Path) -> None:
         (("curate", recipe, "source.url_column=link"), "link"),
         (("curate", recipe, "source.path=nowhere.csv"), "nowhere.csv"),
         (("curate", recipe, "selct.min_words=3"), "did you mean select"),
-        (("train", recipe), "unknown key"),
+        (("train", recipe), "give a train recipe"),
         (("evaluate", root, "--kind", "vqa", "--data", root), str(root)),
         (("export", root, "--format", "hf", "--out", root / "x"), str(root)),
         (("inspect", root / "none"), "none"),
