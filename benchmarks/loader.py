@@ -91,13 +91,13 @@ def compare(images: list[bytes], data: str, tars: list[str]) -> None:
     taken = num_steps * BATCH
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
 
-    room = torch.empty((1, 3, SIZE, SIZE), dtype=torch.uint8, memory_format=torch.channels_last)
+    out = torch.empty((1, 3, SIZE, SIZE), dtype=torch.uint8, memory_format=torch.channels_last)
 
     def normalised(pixels: torch.Tensor) -> torch.Tensor:
         return pixels.permute(0, 3, 1, 2).contiguous().float().mul_(1 / 255).sub_(mean).div_(std)
 
     work: dict[str, tuple[Callable[[], object], int]] = {
-        "bare decode + resize": (lambda: [bare(image, room) for image in images], num),
+        "bare decode + resize": (lambda: [bare(image, out) for image in images], num),
         "pairloom, uint8": (lambda: [loader[step] for step in range(num_steps)], taken),
         "pairloom, float32": (lambda: [normalised(loader.share(step).pixels) for step in range(num_steps)], taken),
         "webdataset + Pillow": (lambda: exhaust(webdataset_pillow(tars, preprocess)), num),
@@ -106,8 +106,8 @@ def compare(images: list[bytes], data: str, tars: list[str]) -> None:
     }
     large = [image for image in images if min(simplejpeg.decode_jpeg_header(image)[:2]) >= 2 * SIZE]
     if large:
-        work["bare, decoded at half"] = (lambda: [halved(image, room) for image in large], len(large))
-        compare_halved(large, room)
+        work["bare, decoded at half"] = (lambda: [halved(image, out) for image in large], len(large))
+        compare_halved(large, out)
     best = {name: float("inf") for name in work}
     for _ in range(ROUNDS):
         for name, (call, count) in work.items():
@@ -123,29 +123,29 @@ def compare(images: list[bytes], data: str, tars: list[str]) -> None:
     print(f"data wait of a model that takes 1.5 times as long as one worker: {waited(loader):.1%}")
 
 
-def bare(image: bytes, room: torch.Tensor) -> None:
+def bare(image: bytes, out: torch.Tensor) -> None:
     """The two libraries that do the work, and nothing else."""
     pixels = torch.from_numpy(simplejpeg.decode_jpeg(image, colorspace="RGB", strict=True)).permute(2, 0, 1)[None]
-    torch.ops.aten._upsample_bicubic2d_aa.out(pixels, (SIZE, SIZE), False, None, None, out=room)
+    torch.ops.aten._upsample_bicubic2d_aa.out(pixels, (SIZE, SIZE), False, None, None, out=out)
 
 
-def halved(image: bytes, room: torch.Tensor) -> None:
+def halved(image: bytes, out: torch.Tensor) -> None:
     """The same with the JPEG decoded at half its size, which skips most of the inverse transforms."""
     height, width = (-(-side // 2) for side in simplejpeg.decode_jpeg_header(image)[:2])
     small = simplejpeg.decode_jpeg(image, "RGB", False, False, height, width, 2)
     torch.ops.aten._upsample_bicubic2d_aa.out(
-        torch.from_numpy(small).permute(2, 0, 1)[None], (SIZE, SIZE), False, None, None, out=room
+        torch.from_numpy(small).permute(2, 0, 1)[None], (SIZE, SIZE), False, None, None, out=out
     )
 
 
-def compare_halved(images: list[bytes], room: torch.Tensor) -> None:
+def compare_halved(images: list[bytes], out: torch.Tensor) -> None:
     """Print what a decode at half the size changes: levels of 255."""
     differences = []
     for image in images:
-        bare(image, room)
-        whole = room.int()
-        halved(image, room)
-        differences.append((room.int() - whole).abs().float())
+        bare(image, out)
+        whole = out.int()
+        halved(image, out)
+        differences.append((out.int() - whole).abs().float())
     mean, most = (np.mean([float(d.mean()) for d in differences]), max(float(d.max()) for d in differences))
     print(f"decoded at half the size: pixels differ by {mean:.2f} levels of 255 in the mean, {most:.0f} at most")
 

@@ -27,29 +27,29 @@ them together again takes longer than the resize.
 """
 
 
-def resize_into(room: Pixels, pixels: Pixels, preprocess: Preprocess) -> None:
-    """RGB of any size -> `room`, size x size x 3, uint8."""
+def resize_into(out: Pixels, pixels: Pixels, preprocess: Preprocess) -> None:
+    """RGB of any size -> `out`, size x size x 3, uint8."""
     height, width = pixels.shape[:2]
     kernel = KERNELS.get(preprocess.resample)
     if kernel is None or (height, width) == (preprocess.size, preprocess.size):
-        room[:] = preprocess.resize(pixels)
+        out[:] = preprocess.resize(pixels)
         return
     columns, rows = preprocess.scaled(height, width)
-    whole = room if room.shape[:2] == (rows, columns) else np.empty((rows, columns, 3), np.uint8)
+    whole = out if out.shape[:2] == (rows, columns) else np.empty((rows, columns, 3), np.uint8)
     kernel(_planes(pixels), (rows, columns), False, None, None, out=_planes(whole))
-    if whole is not room:
-        room[:] = preprocess.crop(whole)
+    if whole is not out:
+        out[:] = preprocess.crop(whole)
 
 
-def cut_into(room: Pixels, pixels: Pixels, preprocess: NaflexPreprocess) -> Grid:
-    """RGB of any size -> patches in `room` [N, P], uint8; returns their rows and columns."""
+def cut_into(out: Pixels, pixels: Pixels, preprocess: NaflexPreprocess) -> Grid:
+    """RGB of any size -> patches in `out` [N, P], uint8; returns their rows and columns."""
     kernel = KERNELS.get(preprocess.resample)
     if kernel is None:
-        return preprocess.cut(preprocess.resize(pixels), room)
+        return preprocess.cut(preprocess.resize(pixels), out)
     height, width = (number * preprocess.patch_size for number in preprocess.grid(*pixels.shape[:2]))
     resized = np.empty((height, width, 3), np.uint8)
     kernel(_planes(pixels), (height, width), False, None, None, out=_planes(resized))
-    return preprocess.cut(resized, room)
+    return preprocess.cut(resized, out)
 
 
 def _planes(pixels: Pixels) -> torch.Tensor:

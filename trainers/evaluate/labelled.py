@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 from pairloom.trainers.evaluate.class_names import BESIDE_THE_DATA, ClassFiles, load_class_names
 from pairloom.trainers.evaluate.load import ImageSource
 from pairloom.trainers.evaluate.samples import Sample, parquet_class_names, read_samples
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm")
+IMAGE_SUFFIXES = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, "ppm"))
 LABEL_FIELDS = ("class", "cls", "label", "fine_label")
 
 

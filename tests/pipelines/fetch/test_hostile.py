@@ -126,11 +126,11 @@ def document() -> str:
     lines = [
         "# Hostile responses",
         "",
-        "What `tests/test_hostile.py` sends to a worker, byte for byte, and what becomes of the row. The rows around",
-        "each of them are kept, and the worker goes on. This page is made from the test's own table:",
+        "What `tests/pipelines/fetch/test_hostile.py` sends to a worker, byte for byte, and the drop reason of the",
+        "row. The rows before and after it are kept, and the worker continues. The test's own table makes this page:",
         "`python -m tests.pipelines.fetch.test_hostile`.",
         "",
-        "| what comes | in detail | drop reason |",
+        "| response | in detail | drop reason |",
         "| --- | --- | --- |",
     ]
     for case in cases:
