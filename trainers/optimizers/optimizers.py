@@ -138,7 +138,7 @@ class Muon(_Whole):
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """The matrix with singular values of about 1 (0.7 .. 1.2), by five steps of Newton and Schulz."""
     first, second, third = 3.4445, -4.7750, 2.0315  # of Jordan: steepest at 0
-    dtype = torch.bfloat16 if matrix.is_cuda else torch.float32  # CPUs are slow in bf16
+    dtype = torch.bfloat16 if matrix.is_cuda else torch.float32  # CPUs round bf16 differently
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.to(dtype).T if is_tall else matrix.to(dtype)
     x = x / x.norm().clamp(min=1e-7)
