@@ -16,7 +16,7 @@ _ROLES: dict[str, Literal["user", "assistant"]] = {"human": "user", "gpt": "assi
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance."""
+    """One message of a conversation."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -24,7 +24,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns that alternate, user first; `image` names the picture that `<image>` stands for."""
+    """Alternating turns, user first; `image` is the file name of the image that `<image>` stands for."""
 
     id: str
     image: str | None
@@ -32,7 +32,11 @@ class Conversation:
 
 
 def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
-    """One record in LLaVA's form. Raises InputError that names the record and what is wrong with it."""
+    """Parse one record in LLaVA's format; `where` names its file in errors.
+
+    Raises InputError when turns do not alternate or `<image>` is not exactly once in the first turn of a record with an
+    image.
+    """
     label = f"{where}: conversation {record.get('id', '(without id)')}"
     values = record.get("conversations")
     if not isinstance(values, list) or not values or len(values) % 2:
@@ -51,7 +55,10 @@ def parse_conversation(record: Mapping[str, Any], where: str) -> Conversation:
 
 
 def load_conversations(path: str) -> list[Conversation]:
-    """Conversations of a `.json` (one list) or `.jsonl` (one a line) file. Raises InputError."""
+    """Load a `.json` file (one list) or a `.jsonl` file (one conversation per line).
+
+    Raises InputError when the file is missing, empty or not valid.
+    """
     try:
         text = storage.read_text(path)
         if path.endswith(".jsonl"):

@@ -1,7 +1,8 @@
-"""A run that lies at a URL: it is written below a local folder and copied there, checkpoint by checkpoint.
+"""Copy runs between a local folder and a URL.
 
-The URL is what counts when the run goes on, on this machine or another: what it does not have complete is made again.
-Each machine has a folder of its own, so nothing has to be shared between machines but the URL.
+A run with a URL is written to a local folder; each complete checkpoint is then uploaded. A run resumes, on any machine,
+from the complete checkpoints at the URL; work after the newest one is repeated. Machines share only the URL, not the
+local folder.
 """
 
 from __future__ import annotations
@@ -20,24 +21,28 @@ from pairloom.schemas.storage import storage
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "evaluations.jsonl", "tokenizer", "tb")
-"""Besides checkpoints and the export."""
+"""Files and folders of a run apart from checkpoints and the export."""
 
 
 def local_folder(url: str) -> Path:
-    """The folder on this machine of the run at `url`."""
+    """The local folder, in the cache, of the run at `url`."""
     digest = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:12]
     return cache_folder() / "runs" / f"{storage.name_of(url)}-{digest}"
 
 
 @dataclass(frozen=True)
 class RemoteCopy:
-    """A local folder and the URL that it is copied to."""
+    """A local run folder and the URL of its copy."""
 
     local: Path
     url: str
 
     def fetch_run(self) -> None:
-        """Make the local folder what the URL has: its files and its newest complete checkpoint. Raises StorageError."""
+        """Update the local folder to the run at the URL.
+
+        Downloads the run's files and its newest complete checkpoint, and removes local checkpoints that differ from the
+        URL's; without a recipe.yaml at the URL, removes the whole local folder. Raises StorageError.
+        """
         there = {file.removeprefix(f"{self._base()}/") for file in self._files("")}
         if "recipe.yaml" not in there:
             shutil.rmtree(self.local, ignore_errors=True)
@@ -52,15 +57,15 @@ class RemoteCopy:
         wanted = [name for name in there if name.split("/")[0] in RUN_FILES or name == "export/provenance.json"]
         if complete and not (self.local / CHECKPOINTS / complete[-1]).exists():
             inside = sorted(name for name in there if name.startswith(f"{CHECKPOINTS}/{complete[-1]}/"))
-            wanted += sorted(inside, key=lambda name: name.endswith(f"{complete[-1]}/{MANIFEST}"))  # it is last
+            wanted += sorted(inside, key=lambda name: name.endswith(f"{complete[-1]}/{MANIFEST}"))  # manifest last
         self._fetch(wanted)
 
     def fetch(self, name: str) -> None:
-        """Copy one folder from the URL. Raises StorageError."""
+        """Download one folder. Raises StorageError."""
         self._fetch(file.removeprefix(f"{self._base()}/") for file in self._files(name))
 
     def put(self, names: Iterable[str]) -> None:
-        """Copy files or folders to the URL; those that are not here are left out. Raises StorageError."""
+        """Upload files or folders; names that do not exist locally are skipped. Raises StorageError."""
         for name in names:
             path = self.local / name
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -68,19 +73,19 @@ class RemoteCopy:
                     _upload(file, storage.join(self.url, file.relative_to(self.local).as_posix()))
 
     def remove_partial(self) -> None:
-        """Remove checkpoints that an interruption left without a manifest."""
+        """Remove checkpoints at the URL that have no manifest because their upload was interrupted."""
         for folder in storage.list_files(storage.join(self.url, CHECKPOINTS)):
             if not storage.exists(storage.join(folder, MANIFEST)):
                 storage.remove(folder)
 
     def remove_checkpoint(self, name: str) -> None:
-        """Remove one, its manifest first."""
+        """Remove a checkpoint at the URL, its manifest first, so that a partial removal leaves it incomplete."""
         folder = storage.join(self.url, CHECKPOINTS, name)
         storage.remove(storage.join(folder, MANIFEST))
         storage.remove(folder)
 
     def _base(self) -> str:
-        """The URL as listings begin."""
+        """The URL in the form that file listings use as prefix."""
         fs = storage.filesystem(self.url)
         return str(fs.unstrip_protocol(fs._strip_protocol(self.url))).rstrip("/")
 
@@ -89,7 +94,7 @@ class RemoteCopy:
         return storage.expand(storage.join(self.url, name) if name else self.url)
 
     def _is_same(self, folder: Path) -> bool:
-        """True when a checkpoint here is the one at the URL."""
+        """True if the manifests of the local checkpoint and the one at the URL are equal."""
         path = folder / MANIFEST
         url = storage.join(self.url, CHECKPOINTS, folder.name, MANIFEST)
         return path.exists() and path.read_bytes() == storage.read_bytes(url)

@@ -1,7 +1,7 @@
-"""Remote tars, or the parts of them that are wanted, in a bounded folder on a local disk.
+"""A local disk cache of bounded size for remote tars, or for the parts of them that are needed.
 
-All processes of a machine share the folder: one fetches a tar, the others wait for it or read ranges meanwhile. What
-was used longest ago goes first; a file that goes while another process has it mapped stays readable there.
+All processes of a machine share the folder. One process fetches a tar; the others wait or read byte ranges meanwhile.
+The least recently used files are evicted first. An evicted file stays readable in processes that have it mapped.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import numpy.typing as npt
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
-WHOLE_FROM = 0.25  # of a tar's bytes wanted: then all of it is fetched
-GAP_BYTES = 1 << 20  # between two wanted parts that one request still takes; about what a request's wait costs
-BLOCK_BYTES = 16 << 20  # of one request
-NUM_THREADS = 2  # fetches at a time in one process
+WHOLE_FROM = 0.25  # if more than this share of a tar's bytes is needed, the whole tar is fetched
+GAP_BYTES = 1 << 20  # smaller gaps between parts are fetched too: they cost less time than another request
+BLOCK_BYTES = 16 << 20  # largest request
+NUM_THREADS = 2  # concurrent fetches per process
 NUM_LOCKS = 64
 
 Offsets = npt.NDArray[np.int64]
@@ -35,14 +35,17 @@ Offsets = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes offset .. offset + num_bytes of a tar."""
+    """The byte range [offset, offset + num_bytes) of a tar."""
 
     offset: int
     num_bytes: int
 
 
 def plan_parts(offsets: Offsets, sizes: Offsets, tar_bytes: int) -> list[Part]:
-    """What to fetch of a tar for members at `offsets`: all of it, or ranges that take neighbours along."""
+    """Byte ranges to fetch for the members of a tar: the whole tar, or sorted ranges that merge close members.
+
+    `offsets` and `sizes` [N] are in bytes.
+    """
     if sizes.sum() > WHOLE_FROM * tar_bytes:
         return [Part(0, tar_bytes)]
     parts: list[Part] = []
@@ -59,7 +62,7 @@ def plan_parts(offsets: Offsets, sizes: Offsets, tar_bytes: int) -> list[Part]:
 
 
 class PartsReader:
-    """Members of a tar from a local file that holds `parts` of it, one after another."""
+    """Reads members of a tar from a local file that is the concatenation of `parts` of it."""
 
     def __init__(self, path: Path, parts: Sequence[Part]) -> None:
         self._path, self._starts = path, [part.offset for part in parts]
@@ -68,7 +71,7 @@ class PartsReader:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def view(self, offset: int, num_bytes: int) -> memoryview:
-        """The bytes of one member. Raises InputError when they are not there."""
+        """The bytes of one member, without a copy. Raises InputError when the file does not have all of them."""
         index = bisect_right(self._starts, offset) - 1
         begin = self._places[index] + offset - self._starts[index]
         data = memoryview(self._map)[begin : begin + num_bytes]
@@ -79,7 +82,7 @@ class PartsReader:
 
 @dataclass
 class ShardCache:
-    """A folder of at most about `max_bytes`; goes to another process without what is under way."""
+    """A cache folder of about `max_bytes` at most. Pickling keeps the settings and drops running fetches."""
 
     folder: Path
     max_bytes: int
@@ -88,7 +91,10 @@ class ShardCache:
     _process: int = 0
 
     def find(self, url: str, parts: Sequence[Part]) -> PartsReader | None:
-        """The tar from the folder, or None while it is fetched in the background. Raises StorageError."""
+        """A reader of the cached parts, or None after starting to fetch them in the background.
+
+        Raises the error of an earlier failed fetch: StorageError, or InputError for a missing shard.
+        """
         path = self._path(url, parts)
         try:
             os.utime(path)
@@ -98,7 +104,7 @@ class ShardCache:
             return None
 
     def begin(self, url: str, parts: Sequence[Part]) -> None:
-        """Fetch a tar in the background. Raises what an earlier attempt raised."""
+        """Start to fetch parts of a tar in the background. Raises the error of an earlier failed fetch."""
         if self._process != os.getpid():  # threads do not survive a fork
             self._threads, self._fetches, self._process = ThreadPoolExecutor(NUM_THREADS), {}, os.getpid()
         assert self._threads is not None
@@ -134,7 +140,7 @@ class ShardCache:
 
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
-        """One process at a time; the system releases the lock of a process that dies."""
+        """Hold a lock between processes; the operating system releases it if the process dies."""
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / str(int(path.stem[:8], 16) % NUM_LOCKS)).open("w") as file:

@@ -1,7 +1,7 @@
-"""An index of tars that anyone has written, made on first use: then they are read as a curated data set is.
+"""Index WebDataset tars on first use, so that they can be read like a curated data set.
 
-It lies beside the tars, in `pairloom-index/<hash8>/`, or in the local cache where nothing can be written there. The
-hash covers names, sizes and times (ETags) of the tars: other tars get another index.
+The index is next to the tars, in `pairloom-index/<hash8>/`, or in the local cache if that folder is not writable. The
+hash covers names, sizes and modification times (or ETags) of the tars, so changed tars get a new index.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def find_tars(path: str) -> list[str]:
-    """The tars that a path names: a tar, a folder, a glob, or braces as WebDataset writes them; sorted."""
+    """Sorted tars of a path: a tar, a folder, a glob, or WebDataset's brace notation."""
     found = [file for part in expand_braces(path) for file in storage.expand(part)]
     return sorted({file for file in found if file.lower().endswith(".tar")})
 
 
 def expand_braces(path: str) -> list[str]:
-    """`{000..012}` and `{a,b}` -> every path that is meant."""
+    """Expand `{000..012}` and `{a,b}` to all paths."""
     match = _BRACES.search(path)
     if match is None:
         return [path]
@@ -55,7 +55,10 @@ def expand_braces(path: str) -> list[str]:
 
 
 def index_tars(tars: Sequence[str]) -> str:
-    """The folder of the index of some tars, made where it is not there. Raises InputError, StorageError."""
+    """The folder of the tars' index, which is built if it does not exist.
+
+    Raises InputError for tars that cannot be read, StorageError when the storage fails.
+    """
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         states = list(threads.map(storage.etag, tars))
     identity = json.dumps([VERSION, list(zip(tars, states, strict=True))])
@@ -82,7 +85,7 @@ def _is_writable(folder: str) -> bool:
 
 
 def _index_tar(folder: str, index: int, url: str) -> ShardEntry:
-    """Write the table of one tar."""
+    """Write the index table of one tar."""
     name = shard_name(index)
     with storage.local_copy(url) as path:
         rows = _rows_of(path, name)
@@ -92,7 +95,7 @@ def _index_tar(folder: str, index: int, url: str) -> ShardEntry:
 
 
 def _rows_of(path: str, shard: str) -> list[dict[str, Any]]:
-    """One row for each sample with an image and a caption."""
+    """One row per sample with an image and a caption."""
     samples = group_samples(index_tar(path))
     if not samples:
         return []

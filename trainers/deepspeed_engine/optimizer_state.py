@@ -1,11 +1,12 @@
-"""The optimizer's state by parameter name, from any partitioning into any other.
+"""Save and load optimizer state by parameter name, independent of ZeRO stage and number of ranks.
 
-DeepSpeed cuts flattened parameters into partitions that depend on the ZeRO stage and the number of ranks. Each rank
-writes what it holds as pieces, "elements start .. start + length of this parameter", and a rank that reads takes the
-elements that it holds now from whichever files have them. So files alone are enough, on any number of ranks and at any
-stage, no rank ever holds more than its part, and nothing that is read can run code (DeepSpeed's own files are pickles).
+DeepSpeed splits flattened parameters into partitions that depend on the ZeRO stage and the number of ranks. Each rank
+writes its partition as pieces: the elements [start, start + length) of a named parameter. When loading, each rank reads
+the elements of its current partition from all files that contain them. No rank holds more than its partition, and
+loading cannot run code (DeepSpeed's own files are pickles).
 
-Kinds of tensors: `weight` (the fp32 values that the optimizer steps), and the optimizer's own, `exp_avg`, `exp_avg_sq`.
+Kinds of tensors: `weight` (the fp32 values that the optimizer updates), and the optimizer's state, e.g. `exp_avg` and
+`exp_avg_sq`.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements start .. start + length of a flattened parameter, which lie in `flat` from `offset` on."""
+    """Elements [start, start + length) of a flattened parameter, stored in `flat` at [offset, offset + length)."""
 
     name: str
     numel: int  # of the whole parameter
     start: int
     length: int
-    flat: torch.Tensor  # what the optimizer steps, and the key of its state
+    flat: torch.Tensor  # the tensor that the optimizer updates, and the key of its state
     offset: int
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """This piece of `flat`, or of a tensor of the optimizer's state that has its shape; a view."""
+        """A 1-D view [length] of this piece in `flat` or in a state tensor of the same shape."""
         return tensor.detach().view(-1).narrow(0, self.offset, self.length)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank writes: copies on the CPU, so that training goes on meanwhile."""
+    """One rank's pieces, copied to the CPU so that training can continue while they are written."""
 
     tensors: Mapping[str, torch.Tensor]  # "<kind>/<name>"
     metadata: Mapping[str, str]
@@ -60,24 +61,24 @@ def take_snapshot(engine: Engine) -> Snapshot:
         values = {WEIGHT: piece.flat, **_shaped(state.get(piece.flat, {}), piece.flat)}
         for kind, value in values.items():
             tensors[f"{kind}/{piece.name}"] = piece.of(value).to("cpu", copy=True)
-        step = float(state.get(piece.flat, {}).get("step", 0.0))  # 0: the optimizer has not stepped it yet
+        step = float(state.get(piece.flat, {}).get("step", 0.0))  # 0: not updated yet
         places[piece.name] = {"numel": piece.numel, "start": piece.start, "length": piece.length, "step": step}
     return Snapshot(tensors, {"pieces": json.dumps(places)})
 
 
 def base_optimizer(engine: Engine) -> Any:
-    """The torch optimizer inside of DeepSpeed's."""
+    """The torch optimizer that DeepSpeed wraps."""
     outer = engine.deepspeed.optimizer
     return outer if engine.zero_stage == 0 else outer.optimizer
 
 
 def _shaped(state: Mapping[str, Any], flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of the state that have a value for each element."""
+    """The state tensors with one value per element of `flat`."""
     return {kind: t for kind, t in state.items() if torch.is_tensor(t) and t.shape == flat.shape and t.ndim}
 
 
 def _own_share(engine: Engine) -> Iterator[Piece]:
-    """The pieces that this rank writes: at stage 0, where all hold everything, an equal share of each parameter."""
+    """The pieces that this rank writes; at stage 0, where every rank holds all state, an equal share per parameter."""
     for piece in pieces(engine):
         if engine.zero_stage > 0:
             yield piece
@@ -88,7 +89,10 @@ def _own_share(engine: Engine) -> Iterator[Piece]:
 
 
 def pieces(engine: Engine) -> Iterator[Piece]:
-    """What this rank's optimizer holds of each trained parameter."""
+    """The pieces of trained parameters in this rank's optimizer.
+
+    Reads private attributes of DeepSpeed's ZeRO optimizers.
+    """
     outer = engine.deepspeed.optimizer
     for name, parameter in engine.deepspeed.module.named_parameters():
         if not parameter.requires_grad:
@@ -96,7 +100,7 @@ def pieces(engine: Engine) -> Iterator[Piece]:
         if engine.zero_stage == 0:
             yield Piece(name, parameter.numel(), 0, parameter.numel(), parameter, 0)
         elif engine.zero_stage < 3:
-            mapping = parameter._hp_mapping  # None where another rank has all of it
+            mapping = parameter._hp_mapping  # None if other ranks hold all of it
             if mapping is not None:
                 inside, place = mapping.lp_fragment_address, mapping.hp_fragment_address
                 flat = outer.single_partition_of_fp32_groups[mapping.param_group_index]
@@ -111,7 +115,7 @@ def pieces(engine: Engine) -> Iterator[Piece]:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A piece in a file."""
+    """A piece in a checkpoint file."""
 
     file: Any
     kinds: Sequence[str]
@@ -121,10 +125,11 @@ class _Stored:
 
 
 def restore(engine: Engine, paths: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Load the optimizer's state and the trained parameters from the files of all ranks. Raises InputError.
+    """Load the optimizer state and the trained parameters from the files of all ranks.
 
-    Returns the weights of parameters that are frozen now and were trained when the files were written: pairloom 0.1.0
-    did not freeze parameters that the loss does not depend on.
+    Returns the 1-D weights of parameters that are frozen now but were trained when the files were written: pairloom
+    0.1.0 did not freeze parameters that the loss does not depend on. Raises InputError when the files have other
+    parameters than the model, or lack elements.
     """
     stored = _read_index(paths)
     is_trained = {name: p.requires_grad for name, p in engine.deepspeed.module.named_parameters()}
@@ -140,7 +145,7 @@ def restore(engine: Engine, paths: Sequence[Path]) -> dict[str, torch.Tensor]:
 
 
 def _whole_weight(name: str, stored: Sequence[_Stored]) -> torch.Tensor:
-    """All elements of a parameter, 1-D."""
+    """All elements of a parameter [numel], joined from the files of all ranks."""
     parts = sorted(stored, key=lambda part: part.start)
     return torch.cat([part.file.get_tensor(f"{WEIGHT}/{name}").view(-1) for part in parts])
 
@@ -174,7 +179,7 @@ def _restore_piece(optimizer: Any, piece: Piece, stored: Sequence[_Stored], fold
 
 
 def _state_tensor(optimizer: Any, flat: torch.Tensor, kind: str, step: float) -> torch.Tensor:
-    """A tensor of the optimizer's state, made where this process has not stepped yet; torch makes them at a step."""
+    """A tensor of the optimizer's state, created if missing: torch creates state only in the first step."""
     state = optimizer.state[flat]
     if "step" not in state:
         device = flat.device if optimizer.defaults.get("fused") or optimizer.defaults.get("capturable") else None
@@ -186,14 +191,14 @@ def _state_tensor(optimizer: Any, flat: torch.Tensor, kind: str, step: float) ->
 
 
 def _spread_weights(engine: Engine) -> None:
-    """Partitions of the optimizer -> the model's parameters on all ranks."""
+    """Copy the fp32 partitions of the optimizer to the model's parameters on all ranks."""
     outer = engine.deepspeed.optimizer
     if engine.zero_stage in (1, 2):
         outer.update_lp_params()
     elif engine.zero_stage == 3:
-        if outer.persistent_parameters:  # small ones that every rank holds whole
+        if outer.persistent_parameters:  # small parameters that every rank holds in full
             outer.persistent_parameters[0].partition(outer.persistent_parameters)
         for group in range(len(outer.fp32_partitioned_groups_flat)):
             outer._reassign_or_swap_out_partitioned_parameters(group)
-        # They stay apart, as at a fresh start: DeepSpeed's first step records who gathers what, and a weight that is
-        # whole by then (out_proj of an attention, used without a call of its module) would be missed for good.
+        # Parameters stay partitioned: in its first step DeepSpeed records which module gathers which parameter. A
+        # parameter that is gathered already (attention's out_proj, whose module is never called) would not be recorded.

@@ -1,4 +1,4 @@
-"""What classes are called, and the sentences that their names are put into."""
+"""Class names and prompt templates of zero-shot classification."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TEMPLATES_BESIDE = ("templates.txt", "zeroshot_classification_templates.txt")
 
 @dataclass(frozen=True)
 class ClassFiles:
-    """Files that a person names; null: what lies beside the data."""
+    """Paths of class names and templates; None: use the files next to the data."""
 
-    classes: str | None = None  # .json: {label: name}, [name, ...] or {classes, templates}; else: a name a line
-    templates: str | None = None  # .json: [template, ...]; else: a template a line; `{}` or `{c}` is the name
+    classes: str | None = None  # .json: {label: name}, [name, ...] or {classes, templates}; else: one name per line
+    templates: str | None = None  # .json: [template, ...]; else: one per line; `{}` or `{c}` stands for the name
 
 
 BESIDE_THE_DATA = ClassFiles()
@@ -28,14 +28,17 @@ BESIDE_THE_DATA = ClassFiles()
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Names by label, in the order of the classes (empty: not named), and templates."""
+    """Class names by label in class order (empty if there are none), and templates."""
 
     names: Mapping[str, str]
     templates: Sequence[str]
 
 
 def load_class_names(files: ClassFiles, folder: str) -> ClassNames:
-    """From the files that are named, else from `folder`. Raises InputError."""
+    """Load names and templates from `files`, or else from the default files in `folder`.
+
+    Raises InputError when a given file is missing or malformed.
+    """
     classes = files.classes or _first(folder, CLASSES_BESIDE)
     names, own_templates = _read_classes(classes) if classes else ({}, None)
     path = files.templates or (None if own_templates else _first(folder, TEMPLATES_BESIDE))
@@ -49,7 +52,7 @@ def _first(folder: str, names: Sequence[str]) -> str | None:
 
 
 def _read_classes(url: str) -> tuple[dict[str, str], Any]:
-    """Names by label, and the templates of a file that has them as well."""
+    """Names by label, and the templates if the file also has them."""
     content = _read(url)
     templates = None
     if isinstance(content, Mapping) and isinstance(content.get("classes"), Mapping | list):
@@ -70,7 +73,7 @@ def _read_templates(url: str) -> Any:
 
 
 def _read(url: str) -> Any:
-    """What a JSON file holds, or the lines of any other. Raises InputError."""
+    """The value of a JSON file, or the lines of any other file. Raises InputError."""
     text = storage.read_input(url)
     if not url.endswith(".json"):
         return [line.strip() for line in text.splitlines() if line.strip()]

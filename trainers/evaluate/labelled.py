@@ -1,4 +1,4 @@
-"""Images with their classes: folders of classes, tables, WebDataset tars or parquet."""
+"""Labelled images from class folders, jsonl tables, WebDataset tars or parquet files."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ LABEL_FIELDS = ("class", "cls", "label", "fine_label")
 
 @dataclass(frozen=True)
 class Classification:
-    """Images with their class, and what the classes are called."""
+    """Labelled images, class names and prompt templates."""
 
     images: Sequence[ImageSource]
-    labels: torch.Tensor  # [N], index of the class
-    keys: Sequence[str]  # what the data calls the classes
+    labels: torch.Tensor  # [N] int64, class indices
+    keys: Sequence[str]  # class labels as they occur in the data
     class_names: Sequence[str]
     templates: Sequence[str]
 
 
 def load_classification(data: str, files: ClassFiles = BESIDE_THE_DATA) -> Classification:
-    """A folder with a folder for each class, a jsonl of {image, class}, tars with `.cls`, or parquet with `label`.
+    """Load a folder with one folder per class, a jsonl of {image, class}, tars with `.cls`, or parquet with `label`.
 
-    Names and templates are those of `files`, else of classes.json (classnames.txt, templates.txt) beside the images or
-    of the parquet's own metadata; classes without a name go by their label. Raises InputError.
+    Names and templates come from `files`, else from classes.json (classnames.txt, templates.txt) next to the images or
+    from the parquet metadata. A class without a name is called by its label. Raises InputError when there are no
+    images, a sample has no class, or a class is not among the names.
     """
     is_file = data.endswith((".jsonl", ".tar", ".parquet"))
     given = load_class_names(files, data.rstrip("/").rpartition("/")[0] or "." if is_file else data)
@@ -54,7 +55,7 @@ def load_classification(data: str, files: ClassFiles = BESIDE_THE_DATA) -> Class
 
 
 def _in_order(key: str) -> tuple[int, str]:
-    """Numbers by their value."""
+    """Sort key: labels that are numbers sort by value."""
     return (int(key), key) if key.isdigit() else (0, key)
 
 
@@ -66,7 +67,7 @@ def _label_of(sample: Sample) -> str:
 
 
 def _from_folders(data: str, keys: Sequence[str]) -> list[tuple[ImageSource, str]]:
-    """Images in the folders that the names of classes name, or in all there are."""
+    """(image, class label) pairs from the class folders `keys`, or from every folder if `keys` is empty."""
     folders = keys or [storage.name_of(url.rstrip("/")) for url in storage.list_files(data)]
     pairs = [
         (ImageSource(url), key)

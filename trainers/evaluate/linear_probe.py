@@ -1,7 +1,7 @@
-"""Linear probe: L2-regularised logistic regression on the image features of a model that stays as it is.
+"""Linear probe: L2-regularised logistic regression on the image features of a frozen model.
 
-As CLIP measures it (arXiv 2103.00020, section 3.2): the strength of the regularisation is chosen on a part of the
-training images, then all of them are fitted with it.
+Follows CLIP (arXiv 2103.00020, section 3.2): the L2 penalty is chosen on a held-out part of the training images, then
+the classifier is fitted to all of them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from pairloom.trainers.evaluate.labelled import load_classification
 from pairloom.trainers.evaluate.load import DualEncoder
 from pairloom.trainers.evaluate.zero_shot import accuracies
 
-PENALTIES = tuple(10.0**power for power in range(1, -9, -1))  # of the squared weights; sklearn's C is 1 / (penalty * N)
-ONE_IN = 5  # training images of a class, of which one is held out to choose the penalty
+PENALTIES = tuple(10.0**power for power in range(1, -9, -1))  # L2; scikit-learn's C is 1 / (penalty * N)
+ONE_IN = 5  # one in five training images per class is held out to choose the penalty
 MAX_ITERATIONS = 1000
 
 
 def linear_probe(
     encoder: DualEncoder, data: str, train_data: str, files: ClassFiles = BESIDE_THE_DATA
 ) -> dict[str, Any]:
-    """Top-1, top-5 and mean accuracy per class on `data`, 0..1, of a classifier fitted to `train_data`.
+    """Top-1, top-5 and mean per-class accuracy (0..1) on `data` of a classifier fitted to `train_data`.
 
-    Raises InputError.
+    Also returns the chosen penalty and the numbers of images and classes. Raises InputError when data is missing or
+    `train_data` lacks a class of `data`.
     """
     train, test = load_classification(train_data, files), load_classification(data, files)
     if unseen := sorted(set(test.keys) - set(train.keys)):
@@ -47,7 +48,10 @@ def linear_probe(
 
 
 def choose_penalty(features_ND: torch.Tensor, labels_N: torch.Tensor, num_classes: int, where: str) -> float:
-    """The penalty that is best on every fifth image of each class; of equal ones the largest. Raises InputError."""
+    """The penalty with the best top-1 accuracy on every fifth image of each class; ties go to the largest penalty.
+
+    Raises InputError when every class has fewer than five images.
+    """
     is_held_out = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in range(num_classes):
         is_held_out[(labels_N == label).nonzero()[ONE_IN - 1 :: ONE_IN]] = True
@@ -69,9 +73,10 @@ def fit(
     penalty: float,
     start_CE: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weights [C, D + 1], biases last, of the smallest mean cross-entropy + penalty / 2 * squared weights (no biases).
+    """Fit a linear classifier; returns float64 weights [C, D + 1], whose last column holds the biases.
 
-    In float64, by L-BFGS from `start_CE` or from zero.
+    Minimises mean cross-entropy + penalty / 2 * sum of squared weights, biases excluded, by L-BFGS from `start_CE` or
+    from zeros.
     """
     inputs_NE = _with_ones(features_ND)
     zeros = torch.zeros(num_classes, inputs_NE.shape[1], dtype=torch.float64)
@@ -97,7 +102,7 @@ def fit(
 
 
 def scores(features_ND: torch.Tensor, weights_CE: torch.Tensor) -> torch.Tensor:
-    """What the fitted classifier gives each class [N, C]."""
+    """Logits [N, C] of the classifier."""
     return _with_ones(features_ND) @ weights_CE.T
 
 

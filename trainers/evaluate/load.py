@@ -1,4 +1,4 @@
-"""Load a model folder for evaluation: the plain transformers class, its tokenizer and its pixels."""
+"""Load a model folder for evaluation: the transformers model, its tokenizer and its image preprocessing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pairloom.trainers.models.towers import num_places, pads_to_end, pool_texts
 
 IMAGES_PER_BATCH = 64
 TEXTS_PER_BATCH = 256
-NUM_DECODE_THREADS = 4  # Pillow and simplejpeg release the interpreter lock
+NUM_DECODE_THREADS = 4  # Pillow and simplejpeg release the GIL
 DUAL_CLASSES = {
     "siglip": SiglipModel,
     "siglip2": Siglip2Model,
@@ -39,14 +39,14 @@ DUAL_CLASSES = {
 
 @dataclass(frozen=True)
 class ImageSource:
-    """One image of an evaluation: a file, or a piece of a tar."""
+    """The location of one image: a file, or a byte range of a tar."""
 
     url: str
-    offset: int | None = None  # null: the whole file
+    offset: int | None = None  # None: the whole file
     num_bytes: int = 0
 
     def read(self) -> bytes:
-        """Its bytes. Raises InputError when it is missing."""
+        """Read the encoded image. Raises InputError when the file is missing."""
         try:
             if self.offset is None:
                 return storage.read_bytes(self.url)
@@ -56,7 +56,10 @@ class ImageSource:
 
 
 def load_pixels(source: ImageSource, preprocess: AnyPreprocess) -> Pixels:
-    """What the model sees of an image. Raises InputError: leaving images out would measure another thing."""
+    """Decode and resize one image.
+
+    Raises InputError when it cannot be decoded: skipping images would change the evaluation.
+    """
     try:
         return preprocess.resize(decode_rgb(source.read()))
     except SampleError as error:
@@ -64,7 +67,7 @@ def load_pixels(source: ImageSource, preprocess: AnyPreprocess) -> Pixels:
 
 
 def image_batches(sources: Sequence[ImageSource], preprocess: AnyPreprocess) -> Iterator[dict[str, torch.Tensor]]:
-    """What the model takes of the images in order, IMAGES_PER_BATCH at a time: `pixel_values` and what NaFlex adds."""
+    """Model inputs (`pixel_values`, and NaFlex's mask and shapes) in batches of IMAGES_PER_BATCH, in order."""
     with ThreadPoolExecutor(NUM_DECODE_THREADS) as pool:
         for start in range(0, len(sources), IMAGES_PER_BATCH):
             batch = sources[start : start + IMAGES_PER_BATCH]
@@ -73,14 +76,15 @@ def image_batches(sources: Sequence[ImageSource], preprocess: AnyPreprocess) -> 
 
 
 def pick_device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class DualEncoder:
-    """A contrastive model: images and texts -> L2-normalised features.
+    """A contrastive model that computes L2-normalised features of images and texts.
 
-    `num_patches` is for NaFlex, instead of the number in the folder. Raises InputError.
+    `num_patches` overrides the folder's number of patches (NaFlex only). Raises InputError when the folder holds
+    another kind of model, or `num_patches` is given for a model of one image size.
     """
 
     def __init__(self, folder: str, num_patches: int | None = None) -> None:
@@ -102,7 +106,7 @@ class DualEncoder:
         self._pads_to_end = pads_to_end(model.config)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Token ids as in training. SigLIP pools the last position, so all of its texts have one length."""
+        """Token ids [N, L] as in training. SigLIP pools the last position, so its texts are padded to one length."""
         length = min(num_places(self.model.config), int(self.tokenizer.model_max_length))
         padding = "max_length" if self._pads_to_end else True
         encoded = self.tokenizer(list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt")
@@ -110,12 +114,12 @@ class DualEncoder:
         return {name: encoded[name].to(self.device) for name in names}
 
     def on_device(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Inputs where the model lies."""
+        """Move model inputs to the model's device."""
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     @torch.inference_mode()
     def image_features(self, sources: Sequence[ImageSource]) -> torch.Tensor:
-        """Features [N, D] of images, on the CPU."""
+        """L2-normalised fp32 features [N, D] of images, on the CPU."""
         batches = [
             self.model.get_image_features(**self.on_device(inputs)).pooler_output
             for inputs in image_batches(sources, self.preprocess)
@@ -124,8 +128,8 @@ class DualEncoder:
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """Features [N, D] of texts, on the CPU."""
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding
+        """L2-normalised fp32 features [N, D] of texts, on the CPU."""
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # to reduce padding
         batches = [
             self.model.get_text_features(**self.tokenize([texts[index] for index in part])).pooler_output
             for part in (order[start : start + TEXTS_PER_BATCH] for start in range(0, len(texts), TEXTS_PER_BATCH))
@@ -135,7 +139,10 @@ class DualEncoder:
 
 
 class LlavaReader:
-    """A LLaVA that answers: model, tokenizer, pixels."""
+    """A LLaVA model with its tokenizer and image preprocessing.
+
+    Raises InputError when the folder holds another kind of model or no chat template.
+    """
 
     def __init__(self, folder: str) -> None:
         if model_type_of(folder) != "llava":

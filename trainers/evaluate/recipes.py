@@ -1,4 +1,4 @@
-"""Recipe parts of the built-in evaluations. The module imports no torch, so that recipes are read quickly."""
+"""Recipe parts of the built-in evaluations. The module does not import torch, so that recipes load quickly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BuiltInEvaluation(EvaluationRecipe):
         return self
 
     def paths(self) -> tuple[str, ...]:
-        """The data, and further files that are given."""
+        """Paths of the data and of all other files that the recipe names."""
         return tuple(path for path in (self.data, self.train_data, self.classes, self.templates) if path is not None)
 
 
@@ -44,7 +44,7 @@ class ZeroShotEvaluation(BuiltInEvaluation):
     kind: Literal["zero-shot"]
 
     def run(self, model_folder: str) -> dict[str, Any]:
-        """Top-1, top-5 and mean accuracy per class, 0..1."""
+        """Top-1, top-5 and mean per-class accuracy, 0..1."""
         from pairloom.trainers.evaluate.class_names import ClassFiles
         from pairloom.trainers.evaluate.load import DualEncoder
         from pairloom.trainers.evaluate.zero_shot import zero_shot
@@ -60,7 +60,7 @@ class LinearProbeEvaluation(BuiltInEvaluation):
     kind: Literal["linear-probe"]
 
     def run(self, model_folder: str) -> dict[str, Any]:
-        """Top-1, top-5 and mean accuracy per class, 0..1."""
+        """Top-1, top-5 and mean per-class accuracy, 0..1."""
         from pairloom.trainers.evaluate.class_names import ClassFiles
         from pairloom.trainers.evaluate.linear_probe import linear_probe
         from pairloom.trainers.evaluate.load import DualEncoder
@@ -75,7 +75,7 @@ class RetrievalEvaluation(BuiltInEvaluation):
     kind: Literal["retrieval"]
 
     def run(self, model_folder: str) -> dict[str, Any]:
-        """Recall at 1, 5 and 10 both ways, 0..1."""
+        """Recall at 1, 5 and 10 in both directions, 0..1, and mean and median ranks."""
         from pairloom.trainers.evaluate.load import DualEncoder
         from pairloom.trainers.evaluate.retrieval import retrieval
 

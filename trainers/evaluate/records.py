@@ -1,4 +1,4 @@
-"""Lines of evaluation tables."""
+"""Read jsonl tables of evaluations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from pairloom.schemas.storage import storage
 
 
 def read_jsonl(path: str, required: Sequence[str]) -> list[dict[str, Any]]:
-    """Records of a jsonl file, each with the required keys. Raises InputError that names file and line."""
+    """Records of a jsonl file.
+
+    Raises InputError that names file and line when the file is missing or empty, a line is not JSON, or a record lacks
+    a required key.
+    """
     try:
         lines = storage.read_text(path).splitlines()
     except FileNotFoundError as error:
@@ -34,7 +38,7 @@ def read_jsonl(path: str, required: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def file_beside(table: str, name: str) -> str:
-    """A file that a table names: a path or URL of its own, or one relative to the table's folder."""
+    """Resolve a file name of a table: absolute paths and URLs stay, others are relative to the table's folder."""
     if name.startswith("/") or "://" in name:
         return name
     return storage.join(table.rpartition("/")[0] or ".", name)

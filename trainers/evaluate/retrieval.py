@@ -1,4 +1,4 @@
-"""Retrieval: which caption belongs to an image, which image to a caption; several captions an image."""
+"""Image-to-text and text-to-image retrieval, with one or more captions per image."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pairloom.trainers.evaluate.samples import Sample, read_samples
 
 DEPTHS = (1, 5, 10)
 CAPTION_FIELDS = ("captions", "txt", "caption", "text")
-ROWS_PER_BLOCK = 1024  # of the score matrix that is held at a time
+ROWS_PER_BLOCK = 1024  # rows of the score matrix in memory at a time
 
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images, and captions that each belong to one of them."""
+    """N images and M captions; each caption belongs to one image."""
 
     images: Sequence[ImageSource]
     captions: Sequence[str]
-    owners: torch.Tensor  # [number of captions], index of the image
+    owners: torch.Tensor  # [M] int64, index of the caption's image
 
 
 def retrieval(encoder: DualEncoder, data: str) -> dict[str, Any]:
-    """Recall at 1, 5 and 10 both ways, 0..1."""
+    """Recall at 1, 5 and 10 (0..1), mean rank and median rank in both directions. Raises InputError."""
     pairs = load_captioned_images(data)
     images_ND = encoder.image_features(pairs.images)
     texts_MD = encoder.text_features(pairs.captions)
@@ -43,10 +43,10 @@ def retrieval(encoder: DualEncoder, data: str) -> dict[str, Any]:
 
 
 def recalls(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: torch.Tensor) -> dict[str, float]:
-    """Recall of both ways, and the ranks behind it (1 is the best), as open_clip and big_vision count them.
+    """Recall and ranks (1 is best) in both directions, by the rules of open_clip and big_vision.
 
-    An image has found its text when any of its captions is among the first. A tie counts against the model: equal
-    features for all recall nothing, where a sort would give back the order of the file.
+    Image-to-text recall at k counts an image if any of its captions is among the k best. Ties count against the model:
+    identical features for all samples give a recall of 0, whereas sorting would rank them in file order.
     """
     to_text = _ranks_of_texts(images_ND, texts_MD, owners_M)
     to_image = _ranks_of_images(images_ND, texts_MD, owners_M)
@@ -60,7 +60,7 @@ def recalls(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: torch.Ten
 
 
 def _ranks_of_texts(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: torch.Tensor) -> torch.Tensor:
-    """For every image the number of foreign captions at least as near as its nearest own one."""
+    """Per image [N], the number of other images' captions that score at least as high as its own best caption."""
     ranks = []
     for start in range(0, len(images_ND), ROWS_PER_BLOCK):
         scores = images_ND[start : start + ROWS_PER_BLOCK] @ texts_MD.T
@@ -71,7 +71,7 @@ def _ranks_of_texts(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: t
 
 
 def _ranks_of_images(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: torch.Tensor) -> torch.Tensor:
-    """For every caption the number of other images at least as near as its own."""
+    """Per caption [M], the number of other images that score at least as high as its own image."""
     ranks = []
     for start in range(0, len(texts_MD), ROWS_PER_BLOCK):
         scores = texts_MD[start : start + ROWS_PER_BLOCK] @ images_ND.T
@@ -82,10 +82,11 @@ def _ranks_of_images(images_ND: torch.Tensor, texts_MD: torch.Tensor, owners_M: 
 
 
 def load_captioned_images(data: str) -> CaptionedImages:
-    """A jsonl of {image, captions | caption[, split]}, a folder with pairs.jsonl, a curated data set, WebDataset tars
-    or parquet files.
+    """Load a jsonl of {image, captions | caption[, split]}, a folder with pairs.jsonl, a curated data set, WebDataset
+    tars or parquet files.
 
-    Where a table has splits, `test` is taken. Raises InputError.
+    Of a table with splits only `test` is loaded. Raises InputError when `data` is none of these, is empty, or an image
+    has no captions.
     """
     table = storage.join(data, "pairs.jsonl")
     if not data.endswith(".jsonl") and storage.exists(table):
@@ -113,7 +114,7 @@ def _from_samples(samples: Sequence[Sample]) -> CaptionedImages:
 
 
 def _captions_of(sample: Sample) -> list[str]:
-    """Its `captions`, or its `caption`; in a tar the lines of its `.txt`, as CLIP benchmark's tars have them."""
+    """Captions from `captions` or `caption`, or in a tar one per line of `.txt` (the format of CLIP benchmark)."""
     own = next((sample.fields[name] for name in CAPTION_FIELDS if sample.fields.get(name)), None)
     if isinstance(own, str):
         own = [line for line in own.splitlines() if line.strip()] if "txt" in sample.fields else [own]
@@ -123,7 +124,7 @@ def _captions_of(sample: Sample) -> list[str]:
 
 
 def _from_curated(folder: str) -> CaptionedImages:
-    """Every sample of a curated data set; samples of one image (by its bytes) share it."""
+    """All samples of a curated data set; samples with identical image bytes become one image with several captions."""
     images: list[ImageSource] = []
     captions: list[str] = []
     owners: list[int] = []

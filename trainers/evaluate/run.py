@@ -1,4 +1,4 @@
-"""Measure an exported model by an evaluation of any registered kind."""
+"""Run registered evaluations on an exported model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pairloom.trainers.evaluate.samples import find_parquet
 def evaluate(
     model_folder: str, kind: str, data: str, image_mode: ImageMode = "real", **settings: Any
 ) -> dict[str, Any]:
-    """Figures of one evaluation, flat and ready for JSON. Raises InputError, RecipeError.
+    """Run one evaluation; returns a flat dict of metrics that JSON can hold.
 
-    `image_mode` is for vqa; `settings` are the further fields of a recipe's `evaluate` entry.
+    `image_mode` is for vqa; `settings` are further fields of a recipe's `evaluate` entry. Raises RecipeError for
+    invalid settings, InputError for a model or data that cannot be used.
     """
     part: type[EvaluationRecipe] = EVALUATIONS.get(kind)
     if "image_mode" in part.model_fields:
@@ -29,12 +30,12 @@ def evaluate(
 
 
 def run_evaluation(model_folder: str, part: EvaluationRecipe) -> dict[str, Any]:
-    """The figures, after the model and the settings that they belong to. Raises InputError."""
+    """Run one evaluation; returns the model folder, the settings and the metrics. Raises InputError."""
     return {"model": model_folder, **part.model_dump(exclude_none=True), **part.run(model_folder)}
 
 
 def check_data(parts: Sequence[EvaluationRecipe]) -> None:
-    """Raise InputError where the data of an evaluation is missing, before hours of training."""
+    """Raise InputError when the data of an evaluation is missing; called before training starts."""
     for part in parts:
         for path in part.paths():
             if not (storage.exists(path) or find_tars(path) or find_parquet(path)):

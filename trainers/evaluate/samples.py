@@ -1,4 +1,4 @@
-"""Samples of an evaluation in the forms that others publish: tables of files, tars, parquet with images."""
+"""Read evaluation samples from common formats: jsonl tables, WebDataset tars, parquet files with images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LABELS_OF_HF = b"huggingface"  # metadata of parquet files that Hugging Face's 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what its data set says of it: columns, the keys of its json, texts of a tar by extension."""
+    """One image and its other fields: table columns, keys of a tar's json, other tar members by extension."""
 
     image: ImageSource
     fields: Mapping[str, Any]
@@ -34,14 +34,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class ParquetImage(ImageSource):
-    """An image in a column of a parquet file: its bytes, or {bytes, path}."""
+    """An image in a parquet column that holds bytes or a struct {bytes, path}."""
 
     column: str = ""
     row_group: int = 0
     row: int = 0
 
     def read(self) -> bytes:
-        """Its bytes. Raises InputError where there are none."""
+        """Read the encoded image. Raises InputError when the row has neither bytes nor path."""
         with _one_at_a_time:
             value = _column(self.url, self.row_group, self.column)[self.row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
@@ -52,7 +52,7 @@ class ParquetImage(ImageSource):
         raise InputError(f"{self.url}: row {self.row} of row group {self.row_group} has no image")
 
 
-_one_at_a_time = threading.Lock()  # or every decoding thread would read the same row group
+_one_at_a_time = threading.Lock()  # otherwise every decoding thread would read the same row group
 
 
 @lru_cache(maxsize=2)
@@ -62,9 +62,9 @@ def _column(url: str, row_group: int, column: str) -> pa.ChunkedArray:
 
 
 def read_samples(data: str) -> list[Sample]:
-    """Samples of a jsonl with `image`, of tars (a file, folder, glob or braces), or of parquet files.
+    """Read the samples of a jsonl with `image`, of tars (file, folder, glob or braces), or of parquet files.
 
-    Raises InputError; an empty list where `data` is none of them.
+    Returns an empty list when `data` is none of these. Raises InputError when a file is malformed.
     """
     if data.endswith(".jsonl"):
         return _of_test_split(data, read_jsonl(data, ("image",)))
@@ -74,12 +74,12 @@ def read_samples(data: str) -> list[Sample]:
 
 
 def find_parquet(data: str) -> list[str]:
-    """The parquet files that a path names."""
+    """Parquet files of a path: a file, folder or glob."""
     return [file for file in storage.expand(data) if file.endswith(".parquet")]
 
 
 def _of_test_split(path: str, records: Sequence[Mapping[str, Any]]) -> list[Sample]:
-    """Where the table has splits, `test` is taken."""
+    """Samples of a table; if records have a `split`, only those of split test."""
     if any("split" in record for record in records):
         records = [record for record in records if record.get("split") == "test"]
     if not records:
@@ -99,7 +99,7 @@ def _from_tar(url: str) -> Iterator[Sample]:
 
 
 def _texts(reader: ShardReader, sample: TarSample) -> dict[str, Any]:
-    """What is not the image: the keys of the json, and other small members as text."""
+    """Fields of a sample apart from its image: keys of the json member, other members as text by extension."""
     fields: dict[str, Any] = {}
     for extension, member in sample.items():
         if extension in IMAGE_EXTENSIONS:
@@ -133,7 +133,7 @@ def _from_parquet(url: str) -> Iterator[Sample]:
 
 
 def parquet_class_names(data: str) -> dict[str, str]:
-    """Names of classes, by label, that Hugging Face's `datasets` has put into the file; empty where it has not."""
+    """Class names by label from the metadata of Hugging Face `datasets`; empty if the first file has none."""
     files = find_parquet(data)
     if not files:
         return {}

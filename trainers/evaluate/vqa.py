@@ -1,4 +1,4 @@
-"""Visual question answering: greedy answers of a LLaVA, compared as normalised texts."""
+"""Visual question answering: exact match of a LLaVA's greedy answers after normalisation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUESTIONS_PER_BATCH = 32
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one image; any of `answers` is right."""
+    """One question about one image; each of `answers` is correct."""
 
     image: str  # URL
     text: str
@@ -35,9 +35,10 @@ class Question:
 
 
 def vqa(reader: LlavaReader, data: str, image_mode: ImageMode = "real") -> dict[str, Any]:
-    """Exact-match accuracy, 0..1, overall and of each kind of question.
+    """Exact-match accuracy (0..1), overall and per kind of question.
 
-    `image_mode` none removes the image, wrong shows another one: what is left is what the model guesses.
+    `image_mode` none removes the image and wrong replaces it by another one; both measure how much the model answers
+    without seeing the image. Raises InputError.
     """
     questions = load_questions(data)
     answers = answer(reader, questions, image_mode)
@@ -55,14 +56,14 @@ def vqa(reader: LlavaReader, data: str, image_mode: ImageMode = "real") -> dict[
 
 
 def answer(reader: LlavaReader, questions: Sequence[Question], image_mode: ImageMode) -> list[str]:
-    """The model's answers, in order."""
+    """Greedy answers of the model, in the order of the questions."""
     shown = wrong_images(questions) if image_mode == "wrong" else {}
     config = reader.model.config
     num_tokens = num_image_tokens(config.vision_config, config.vision_feature_select_strategy)
     renderer = Renderer(reader.tokenizer, "tokenizer", num_tokens, max_length=1 << 20)
     mark = "" if image_mode == "none" else f"{IMAGE_MARK}\n"
     prompts = [renderer.prompt([Turn("user", mark + question.text)]) for question in questions]
-    order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))  # little padding
+    order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))  # to reduce padding
     said = [""] * len(questions)
     for start in range(0, len(order), QUESTIONS_PER_BATCH):
         batch = order[start : start + QUESTIONS_PER_BATCH]
@@ -91,7 +92,10 @@ def _generate(reader: LlavaReader, prompts: Sequence[Sequence[int]], urls: Seque
 
 
 def wrong_images(questions: Sequence[Question]) -> dict[str, str]:
-    """Another image for every image: they are put into a fixed order without meaning and each takes the next one."""
+    """Map every image to a different one: the next image in the order of the URLs' SHA-256, cyclically.
+
+    Raises InputError when there are fewer than two images.
+    """
     images = sorted({question.image for question in questions}, key=lambda url: hashlib.sha256(url.encode()).digest())
     if len(images) < 2:
         raise InputError("image mode wrong needs questions about at least two images")
@@ -103,20 +107,21 @@ _PUNCTUATION = str.maketrans({mark: " " for mark in string.punctuation})
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and repeated spaces."""
+    """Lower-case the text and remove punctuation, articles and repeated spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def matches(said: str, answers: Sequence[str]) -> bool:
-    """True when a normalised answer is equal to one of the right ones."""
+    """True if the normalised answer equals one of the normalised correct answers."""
     return normalise_answer(said) in {normalise_answer(right) for right in answers}
 
 
 def load_questions(data: str) -> list[Question]:
-    """A jsonl of {image, question, answer | answers[, kind | answer_type]}, a folder with qa.jsonl, or a LLaVA file.
+    """Load a jsonl of {image, question, answer | answers[, kind | answer_type]}, a folder with qa.jsonl, or a file of
+    LLaVA conversations.
 
-    In a LLaVA file every question of a conversation is asked by itself, with the image. Images lie beside the file
-    or in `images/` beside it. Raises InputError.
+    Each question of a LLaVA conversation becomes a separate question about the image; its images are in the file's
+    folder or in `images/` below it. Raises InputError when a file is missing or malformed.
     """
     if not data.endswith((".jsonl", ".json")):
         data = storage.join(data, "qa.jsonl")

@@ -1,4 +1,7 @@
-"""Zero-shot classification: images against the names of their classes, by open_clip's and big_vision's rule."""
+"""Zero-shot classification by comparing image features with class name features (arXiv 2103.00020, section 3.1).
+
+The metrics follow open_clip and big_vision.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from pairloom.trainers.evaluate.load import DualEncoder
 
 
 def zero_shot(encoder: DualEncoder, data: str, files: ClassFiles = BESIDE_THE_DATA) -> dict[str, Any]:
-    """Top-1, top-5 and mean accuracy per class, 0..1."""
+    """Top-1, top-5 and mean per-class accuracy, 0..1. Raises InputError when the data cannot be used."""
     task = load_classification(data, files)
     classes_CD = class_features(encoder, task.class_names, task.templates)
     scores_NC = encoder.image_features(task.images) @ classes_CD.T
@@ -23,9 +26,9 @@ def zero_shot(encoder: DualEncoder, data: str, files: ClassFiles = BESIDE_THE_DA
 
 
 def accuracies(scores_NC: torch.Tensor, labels_N: torch.Tensor) -> dict[str, float]:
-    """Top-1, top-5 and the mean of top-1 over the classes that have images.
+    """Top-1 and top-5 accuracy, and the mean of per-class top-1 over the classes that have images, all 0..1.
 
-    A tie counts against the model, as in retrieval: equal scores for all classes are no answer.
+    Ties count against the model, as in retrieval: equal scores for all classes count as wrong.
     """
     ranks = (scores_NC >= scores_NC.gather(1, labels_N[:, None])).sum(dim=1) - 1
     is_top1 = (ranks < 1).double()
@@ -38,7 +41,7 @@ def accuracies(scores_NC: torch.Tensor, labels_N: torch.Tensor) -> dict[str, flo
 
 
 def class_features(encoder: DualEncoder, class_names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-    """Features [C, D]: the mean of a class's normalised prompts, normalised again."""
+    """Class features [C, D]: the L2-normalised mean of the normalised features of a class's prompts."""
     texts = [template.replace("{}", name) for name in class_names for template in templates]
     features = encoder.text_features(texts).view(len(class_names), len(templates), -1)
     return functional.normalize(features.mean(dim=1), dim=-1)

@@ -1,4 +1,4 @@
-"""Find the checkpoint of a run that is exported."""
+"""Find the checkpoint of a run to export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pairloom.schemas.storage import storage
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A complete checkpoint and the run that it belongs to."""
+    """A complete checkpoint and its run."""
 
     run_dir: str
     url: str
@@ -24,14 +24,15 @@ class CheckpointFolder:
 
     @property
     def model_url(self) -> str:
-        """Its Hugging Face folder."""
+        """URL of the Hugging Face folder: the model, or its averaged weights."""
         return storage.join(self.url, "average" if self.averaged else "model")
 
 
 def find_checkpoint(run_dir: str, step: int | None, averaged: bool = False) -> CheckpointFolder:
-    """The complete checkpoint of `step`, or the newest one, for its weights or their average.
+    """Find the complete checkpoint of `step`, or the newest one if `step` is None.
 
-    Raises InputError that names what there is.
+    With `averaged`, the averaged weights are exported. Raises InputError when the run, the step or the averaged weights
+    do not exist; the message lists the available steps.
     """
     recipe_url = storage.join(run_dir, "recipe.yaml")
     if not storage.exists(recipe_url):

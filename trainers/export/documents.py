@@ -1,4 +1,4 @@
-"""What lies beside the weights of every export: receipt.json, README.md (the model card) and provenance.json."""
+"""Documents of every export: receipt.json, README.md (the model card) and provenance.json."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ _TOKENIZER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map
 
 
 def remove_documents(out_dir: str) -> None:
-    """Of an earlier export into the same folder: what they say would be wrong until they are written again."""
+    """Remove the documents of an earlier export to the same folder, which would not match the new weights."""
     for name in NAMES:
         storage.remove(storage.join(out_dir, name))
 
 
 def write_documents(out_dir: str, checkpoint: CheckpointFolder, receipt: Mapping[str, Any], form: str) -> None:
-    """Write all three for an export of `form` (hf, open-clip, onnx); provenance.json comes last: all is well."""
+    """Write the three documents for an export of `form` (hf, open-clip, onnx).
+
+    provenance.json is written last and marks the export as complete.
+    """
     provenance = make_provenance(checkpoint.recipe, checkpoint.state) | {"averaged": checkpoint.averaged}
     card = model_card(form, read_config(checkpoint.model_url), provenance, receipt, evaluations_of(checkpoint))
     write_json(storage.join(out_dir, "receipt.json"), receipt)
@@ -33,7 +36,7 @@ def write_documents(out_dir: str, checkpoint: CheckpointFolder, receipt: Mapping
 
 
 def evaluations_of(checkpoint: CheckpointFolder) -> list[dict[str, Any]]:
-    """What the run has measured on exactly these weights; the average of the weights is never evaluated."""
+    """The run's evaluation results for this checkpoint; empty for averaged weights, which are never evaluated."""
     url = storage.join(checkpoint.run_dir, "evaluations.jsonl")
     if checkpoint.averaged or not storage.exists(url):
         return []
@@ -42,7 +45,7 @@ def evaluations_of(checkpoint: CheckpointFolder) -> list[dict[str, Any]]:
 
 
 def copy_tokenizer(folder: str, out_dir: str) -> None:
-    """Which files a tokenizer has differs by its class."""
+    """Copy the tokenizer files of a model folder; their names depend on the tokenizer class."""
     for url in storage.list_files(folder):
         name = storage.name_of(url)
         if "tokenizer" in name or name in _TOKENIZER_FILES:
@@ -50,5 +53,5 @@ def copy_tokenizer(folder: str, out_dir: str) -> None:
 
 
 def write_json(url: str, value: object) -> None:
-    """With sorted keys."""
+    """Write a value as JSON with sorted keys."""
     storage.put_bytes(url, json.dumps(value, indent=1, sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""Export a checkpoint as a Hugging Face folder with its model card, its receipt and its provenance."""
+"""Export a checkpoint as a Hugging Face folder with model card, receipt and provenance."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pairloom.trainers.export.receipt import make_receipt
 
 
 def export(run_dir: str, out_dir: str, step: int | None = None, averaged: bool = False) -> str:
-    """Copy a checkpoint's model, or its averaged weights, to `out_dir`, which plain transformers loads.
+    """Copy a checkpoint's model, or its averaged weights, to `out_dir`; plain transformers can load the result.
 
-    Returns `out_dir`. receipt.json holds what was measured on the copied folder, README.md is its model card;
-    provenance.json comes last and says that all is well. Raises InputError.
+    Returns `out_dir`. receipt.json holds measurements of the copied folder, README.md is the model card;
+    provenance.json is written last and marks the export as complete. Raises InputError when there is no such checkpoint
+    or the outputs of the copy differ from the trained model's.
     """
     checkpoint = find_checkpoint(run_dir, step, averaged)
     names = [storage.name_of(url) for url in storage.list_files(checkpoint.model_url)]

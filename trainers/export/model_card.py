@@ -1,4 +1,4 @@
-"""README.md of an export: a model card that says only what the run has recorded (Mitchell et al., arXiv 1810.03993)."""
+"""README.md of an export: a model card (Mitchell et al., arXiv 1810.03993) with recorded facts only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def model_card(
     receipt: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The card of an export of `form` (hf, open-clip, onnx); `config` is the trained model's config.json."""
+    """Render the model card as markdown.
+
+    `form` is hf, open-clip or onnx; `config` is the trained model's config.json; `evaluations` are lines of the run's
+    evaluations.jsonl.
+    """
     recipe = parse_recipe(provenance["recipe"], TrainRecipe, where="provenance.json")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -52,7 +56,7 @@ def model_card(
 def _front_matter(
     form: str, config: Mapping[str, Any], name: str, evaluations: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What model hubs read: https://huggingface.co/docs/hub/model-cards."""
+    """YAML metadata for model hubs: https://huggingface.co/docs/hub/model-cards."""
     if config["model_type"] == "llava":
         task = "image-text-to-text"
     else:
@@ -115,7 +119,7 @@ def _count(value: int | None) -> str:
 
 
 def _passes(recipe: TrainRecipe, provenance: Mapping[str, Any]) -> str | None:
-    """Of a single data set; those of a mixture have each their own."""
+    """Number of passes over the data set; None for a mixture, whose data sets differ in it."""
     counts = [identity.get("num_samples") for identity in provenance["data"]]
     return f"{provenance['samples_seen'] / counts[0]:.3g}" if len(counts) == 1 and counts[0] else None
 

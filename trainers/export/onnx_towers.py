@@ -1,6 +1,7 @@
-"""Export a checkpoint as two ONNX graphs, vision.onnx and text.onnx, that give L2-normalised features.
+"""Export a checkpoint as two ONNX graphs, vision.onnx and text.onnx, that output L2-normalised features.
 
-Each takes any number of samples; texts of any length up to the model's, but for SigLIP, whose texts have one length.
+The batch size is dynamic. The text length is dynamic up to the model's maximum, except for SigLIP, whose texts have one
+fixed length.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pairloom.trainers.models.hf_folder import local_folder, read_config
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 FAMILIES = ("clip", "siglip", "vision-text-dual-encoder")
-ONE_FILE_BYTES = 1 << 30  # a graph with its weights is one file up to here; ONNX ends at 2 GiB
+ONE_FILE_BYTES = 1 << 30  # larger weights go into a separate file; ONNX limits a file to 2 GiB
 Inputs = dict[str, torch.Tensor]
 
 
@@ -43,8 +44,8 @@ def export(
 ) -> str:
     """Write both graphs, scores.json, the tokenizer and the image processor; returns `out_dir`.
 
-    receipt.json holds what onnxruntime gave, on other numbers of samples than the graphs were made with. Raises
-    InputError.
+    receipt.json compares onnxruntime's outputs with the trained model's, for other batch sizes than the traced one.
+    Raises InputError when `packages` are missing, the model is of another family, or outputs differ.
     """
     if missing := [name for name in packages if find_spec(name) is None]:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'pairloom[onnx]'")
@@ -81,7 +82,7 @@ def export(
 
 
 def _write_graphs(encoder: DualEncoder, reference: Any, folder: Path) -> dict[str, float]:
-    """Write vision.onnx and text.onnx; returns how far their features are from the reference's."""
+    """Write vision.onnx and text.onnx; returns each tower's largest absolute difference from the reference."""
     images, texts = probe_inputs(encoder.preprocess), encoder.tokenize(PROBE_TEXTS)
     differences = {}
     for tower, name, inputs in (("vision", "image_features", images), ("text", "text_features", texts)):
@@ -92,7 +93,7 @@ def _write_graphs(encoder: DualEncoder, reference: Any, folder: Path) -> dict[st
 
 
 class _Tower(nn.Module):
-    """One side of a dual encoder: its inputs -> normalised features [B, D]."""
+    """One tower of a dual encoder, which maps its inputs to L2-normalised features [B, D]."""
 
     def __init__(self, model: Any, tower: str) -> None:
         super().__init__()
@@ -111,13 +112,13 @@ class _Tower(nn.Module):
 
 
 def _write_graph(tower: _Tower, inputs: Inputs, path: Path) -> None:
-    """Trace with the first two samples; the number of samples, and the length of masked texts, stay open."""
+    """Trace with the first two samples; the batch size and the length of masked texts are dynamic."""
     batch, length = Dim("batch"), Dim("length", max=int(tower.model.config.text_config.max_position_embeddings))
     shapes = {name: {0: batch} for name in inputs}
     if "attention_mask" in inputs:
         shapes = {name: {0: batch, 1: length} for name in inputs}
     num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in tower.model.parameters())
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells developers what it folds and does not find
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # its warnings are for developers of torch
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -136,7 +137,7 @@ def _write_graph(tower: _Tower, inputs: Inputs, path: Path) -> None:
 
 @torch.inference_mode()
 def _difference(reference: Any, inputs: Inputs, path: Path) -> float:
-    """Between what onnxruntime and the trained model give, for all samples at once and for each alone."""
+    """Largest absolute difference between onnxruntime and the trained model, with all samples in a batch and singly."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -150,6 +151,6 @@ def _difference(reference: Any, inputs: Inputs, path: Path) -> float:
 
 
 def _scores(model: Any) -> dict[str, float]:
-    """What makes logits of the features: logit_scale * image @ text + logit_bias, the scale exponentiated."""
+    """Exponentiated scale and bias of logits = logit_scale * image @ text.T + logit_bias."""
     bias = model.logit_bias if hasattr(model, "logit_bias") else getattr(model.config, "logit_bias", 0.0)
     return {"logit_scale": float(model.logit_scale.detach().exp()), "logit_bias": float(torch.as_tensor(bias).detach())}

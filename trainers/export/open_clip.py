@@ -1,6 +1,6 @@
 """Export a checkpoint as a folder for open_clip: `create_model_and_transforms("local-dir:<folder>")`.
 
-The conversion is a table of names and shapes, verified by the way back; open_clip itself is not needed.
+The conversion renames and reshapes tensors by a table and is verified by converting back. It does not need open_clip.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MOVES = {"clip": clip_moves, "siglip": siglip_moves}
 def export(run_dir: str, out_dir: str, step: int | None = None, averaged: bool = False) -> str:
     """Write open_clip_config.json, open_clip_model.safetensors and the tokenizer; returns `out_dir`.
 
-    Raises InputError for models that open_clip cannot hold: LLaVA, locked foreign towers, SigLIP of odd sizes.
+    Raises InputError for models that open_clip cannot represent: LLaVA, towers of other families, and SigLIP sizes that
+    timm does not have.
     """
     checkpoint = find_checkpoint(run_dir, step, averaged)
     model_type = read_config(checkpoint.model_url)["model_type"]

@@ -1,7 +1,7 @@
-"""How far the outputs of an open_clip folder are from those of the trained model.
+"""Compare the outputs of an open_clip folder with those of the trained model.
 
-Measured by open_clip itself where it and torchvision are installed. Elsewhere by transformers: a network is built from
-open_clip_config.json as open_clip builds it (activation, pooling, sizes) and gets the file's weights.
+If open_clip and torchvision are installed, open_clip computes the outputs. Otherwise transformers does, with a model
+built from open_clip_config.json (activation, pooling, sizes) and the weights of the folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Features = Callable[[torch.Tensor, dict[str, torch.Tensor]], tuple[torch.Tensor,
 
 @torch.inference_mode()
 def measure(folder: str, model_url: str) -> dict[str, Any]:
-    """`largest_output_difference` of normalised features, by tower, and what measured it."""
+    """Largest absolute difference of L2-normalised features, overall and per tower, and the library that ran."""
     encoder = DualEncoder(model_url)
     pixels = probe_inputs(encoder.preprocess)["pixel_values"]
     tokens = {name: tensor.cpu() for name, tensor in encoder.tokenize(PROBE_TEXTS).items()}
@@ -67,7 +67,7 @@ def _by_open_clip(folder: str) -> tuple[Features, str]:
 
     def features(pixels: torch.Tensor, tokens: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         ids = tokens["input_ids"]
-        ids = functional.pad(ids, (0, model.context_length - ids.shape[1]))  # which open_clip's tokenizer does, too
+        ids = functional.pad(ids, (0, model.context_length - ids.shape[1]))  # as open_clip's tokenizer does
         return model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)
 
     return features, f"open_clip {version('open_clip_torch')}"

@@ -1,4 +1,4 @@
-"""provenance.json: what a model was made from, so that it can be made again."""
+"""provenance.json: the recipe, data and code version of a model, to reproduce it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pairloom.schemas.storage.digests import sha256_of
 
 
 def make_provenance(recipe: TrainRecipe, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe, data by content, progress, code version and the provenance of the model that the run began with.
+    """Recipe, data hashes, progress, code version, and the provenance of the run's initial model (`parent`).
 
-    `state` is the checkpoint's state.json; where it records `data`, that is taken, for data can change after training.
+    `state` is the checkpoint's state.json. Its `data` has precedence over the data on disk, which may have changed
+    since the training.
     """
     return {
         "recipe": recipe.model_dump(mode="json"),
@@ -30,12 +31,12 @@ def make_provenance(recipe: TrainRecipe, state: Mapping[str, Any]) -> dict[str, 
 
 
 def data_identities(recipe: TrainRecipe) -> list[dict[str, str | None]]:
-    """Every data set of the recipe with its manifest hash (a conversations file: with its sha256)."""
+    """Path and manifest hash per data set of the recipe; for a conversations file the SHA-256."""
     return [{"path": source.path, "manifest_hash": _identity(source.path)} for source in recipe.data.train]
 
 
 def _identity(path: str) -> str | None:
-    """Null where the data is no longer there."""
+    """The hash of one data set; None if it no longer exists."""
     if path.endswith((".json", ".jsonl")):
         return sha256_of(path) if storage.exists(path) else None
     try:

@@ -1,7 +1,7 @@
-"""receipt.json: what an exported folder gives when plain transformers loads it, against the trained weights.
+"""receipt.json: differences between an exported folder, as plain transformers loads it, and the trained model.
 
-The reference is built without `from_pretrained`: the class from its config, then the checkpoint's tensors by name,
-strictly. So a weight that a lenient loader renames, ties or leaves at its random start shows as a difference.
+The reference model does not use `from_pretrained`: it is built from the config, and the checkpoint's tensors are loaded
+strictly by name. So a weight that `from_pretrained` renames, ties or initialises at random shows as a difference.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ from pairloom.trainers.models.hf_folder import local_folder, read_config
 from pairloom.trainers.models.towers import pool_texts
 from pairloom.trainers.text.chat import Renderer, num_image_tokens
 
-MAX_DIFFERENCE = 1e-4  # of outputs, fp32: the same weights give less on any machine
+MAX_DIFFERENCE = 1e-4  # absolute, of fp32 outputs; identical weights stay below it on every machine
 PROBE_TEXTS = ("a dog on the beach", "Two children play football, 3 others watch.", "naïve café – 東京", "x")
 _PROBE_SIZES = ((64, 64), (53, 97), (240, 160), (300, 451))  # px, height and width
 
 
 def make_receipt(folder: str, checkpoint_model: str, run_tokenizer: str) -> dict[str, Any]:
-    """Measure an exported folder. Raises InputError when it does not give what was trained."""
+    """Measure an exported folder.
+
+    Raises InputError when an output differs from the trained model's by more than MAX_DIFFERENCE.
+    """
     config = read_config(folder)
     reference, num_tensors = load_strictly(checkpoint_model)
     compare, is_llava = _comparison_of(config["model_type"]), config["model_type"] == "llava"
@@ -68,7 +71,10 @@ def _weight_files(folder: str) -> list[str]:
 
 
 def load_strictly(folder: str) -> tuple[Any, int]:
-    """Model of a folder built from config and tensors by name, and the number of tensors. Raises InputError."""
+    """Build a folder's model from its config and load its tensors by name; returns it and the number of tensors.
+
+    Raises InputError when a tensor is missing, unexpected or of another shape.
+    """
     local = local_folder(folder)
     config = AutoConfig.from_pretrained(local)
     model_class = getattr(transformers, read_config(folder)["architectures"][0])
@@ -90,9 +96,9 @@ def load_strictly(folder: str) -> tuple[Any, int]:
 
 
 def _module_names(model: Any) -> dict[str, str]:
-    """Name in a file -> name in the module: transformers saves some families by the names of their first release.
+    """Map names in files to names in the module; transformers saves some families under the names of old releases.
 
-    Taken from what saving does, so that a mistake of loading still shows.
+    The map comes from the code that saves, not the code that loads, so that loading errors remain visible.
     """
     names = list(model.state_dict())
     saved = revert_weight_conversion(model, {name: torch.tensor(index) for index, name in enumerate(names)})
@@ -100,7 +106,7 @@ def _module_names(model: Any) -> dict[str, str]:
 
 
 def probe_images() -> list[Pixels]:
-    """Images of several shapes that are the same on every machine: smooth gradients with noise."""
+    """Four RGB images of several sizes, identical on every machine: smooth gradients with noise."""
     draw = np.random.default_rng(0)
     images = []
     for height, width in _PROBE_SIZES:
@@ -111,7 +117,7 @@ def probe_images() -> list[Pixels]:
 
 
 def probe_inputs(preprocess: AnyPreprocess) -> dict[str, torch.Tensor]:
-    """What a model takes of the four probe images."""
+    """Model inputs for the four probe images."""
     inputs = preprocess.model_inputs([preprocess.resize(image) for image in probe_images()])
     return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
@@ -128,7 +134,7 @@ def _compare_dual(folder: str, reference: Any) -> dict[str, float]:
 
 @torch.inference_mode()
 def _compare_vision(folder: str, reference: Any) -> dict[str, float]:
-    """For models of images alone, which tasks of other packages may export."""
+    """Compare vision-only models, which tasks of plug-ins may export."""
     model = type(reference).from_pretrained(local_folder(folder), dtype=torch.float32).eval()
     images = probe_inputs(load_any_preprocess(folder))
     outputs = [one(**images) for one in (model, reference)]
@@ -161,8 +167,9 @@ def _renderer(reader: LlavaReader) -> Renderer:
 
 
 def pixel_difference(folder: str) -> float:
-    """Largest difference between pairloom's pixels (NaFlex: and masks and shapes) and those of the folder's own image
-    processor (Pillow's).
+    """Largest difference between pairloom's model inputs and those of the folder's image processor (Pillow backend).
+
+    Raises InputError when transformers has no such image processor.
     """
     processor = _image_processor(folder)
     ours = probe_inputs(load_any_preprocess(folder))
@@ -180,7 +187,7 @@ def _image_processor(folder: str) -> Any:
 
 
 def token_mismatches(folder: str, run_tokenizer: str) -> int:
-    """Probe texts whose ids differ between the folder's tokenizer and the run's; 0 for a folder without one."""
+    """Number of probe texts whose ids differ between the folder's tokenizer and the run's; 0 without a tokenizer."""
     if not storage.exists(storage.join(folder, "tokenizer_config.json")):
         return 0
     if not storage.exists(storage.join(run_tokenizer, "tokenizer_config.json")):
@@ -193,7 +200,7 @@ def token_mismatches(folder: str, run_tokenizer: str) -> int:
 
 
 def prompt_mismatches(folder: str) -> int:
-    """Probe questions whose ids by LlavaProcessor differ from those of training."""
+    """Number of probe questions whose ids by LlavaProcessor differ from those in training."""
     local = local_folder(folder)
     tokenizer = AutoTokenizer.from_pretrained(local)
     processor = _llava_processor(local, tokenizer)

@@ -1,4 +1,4 @@
-"""Lines of code that load an export where pairloom is not installed; a test runs them."""
+"""Example code for model cards: it loads an export without pairloom. A test runs it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ states = model.text_model(**tokens).last_hidden_state  # this text tower has no 
 
 
 def usage_of(form: str, config: Mapping[str, Any]) -> str:
-    """Markdown for the card of an export of `form`; `config` is the trained model's config.json."""
+    """Markdown code block for an export of `form` (hf, open-clip, onnx); `config` is the model's config.json."""
     if config["model_type"] == "llava":
         code = _LLAVA
     elif "text_config" not in config:

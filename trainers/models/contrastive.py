@@ -1,7 +1,7 @@
-"""Contrastive models: a Hugging Face class, its two scalars as 1-D parameters, and features of both towers.
+"""Contrastive models: a wrapper around a Hugging Face class that computes the features of both towers.
 
-DeepSpeed fails on 0-D parameters on a CPU, so `logit_scale` (and SigLIP's `logit_bias`) are trained as [1] and saved
-in the shape that the class has. A dual encoder has no place for a bias: it is trained outside of the exported module.
+DeepSpeed fails on 0-D parameters on a CPU, so `logit_scale` and `logit_bias` are trained with shape [1] and saved in
+the shape of the exported class. The dual encoder class has no bias parameter: its bias is saved in config.json.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ FAMILIES = {
 
 
 class Features(NamedTuple):
-    """L2-normalised features [B, D] and the bounded, exponentiated scale and the bias, each [1].
+    """L2-normalised fp32 features [B, D], the clamped and exponentiated logit scale [1], and the logit bias [1].
 
-    A tuple, because ZeRO-3 finds the tensors of a module's output in tuples, lists and dicts only.
+    A tuple, because ZeRO-3 finds tensors in a module's output only in tuples, lists and dicts.
     """
 
     image: torch.Tensor
@@ -66,7 +66,10 @@ class LossSettings(Protocol):
 
 
 class ContrastiveModel(nn.Module):
-    """Wraps the exported class `hf`; forward gives both towers' features."""
+    """Wraps the exported class `hf`; forward returns the features of both towers.
+
+    Raises RecipeError for `patch_dropout` with towers that do not support it.
+    """
 
     def __init__(self, hf: Any, task: LossSettings, is_new: bool) -> None:
         super().__init__()
@@ -96,8 +99,11 @@ class ContrastiveModel(nn.Module):
             average_patches(hf.vision_model.head)
 
     def forward(self, batch: Batch) -> Features:
-        """Features of a batch: `pixel_values` [B, 3, S, S], or NaFlex's inputs, or what the locked vision tower gave
-        (`pooled_image` [B, P]); `input_ids` and, where the class takes one, `attention_mask` [B, L], or `pooled_text`.
+        """Features of a batch.
+
+        The image input is `pixel_values` [B, 3, S, S], NaFlex's inputs, or the cached output of a locked vision tower,
+        `pooled_image` [B, P]. The text input is `input_ids` [B, L], with `attention_mask` [B, L] if the class takes
+        one, or `pooled_text` [B, P].
         """
         pooled_image = batch["pooled_image"] if "pooled_image" in batch else self.pool_images(batch)
         pooled_text = batch["pooled_text"] if "pooled_text" in batch else self.pool_texts(batch)
@@ -109,7 +115,7 @@ class ContrastiveModel(nn.Module):
         )
 
     def pool_images(self, batch: Batch) -> torch.Tensor:
-        """What the vision tower gives for images: [B, P]; it sees only `kept_patches` [B, K], if they are given."""
+        """Pooled output [B, P] of the vision tower, computed from `kept_patches` [B, K] only if the batch has them."""
         self._kept_patches = batch.get("kept_patches")
         inputs = {name: batch[name] for name in IMAGE_INPUTS if name in batch}
         pooled: torch.Tensor = self.hf.vision_model(**inputs).pooler_output
@@ -117,24 +123,24 @@ class ContrastiveModel(nn.Module):
         return pooled.flatten(1)
 
     def pool_texts(self, batch: Batch) -> torch.Tensor:
-        """What the text tower gives for tokens: [B, P]."""
+        """Pooled output [B, P] of the text tower."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
         pooled: torch.Tensor = self.hf.text_model(**inputs).pooler_output
         return pooled
 
     def _project(self, name: str, pooled: torch.Tensor) -> torch.Tensor:
-        """CLIP and dual encoders project what their towers give; SigLIP's towers end in the shared space."""
+        """Apply the projection if the class has one; SigLIP's pooled outputs are already in the shared space."""
         projected: torch.Tensor = getattr(self.hf, name)(pooled) if hasattr(self.hf, name) else pooled
         return projected
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image."""
+        """Number of patches per image."""
         config = self.hf.config.vision_config
         return int((config.image_size // config.patch_size) ** 2)
 
     def _drop_patches(self, _: nn.Module, __: Any, tokens_BLD: torch.Tensor) -> torch.Tensor:
-        """Only the tokens of the kept patches, and what stands before the patches (CLIP's class token)."""
+        """Select the tokens of the kept patches and those before the patches (CLIP's class token)."""
         if self._kept_patches is None:
             return tokens_BLD
         num_before = tokens_BLD.shape[1] - self.num_patches
@@ -143,41 +149,41 @@ class ContrastiveModel(nn.Module):
         return tokens_BLD.gather(1, kept_BK[:, :, None].expand(-1, -1, tokens_BLD.shape[2]))
 
     def checkpoint_activations(self, zero_stage: int) -> None:
-        """Keep only what enters each layer; its inside is computed again in the backward.
+        """Activation checkpointing: store only each layer's input and recompute the layer in the backward pass.
 
-        ZeRO-3 gathers a layer's weights when its module is called, which only torch's older form does in a backward.
+        ZeRO-3 gathers a layer's weights when its module is called; only the reentrant form calls it in the backward.
         """
         self.hf.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": zero_stage == 3})
 
     def compile_layers(self) -> None:
-        """Compile each layer of the towers at its first call.
+        """Compile each layer of the towers with torch.compile at its first call.
 
-        The lengths of texts are symbols from the start: a resumed run then gets the same code as the one before it.
+        Text lengths are dynamic from the start, so that a resumed run compiles to the same code as an unbroken one.
         """
-        os.environ.pop("TORCHDYNAMO_DISABLE", None)  # the launcher sets it where there is no GPU
+        os.environ.pop("TORCHDYNAMO_DISABLE", None)  # set by the launcher on machines without a GPU
         for tower, is_dynamic in ((self.hf.vision_model, None), (self.hf.text_model, True)):
             for layer in tower.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
                     layer.compile(dynamic=is_dynamic)
 
     def lock(self, towers: Sequence[str]) -> None:
-        """Freeze towers, poolers included: they stay in eval mode, and only what lies behind them is trained."""
+        """Freeze towers ("vision", "text") including their poolers, and keep them in eval mode."""
         self._locked = [getattr(self.hf, f"{tower}_model") for tower in towers]
         for tower in self._locked:
             tower.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> ContrastiveModel:
-        """Train mode for all but the locked towers: no dropout, and no new batch statistics, in those."""
+        """Set train mode except for locked towers, which have no dropout and do not update batch statistics."""
         super().train(mode)
         for tower in self._locked:
             tower.eval()
         return self
 
     def exported_state(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The state dict of the exported class from one of this module.
+        """Convert a state dict of this module to one of the exported class.
 
-        config.json keeps the bias where the class has no place for it: a next run goes on with it.
+        If the class has no bias parameter, a trained bias is stored in `hf.config`, from which the next run reads it.
         """
         exported = {name.removeprefix("hf."): value for name, value in state.items() if name.startswith("hf.")}
         exported["logit_scale"] = state["logit_scale"].reshape(self._scale_shape)
@@ -189,7 +195,7 @@ class ContrastiveModel(nn.Module):
 
 
 def _bias_of(hf: Any) -> torch.Tensor | None:
-    """The SigLIP bias that a model has learned, if it has."""
+    """The trained logit bias [1] of a model or its config, or None."""
     if hasattr(hf, "logit_bias"):
         return torch.as_tensor(hf.logit_bias.detach().float().reshape(1))
     kept = getattr(hf.config, "logit_bias", None)
@@ -198,9 +204,9 @@ def _bias_of(hf: Any) -> torch.Tensor | None:
 
 @torch.no_grad()
 def average_patches(head: Any) -> None:
-    """Make SigLIP's attention pooling the mean over the patches, for good: so that plain transformers gives it, too.
+    """Fix the weights of SigLIP's attention pooling so that it computes the mean over patches, also in the export.
 
-    Queries and keys of zeros weigh all patches alike; values pass as they are, and the MLP adds nothing.
+    With zero queries and keys all patches have equal weight; values pass through unchanged and the MLP adds zero.
     """
     width = head.layernorm.weight.numel()
     for parameter in head.parameters():
@@ -218,7 +224,10 @@ def _initial_scale(task: LossSettings) -> float:
 
 
 def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -> tuple[Any, AnyPreprocess]:
-    """A model of a preset with random weights, and how its images are prepared. Raises RecipeError."""
+    """Make a preset's model with random weights and its image preprocessing.
+
+    `tokens` are the tokenizer's bos, eos and pad ids. Raises RecipeError.
+    """
     config = preset_config(str(recipe.preset), recipe.overrides, vocab_size, tokens)
     size = int(config.vision_config.image_size)
     if recipe.num_patches:
@@ -231,9 +240,10 @@ def new_model(recipe: ModelRecipe, vocab_size: int, tokens: Mapping[str, int]) -
 
 
 def load_model(folder: str, recipe: ModelRecipe) -> tuple[Any, AnyPreprocess]:
-    """A contrastive model from a Hugging Face folder, in fp32, for the images of the recipe.
+    """Load an fp32 contrastive model and its image preprocessing from a Hugging Face folder.
 
-    Raises InputError, RecipeError.
+    The recipe's image size or numbers of patches are applied. Raises InputError for models of other families,
+    RecipeError for image settings that the model does not support.
     """
     model_type = model_type_of(folder)
     if model_type not in FAMILIES:

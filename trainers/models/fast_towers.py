@@ -1,6 +1,6 @@
-"""The same outputs and gradients for less compute, in the towers of CLIP and SigLIP during training.
+"""Reduce the compute of CLIP and SigLIP towers in training, with equal outputs and gradients up to rounding.
 
-Weights, their names and what an export gives stay as they are; only the order of roundings differs.
+Weights, their names and the outputs of exports do not change.
 Legend: B samples, L positions (tokens, patches), D width.
 """
 
@@ -18,7 +18,7 @@ _SLOPE = 1.702
 
 
 def prune_unused_compute(model: nn.Module) -> None:
-    """Skip compute that the pooled outputs of a model's towers do not depend on, and use `QuickGelu`."""
+    """Skip compute that the pooled outputs of a model's towers do not depend on, and use `QuickGelu`, in place."""
     for module in list(model.modules()):
         if isinstance(module, CLIPVisionModel):
             _end_at_pooled_position(module.encoder.layers[-1], 0)
@@ -58,10 +58,13 @@ def _end_at_pooled_position(layer: Any, position: int) -> None:
 
 
 class QuickGelu(nn.Module):
-    """x * sigmoid(1.702 x), as silu(1.702 x) / 1.702: the backward is one pass over one tensor, not five over two."""
+    """x * sigmoid(1.702 x), computed as silu(1.702 x) / 1.702.
+
+    The backward pass reads one saved tensor once; autograd of the plain form makes five passes over two tensors.
+    """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Of any shape."""
+        """Apply elementwise to a tensor of any shape."""
         result: torch.Tensor = _QuickGelu.apply(states)  # type: ignore[no-untyped-call]
         return result
 

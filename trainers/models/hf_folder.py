@@ -1,4 +1,4 @@
-"""What a Hugging Face folder holds, read from its config.json."""
+"""Read config.json of Hugging Face folders, and copy remote folders to local disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pairloom.schemas.storage import storage
 
 
 def read_config(folder: str) -> dict[str, Any]:
-    """The folder's config.json. Raises InputError."""
+    """Read a folder's config.json. Raises InputError when it is missing, not JSON or has no model_type."""
     url = storage.join(folder, "config.json")
     try:
         config = json.loads(storage.read_text(url))
@@ -29,13 +29,13 @@ def read_config(folder: str) -> dict[str, Any]:
 
 
 def model_type_of(folder: str) -> str:
-    """transformers' name of the model family: siglip, clip, llava, llama, ... Raises InputError."""
+    """The `model_type` of a folder: siglip, clip, llava, llama, ... Raises InputError."""
     return str(read_config(folder)["model_type"])
 
 
 @lru_cache(maxsize=16)
 def local_folder(folder: str) -> str:
-    """A local folder with the same files, for transformers; a copy of a remote one lives as long as the process."""
+    """A local folder with the same files; a remote folder is copied and the copy is removed when the process exits."""
     if storage.is_local(folder):
         return storage.local_path(folder)
     copy = tempfile.mkdtemp(prefix="pairloom-model-")

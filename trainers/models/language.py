@@ -1,4 +1,4 @@
-"""Language models of LLaVA: a Hugging Face folder, the language part of a LLaVA export, or a small Llama preset."""
+"""Language models for LLaVA: from a Hugging Face folder, from a LLaVA export, or a small Llama preset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pairloom.trainers.models.hf_folder import local_folder, model_type_of
 
 @dataclass(frozen=True)
 class LanguagePreset:
-    """Sizes of a Llama; the vocabulary is the tokenizer's."""
+    """Sizes of a Llama model; the vocabulary size comes from the tokenizer."""
 
     hidden_size: int
     num_layers: int
@@ -26,21 +26,24 @@ class LanguagePreset:
 
 LANGUAGE_PRESETS = {
     "llama-test-tiny": LanguagePreset(64, 2, 4, 128, 512),
-    "llama-demo": LanguagePreset(128, 2, 4, 384, 512, 0.08),  # 0.43M parameters and the embeddings
+    "llama-demo": LanguagePreset(128, 2, 4, 384, 512, 0.08),  # 0.43M parameters without embeddings
 }
 
 
 @dataclass(frozen=True)
 class LanguageParts:
-    """A causal language model taken apart: what LLaVA's class holds."""
+    """The parts of a causal language model that LlavaForConditionalGeneration holds."""
 
     config: Any
-    body: Any  # without the head
-    head: Any  # hidden size -> vocabulary
+    body: Any  # the model without its head
+    head: Any  # nn.Linear, hidden size to vocabulary size
 
 
 def load_language(language: str, vocab_size: int, seed: int) -> LanguageParts:
-    """Language model of a folder or preset in fp32. Raises InputError, RecipeError."""
+    """Load an fp32 language model from a folder, or make a preset's with random weights of `seed`.
+
+    Raises InputError for a folder without a model, RecipeError for a model that LLaVA's class cannot hold.
+    """
     if language in LANGUAGE_PRESETS:
         return _from_preset(LANGUAGE_PRESETS[language], vocab_size, seed)
     local = local_folder(language)

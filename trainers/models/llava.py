@@ -1,4 +1,7 @@
-"""LLaVA: vision tower + projector + language model as transformers' LlavaForConditionalGeneration."""
+"""Build and load LLaVA (arXiv 2304.08485): vision tower, projector and language model.
+
+The model class is transformers' LlavaForConditionalGeneration.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +31,20 @@ from pairloom.trainers.models.hf_folder import local_folder, model_type_of
 from pairloom.trainers.models.language import LANGUAGE_PRESETS, LanguageParts, load_language
 from pairloom.trainers.text.chat import num_image_tokens
 
-# model_type of a folder -> class to load it with, and whether the tower is a part of it
+# model_type of a folder -> (class to load it with, whether the vision tower is only a part of that class)
 _VISION_CLASSES = {
     "siglip": (SiglipModel, True),
     "clip": (CLIPModel, True),
     "siglip_vision_model": (SiglipVisionModel, False),
     "clip_vision_model": (CLIPVisionModel, False),
 }
-# CLIP's features begin with [CLS], which `default` leaves out; SigLIP's are all patches.
+# CLIP's features start with [CLS], which `default` removes; SigLIP's features are patches only.
 _SELECT_STRATEGY = {"siglip_vision_model": "full", "clip_vision_model": "default"}
 
 
 @dataclass(frozen=True)
 class LlavaFolder:
-    """A LLaVA with what belongs to it."""
+    """A LLaVA model with its tokenizer and image preprocessing."""
 
     model: Any  # LlavaForConditionalGeneration, fp32
     tokenizer: Any
@@ -50,7 +53,10 @@ class LlavaFolder:
 
 
 def load_llava(folder: str) -> LlavaFolder:
-    """A LLaVA export or any folder of LlavaForConditionalGeneration. Raises InputError."""
+    """Load a LLaVA export or any other folder of LlavaForConditionalGeneration.
+
+    Raises InputError when the folder holds another kind of model.
+    """
     if model_type_of(folder) != "llava":
         raise InputError(f"{folder}: holds no LLaVA model; give one under model.llava or another folder")
     local = local_folder(folder)
@@ -60,10 +66,11 @@ def load_llava(folder: str) -> LlavaFolder:
 
 
 def build_llava(parts: LlavaParts, tokenizer_folder: str | None, seed: int) -> LlavaFolder:
-    """Put a LLaVA together; the projector (and a preset's language model) begin at random values of `seed`.
+    """Build a LLaVA from its parts; `seed` determines the random weights of the projector and of a language preset.
 
-    The tokenizer gets an `<image>` token. Its row of the embedding is never read, for image features take its place;
-    as an output it is learned like any other token that never occurs. Raises InputError, RecipeError.
+    Adds an `<image>` token to the tokenizer. Image features replace its input embedding, which is never read; its
+    output row is trained like that of any token that never occurs. Raises InputError for folders without a fitting
+    model, RecipeError for a tokenizer, language model or feature layer that does not fit.
     """
     vision = _load_vision(parts.vision)
     tokenizer = load_tokenizer(parts.language, tokenizer_folder)
@@ -91,19 +98,20 @@ def _load_vision(folder: str) -> Any:
 
 
 def load_tokenizer(language: str, tokenizer_folder: str | None) -> Any:
-    """A tokenizer fit for LLaVA: it ends no text, can pad and knows `<image>`. Raises RecipeError.
+    """Load a tokenizer for LLaVA: without a suffix token, with a padding token and with `<image>`.
 
-    A language model's folder brings its own; a preset takes the one of `tokenizer_folder`.
+    A preset uses the tokenizer in `tokenizer_folder`, a language model folder its own. Raises RecipeError when a preset
+    has no tokenizer.
     """
     is_preset = language in LANGUAGE_PRESETS
     if tokenizer_folder is None and is_preset:
         raise RecipeError(f"model.llava.language: preset {language} needs tokenizer.path or tokenizer.train")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder if is_preset else local_folder(language))
     if is_preset:
-        tokenizer.model_max_length = VERY_LARGE_INTEGER  # it may be a contrastive model's, which cuts its texts
+        tokenizer.model_max_length = VERY_LARGE_INTEGER  # a contrastive model's tokenizer truncates
     _remove_suffix(tokenizer)
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [AddedToken(IMAGE_MARK, special=True, normalized=False)]},
         replace_extra_special_tokens=False,
@@ -112,7 +120,7 @@ def load_tokenizer(language: str, tokenizer_folder: str | None) -> Any:
 
 
 def _remove_suffix(tokenizer: Any) -> None:
-    """Contrastive tokenizers end every text; a prompt that ends so has nothing to go on with."""
+    """Remove the end token that contrastive tokenizers append: a model would generate nothing after it."""
     whole = tokenizer.encode("a", add_special_tokens=True)
     if tokenizer.eos_token_id is not None and whole[-1] == tokenizer.eos_token_id:
         begins = [tokenizer.bos_token, tokenizer.bos_token_id] if whole[0] == tokenizer.bos_token_id else []
@@ -146,7 +154,7 @@ def _make_config(parts: LlavaParts, vision_config: Any, text_config: Any, tokeni
 
 
 def _init_projector(projector: Any, is_linear: bool) -> None:
-    """Xavier weights, zero biases. A linear projector is `linear_1`; `linear_2` stays the identity and frozen."""
+    """Xavier weights and zero biases; a linear projector trains `linear_1` and keeps `linear_2` as frozen identity."""
     for layer in (projector.linear_1, projector.linear_2):
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -155,7 +163,7 @@ def _init_projector(projector: Any, is_linear: bool) -> None:
 
 
 def _fit_vocabulary(model: Any, language: LanguageParts, num_tokens: int) -> None:
-    """Add embedding rows for new tokens, each the mean of the old ones; spare rows of the folder are used first."""
+    """Add embedding rows if the folder has no spare ones; each new row is the mean of the old rows."""
     old_size = language.body.get_input_embeddings().weight.shape[0]
     if num_tokens > old_size:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
@@ -167,7 +175,9 @@ def _fit_vocabulary(model: Any, language: LanguageParts, num_tokens: int) -> Non
 
 
 def trained_vision_names(model: Any) -> Iterable[str]:
-    """Names of the vision tower's parameters that the projector's input depends on: no later layers, no head."""
+    """Names of the vision tower's parameters that affect the projector's input: no layers after the feature layer, no
+    head.
+    """
     layer = model.config.vision_feature_layer
     num_layers = model.config.vision_config.num_hidden_layers
     num_used = layer if layer >= 0 else num_layers + 1 + layer

@@ -1,4 +1,4 @@
-"""Write a LLaVA as a Hugging Face folder that plain transformers loads, without pairloom and without torchvision."""
+"""Write a LLaVA as a Hugging Face folder that transformers loads without pairloom and torchvision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROCESSOR_CLASSES = {"siglip_vision_model": "SiglipImageProcessor", "clip_visio
 
 
 def save_llava(folder: str, model: Any, state: Mapping[str, torch.Tensor], tokenizer: Any, pre: Preprocess) -> None:
-    """Config, weights, tokenizer and processor into a local folder; `state` has the names of `model.state_dict()`."""
+    """Write config, weights, tokenizer and processor to a local folder; `state` has the keys of the state dict."""
     set_generation(model, tokenizer)
     model.save_pretrained(folder, state_dict=dict(state))
     tokenizer.save_pretrained(folder)
@@ -27,7 +27,7 @@ def save_llava(folder: str, model: Any, state: Mapping[str, torch.Tensor], token
 
 
 def set_generation(model: Any, tokenizer: Any) -> None:
-    """Greedy generation that ends at the tokenizer's end of text or at the end of a turn of its chat template."""
+    """Set greedy generation that stops at the tokenizer's end of text or at ChatML's `<|im_end|>`."""
     ends = {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")} - {None}
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id, bos_token_id=None
@@ -35,7 +35,7 @@ def set_generation(model: Any, tokenizer: Any) -> None:
 
 
 def processor_files(config: Any, preprocess: Preprocess) -> dict[str, dict[str, Any]]:
-    """preprocessor_config.json (the image processor) and processor_config.json (LlavaProcessor)."""
+    """Contents by file name: preprocessor_config.json (image processor) and processor_config.json (LlavaProcessor)."""
     image = preprocess.processor_config(_PROCESSOR_CLASSES[config.vision_config.model_type])
     processor = {
         "processor_class": "LlavaProcessor",

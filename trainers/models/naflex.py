@@ -1,8 +1,8 @@
-"""SigLIP 2 with NaFlex (arXiv 2502.14786): transformers' Siglip2Model, new or made from a SigLIP of one image size.
+"""SigLIP 2 with NaFlex (arXiv 2502.14786): transformers' Siglip2Model, new or converted from a SigLIP.
 
-Both classes hold the same network. Where a SigLIP cuts a square image with a convolution, a Siglip2Model multiplies
-patches that are cut already; and it resizes its square table of positions for every image.
-Legend: B images, N patches that an image may have, P bytes of a patch.
+Both classes have the same layers. A SigLIP embeds patches of a square image with a convolution; a Siglip2Model embeds
+patches cut in advance with a linear layer, and resizes its square table of position embeddings for every image.
+Legend: B images, N maximum number of patches per image, P values per patch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pairloom.schemas.errors import RecipeError
 from pairloom.schemas.images.naflex import NaflexPreprocess
 from pairloom.trainers.task import Batch
 
-PROCESSOR_PATCH_SIZE = 16  # px; transformers' Siglip2Processor cuts no other, whatever a folder says
-EXPORTED_NUM_PATCHES = 256  # which Siglip2Processor takes unless it is told another number
+PROCESSOR_PATCH_SIZE = 16  # px; transformers' Siglip2Processor ignores the folder's patch size
+EXPORTED_NUM_PATCHES = 256  # default of Siglip2Processor
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 _PATCHES = "vision_model.embeddings.patch_embedding.weight"
 _VISION_FIELDS = (
@@ -32,9 +32,9 @@ _TEXT_FIELDS = (
 
 
 def naflex_preprocess(num_patches: Sequence[int], patch_size: int) -> NaflexPreprocess:
-    """How an export that trained with these numbers prepares images, unless another number is asked for.
+    """Image preprocessing of an export that was trained with these numbers of patches.
 
-    Raises RecipeError.
+    The default number is 256 if it was trained, else the largest. Raises RecipeError for patch sizes other than 16 px.
     """
     if patch_size != PROCESSOR_PATCH_SIZE:
         raise RecipeError(
@@ -46,7 +46,7 @@ def naflex_preprocess(num_patches: Sequence[int], patch_size: int) -> NaflexPrep
 
 
 def naflex_config(config: SiglipConfig) -> Siglip2Config:
-    """The same sizes; the table of positions is that of the square image."""
+    """Convert a SigLIP config to a Siglip2Config of the same sizes, with the position table of the square image."""
     vision, text = config.vision_config, config.text_config
     return Siglip2Config(
         vision_config={
@@ -59,7 +59,7 @@ def naflex_config(config: SiglipConfig) -> Siglip2Config:
 
 
 def to_naflex(siglip: SiglipModel) -> Siglip2Model:
-    """A Siglip2Model with the weights of a SigLIP: on square images of its size it gives the same outputs."""
+    """Convert a SigLIP to a Siglip2Model with the same outputs on square images of the SigLIP's size."""
     state = siglip.state_dict()
     state[_PATCHES] = state[_PATCHES].permute(0, 2, 3, 1).flatten(1)  # [D, 3, p, p] -> [D, p * p * 3]
     model = Siglip2Model(naflex_config(siglip.config))
@@ -68,8 +68,9 @@ def to_naflex(siglip: SiglipModel) -> Siglip2Model:
 
 
 def naflex_inputs(patches_BNP: torch.Tensor, shapes: torch.Tensor, preprocess: NaflexPreprocess) -> Batch:
-    """What `NaflexPreprocess.model_inputs` gives, bit for bit, on any device, from uint8 patches and rows and columns
-    [B, 2].
+    """Model inputs from uint8 patches [B, N, P] and `shapes` [B, 2] (rows and columns of patches), on any device.
+
+    Bit-identical to `NaflexPreprocess.model_inputs`.
     """
     mask_BN = torch.arange(patches_BNP.shape[1], device=shapes.device) < shapes.prod(dim=1, keepdim=True)
     mean, std = torch.tensor([preprocess.mean, preprocess.std], dtype=torch.float32, device=patches_BNP.device)
@@ -79,9 +80,9 @@ def naflex_inputs(patches_BNP: torch.Tensor, shapes: torch.Tensor, preprocess: N
 
 
 def share_positions(model: Siglip2Model) -> None:
-    """Resize the table of positions once for each shape in a batch, where transformers does it for each image.
+    """Resize the position table once per distinct shape in a batch; transformers resizes it once per image.
 
-    The numbers are the same; on a GPU, transformers waits for the device at every image.
+    The values are the same. On a GPU, transformers' loop synchronises with the device for every image.
     """
     embeddings = model.vision_model.embeddings
     resize = embeddings.resize_positional_embeddings

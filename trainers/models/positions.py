@@ -1,4 +1,4 @@
-"""Another image size for a loaded vision tower: its table of positions is resized like an image."""
+"""Change the image size of a loaded vision tower by interpolating its position embeddings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _TABLES = ("position_embedding.weight", "position_embeddings")
 
 
 def resize_images(hf: Any, preprocess: AnyPreprocess, size: int) -> Preprocess:
-    """Make a model's vision tower take images of `size` px; returns how they are prepared. Raises RecipeError.
+    """Rebuild a model's vision tower for images of `size` px; returns the changed preprocessing.
 
-    Its class is built anew for that size. Towers that compute positions (DINOv3's rotary ones, Swin, ConvNeXt) have
-    no table and keep all weights; others that learn them for one size only (BEiT's relative ones) are refused.
+    Towers without learned absolute positions (DINOv3's rotary embeddings, Swin, ConvNeXt) keep all weights. Raises
+    RecipeError for NaFlex models, for sizes that are not a multiple of the patch size, and for towers with other
+    weights that depend on the image size (BEiT's relative positions).
     """
     if isinstance(preprocess, NaflexPreprocess):
         raise RecipeError("model.image_size: NaFlex takes images of any size; model.num_patches says how large")
@@ -43,7 +44,10 @@ def resize_images(hf: Any, preprocess: AnyPreprocess, size: int) -> Preprocess:
 
 
 def resize_table(table_PD: torch.Tensor, old_grid: int, new_grid: int) -> torch.Tensor:
-    """Bilinear with antialiasing, as SigLIP 2 does (arXiv 2502.14786); what stands before the patches stays."""
+    """Resize a position table [P, D] from old_grid² to new_grid² patches; rows before the patches are kept.
+
+    Bilinear with antialiasing, as in SigLIP 2 (arXiv 2502.14786).
+    """
     num_before = len(table_PD) - old_grid**2
     before, patches = table_PD[:num_before], table_PD[num_before:]
     image = patches.float().reshape(1, old_grid, old_grid, -1).permute(0, 3, 1, 2)

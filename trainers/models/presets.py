@@ -1,4 +1,4 @@
-"""Sizes of the contrastive models by name (ALGORITHMS: vision transformers), as transformers' configurations."""
+"""Named sizes of contrastive models, as transformers configs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pairloom.schemas.recipes.train import ModelRecipe
 
 @dataclass(frozen=True)
 class Tower:
-    """A transformer: layers, width, heads, and the width of its MLP."""
+    """Sizes of a transformer: layers, width, attention heads, and MLP width."""
 
     layers: int
     width: int
@@ -22,7 +22,7 @@ class Tower:
     mlp: int
 
     def settings(self) -> dict[str, int]:
-        """In transformers' words."""
+        """Fields of a transformers config."""
         return {
             "num_hidden_layers": self.layers,
             "hidden_size": self.width,
@@ -33,15 +33,15 @@ class Tower:
 
 @dataclass(frozen=True)
 class Preset:
-    """Both towers, the image's side and patch in px, and the text's length in tokens."""
+    """Sizes of both towers; image and patch sizes in px, text length in tokens."""
 
-    family: str  # clip | siglip | siglip2: which is SigLIP's network, with texts in a Siglip2Tokenizer's ids
+    family: str  # clip | siglip | siglip2 (SigLIP's architecture with a Siglip2Tokenizer)
     vision: Tower
     text: Tower
     image_size: int
     patch_size: int
     text_length: int
-    projection: int = 512  # clip only; the others' texts end in the width of the vision tower
+    projection: int = 512  # clip only; other families project texts to the width of the vision tower
 
 
 # Vision transformers (Dosovitskiy et al., arXiv 2010.11929; Zhai et al., arXiv 2106.04560; So400m: arXiv 2305.13035).
@@ -54,13 +54,13 @@ G = Tower(40, 1408, 16, 6144)  # "little g", 1.0e9 parameters
 G_OPT = Tower(40, 1536, 16, 6144)  # SigLIP 2's g, 1.1e9
 BIG_G = Tower(48, 1664, 16, 8192)  # "G", 1.8e9
 SO400M = Tower(27, 1152, 16, 4304)
-# CLIP's text transformers (Radford et al., arXiv 2103.00020; from H on those of open_clip).
+# CLIP's text transformers (Radford et al., arXiv 2103.00020; H and larger: open_clip).
 B_TEXT = Tower(12, 512, 8, 2048)
 L_TEXT = Tower(12, 768, 12, 3072)
 H_TEXT = Tower(24, 1024, 16, 4096)
 BIG_G_TEXT = Tower(32, 1280, 20, 5120)
 TEST = Tower(2, 64, 2, 128)
-MEAN_POOLING = "mean"  # of the patches, in the place of SigLIP's attention pooling
+MEAN_POOLING = "mean"  # mean over patches instead of SigLIP's attention pooling
 PRESETS: Mapping[str, Preset] = {
     "siglip-test-tiny": Preset("siglip", TEST, TEST, 64, 16, 16),
     "clip-test-tiny": Preset("clip", TEST, TEST, 64, 16, 16, 64),
@@ -92,7 +92,7 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def is_siglip2(recipe: ModelRecipe) -> bool:
-    """True for SigLIP 2's presets and for NaFlex, whose texts are in a Siglip2Tokenizer's ids."""
+    """True for SigLIP 2 presets and for NaFlex, which use a Siglip2Tokenizer."""
     preset = PRESETS.get(recipe.preset or "")
     return (preset is not None and preset.family == "siglip2") or bool(recipe.num_patches)
 
@@ -100,10 +100,10 @@ def is_siglip2(recipe: ModelRecipe) -> bool:
 def preset_config(
     name: str, overrides: Mapping[str, Any], vocab_size: int, tokens: Mapping[str, int]
 ) -> PretrainedConfig:
-    """Configuration of a preset for one tokenizer; `tokens` are its bos, eos and pad ids.
+    """Config of a preset for one tokenizer; `tokens` are its bos, eos and pad ids.
 
-    `overrides` set fields by the names of `Preset`, or below `vision` and `text` by transformers' names. Raises
-    RecipeError.
+    `overrides` set fields of `Preset` and `pooling`; below `vision` and `text` they set fields of the transformers
+    configs. Raises RecipeError for an unknown preset, field or pooling.
     """
     if name not in PRESETS:
         raise RecipeError(f"model.preset: no preset {name}; there are {', '.join(PRESETS)}")
@@ -144,7 +144,7 @@ def preset_config(
 
 
 def _checked_pooling(pooling: Any, family: str) -> str:
-    """CLIP's class has the class token alone; SigLIP's has attention pooling, which can be made a mean."""
+    """Check that the class supports a pooling: CLIP only cls (class token), SigLIP map (attention pooling) and mean."""
     own = "cls" if family == "clip" else "map"
     if pooling not in (own, MEAN_POOLING) or (pooling == MEAN_POOLING and family == "clip"):
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""Two pretrained towers joined: any vision and text model of transformers, as VisionTextDualEncoderModel."""
+"""Join pretrained vision and text models of transformers to a VisionTextDualEncoderModel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pairloom.trainers.models.hf_folder import local_folder
 from pairloom.trainers.models.positions import resize_images
 
 LAST, FIRST = "last_token", "first_token"
-# Families whose table of positions begins behind that of the padding.
+# Families whose position ids start at pad_token_id + 1.
 _PADDING_FIRST = (
     "roberta",
     "xlm-roberta",
@@ -29,9 +29,10 @@ _PADDING_FIRST = (
 
 
 def join_towers(parts: DualParts, image_size: int | None = None) -> tuple[Any, Preprocess]:
-    """The towers of two folders with new projection heads, in fp32, for images of another size where one is given.
+    """Join the fp32 towers of two folders with new projection heads; returns the model and its image preprocessing.
 
-    Raises InputError, RecipeError.
+    `image_size` in px; None keeps the vision tower's. Raises InputError when a folder cannot be loaded, RecipeError
+    when a tower cannot be used on its side or does not support the image size.
     """
     vision, text = _load_tower(parts.vision, "vision"), _load_tower(parts.text, "text")
     if not hasattr(vision.config, "hidden_size"):  # ConvNeXt has a width for each stage
@@ -48,13 +49,13 @@ def join_towers(parts: DualParts, image_size: int | None = None) -> tuple[Any, P
 
 
 def _load_tower(folder: str, side: str) -> Any:
-    """The model of a folder; of a model that has two towers, the one on that side."""
+    """Load the model of a folder; of a model with two towers, the tower of `side` ("vision" or "text")."""
     try:
         model = AutoModel.from_pretrained(local_folder(folder), dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise InputError(f"model.dual.{side}: {' '.join(str(error).split())[:300]}") from error
     tower = getattr(model, f"{side}_model", model)
-    if type(tower.config) not in AutoModel._model_mapping:  # SigLIP's text tower: no folder could be loaded again
+    if type(tower.config) not in AutoModel._model_mapping:  # e.g. SigLIP's text tower: an export could not be loaded
         raise RecipeError(f"model.dual.{side}: {folder} is a {tower.config.model_type}, which AutoModel does not build")
     if tower.main_input_name != ("pixel_values" if side == "vision" else "input_ids"):
         raise RecipeError(f"model.dual.{side}: {folder} is a {tower.config.model_type}, which is no {side} tower")
@@ -63,7 +64,7 @@ def _load_tower(folder: str, side: str) -> Any:
 
 @torch.no_grad()
 def _missing_pooling(tower: Any) -> str | None:
-    """Which token stands for a text where the tower has no pooler: the last of a GPT-like one, the first of others."""
+    """The pooling of a text tower without a pooler: last token for causal models, first token for others, else None."""
     output = tower(input_ids=torch.zeros(1, 2, dtype=torch.long))
     if getattr(output, "pooler_output", None) is not None:
         return None
@@ -71,9 +72,9 @@ def _missing_pooling(tower: Any) -> str | None:
 
 
 def pool_texts(model: Any) -> None:
-    """Give a dual encoder's text tower the pooled state that config.json's `text_pooling` says, where it says one.
+    """Add pooling by config.json's `text_pooling`, if set, to a dual encoder's text tower.
 
-    The class itself knows only towers with a pooler. Weights and their names stay the same.
+    The class itself supports only towers with a pooler. Weights and their names do not change.
     """
     pooling = getattr(model.config, "text_pooling", None)
     if pooling is None:
@@ -89,26 +90,26 @@ def pool_texts(model: Any) -> None:
 
 
 def _last_places(states_BLD: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor | int:
-    """Of each text the last token that is no padding, on whichever side that lies."""
+    """Positions [B] of the last token of each text that is not padding, for padding on either side."""
     if mask_BL is None:
         return -1
     return (mask_BL * torch.arange(states_BLD.shape[1], device=mask_BL.device)).argmax(dim=1)
 
 
 def pads_to_end(config: Any) -> bool:
-    """True for SigLIP's text towers: they pool the last position, so that all of their texts have one length."""
+    """True for SigLIP's text towers, which pool the last position and therefore need texts of one length."""
     return config.text_config.model_type in ("siglip_text_model", "siglip2_text_model")
 
 
 def num_places(config: Any) -> int:
-    """Tokens that the text tower has positions for."""
+    """Maximum number of tokens of the text tower."""
     text = config.text_config
     num_reserved = text.pad_token_id + 1 if text.model_type in _PADDING_FIRST else 0
     return int(text.max_position_embeddings) - num_reserved
 
 
 def load_dual_encoder(folder: str) -> Any:
-    """A dual encoder from a folder, in fp32, that pools its texts as in training."""
+    """Load an fp32 dual encoder from a folder, with the text pooling of its training."""
     model = VisionTextDualEncoderModel.from_pretrained(local_folder(folder), dtype=torch.float32)
     pool_texts(model)
     return model

@@ -1,4 +1,4 @@
-"""open_clip_config.json of a transformers CLIP or SigLIP."""
+"""Make open_clip_config.json from the config of a transformers CLIP or SigLIP."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.images.preprocess import RESAMPLE_BICUBIC, Preprocess
 
-# (patch_size, hidden_size, layers, image_size) -> timm's tower and whether its GELU is the tanh form.
-# open_clip builds a timm tower by name only, so SigLIP models of other sizes have no open_clip form.
+# (patch_size, hidden_size, layers, image_size) -> (timm model name, whether its GELU is the tanh approximation).
+# open_clip selects a timm tower by name only, so it cannot represent SigLIP models of other sizes.
 TIMM_TOWERS = {
     (32, 768, 12, 256): ("vit_base_patch32_siglip_256", True),
     **{(16, 768, 12, size): (f"vit_base_patch16_siglip_{size}", False) for size in (224, 256, 384, 512)},
@@ -19,11 +19,14 @@ TIMM_TOWERS = {
 }
 _TANH = "gelu_pytorch_tanh"
 INTERPOLATIONS = {RESAMPLE_BICUBIC: "bicubic", 2: "bilinear"}
-_FIRST_EOS_ID = 2  # CLIPTextModel pools the largest id where eos_token_id has this old default
+_FIRST_EOS_ID = 2  # with this legacy default of eos_token_id, CLIPTextModel pools at the largest id
 
 
 def open_clip_config(config: Any, preprocess: Preprocess) -> dict[str, Any]:
-    """The whole file: how open_clip builds the model and prepares its images. Raises InputError."""
+    """The content of open_clip_config.json: `model_cfg` and `preprocess_cfg`.
+
+    Raises InputError for sizes or activations that open_clip does not have.
+    """
     model = _siglip(config) if config.model_type == "siglip" else _clip(config)
     pixels = {
         "mean": list(preprocess.mean),
@@ -35,7 +38,7 @@ def open_clip_config(config: Any, preprocess: Preprocess) -> dict[str, Any]:
 
 
 def is_exact(config: Any) -> bool:
-    """False where open_clip's tower of this size has the other form of GELU: features differ in the fifth digit."""
+    """True if open_clip's tower has the same form of GELU; with the other form, features differ in the fifth digit."""
     vision = config.vision_config
     return config.model_type != "siglip" or _timm_tower(vision)[1] is bool(vision.hidden_act == _TANH)
 
@@ -49,7 +52,7 @@ def _timm_tower(vision: Any) -> tuple[str, bool]:
 
 
 def _transformer(part: Any) -> dict[str, Any]:
-    """Sizes and variations that both of open_clip's own transformers take."""
+    """Settings common to open_clip's vision and text transformers."""
     sizes = {"width": part.hidden_size, "layers": part.num_hidden_layers}
     ratio = part.intermediate_size / part.hidden_size
     extra: dict[str, Any] = {} if ratio == 4 else {"mlp_ratio": ratio}
@@ -68,7 +71,7 @@ def _text(part: Any) -> dict[str, Any]:
         "heads": part.num_attention_heads,
         "context_length": part.max_position_embeddings,
         "vocab_size": part.vocab_size,
-        "hf_tokenizer_name": ".",  # the tokenizer beside the weights; on a hub: name the repository here
+        "hf_tokenizer_name": ".",  # the tokenizer next to the weights; on a hub, put the repository name here
         "tokenizer_kwargs": {"clean": "whitespace"},
     }
 

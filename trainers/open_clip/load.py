@@ -1,7 +1,7 @@
-"""open_clip's checkpoints as Hugging Face folders, to begin a run with: `open_clip_config.json` and weights beside it.
+"""Convert open_clip checkpoints (`open_clip_config.json` and a weights file) to Hugging Face folders, to start a run.
 
-Weights are safetensors, or what torch saved (`.pt` of a training run, `.bin` of a hub), read without running code. The
-names and shapes are those of the export; open_clip itself is never imported.
+Weights are safetensors or torch files (`.pt` of a training run, `.bin` of a hub), loaded with `weights_only=True`. The
+conversion uses the table of the export in the other direction and never imports open_clip.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 TANH = "gelu_pytorch_tanh"
-NOT_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")  # in OpenAI's and old files
-FIRST_EOS_ID = 2  # transformers' CLIP then pools the largest id, as open_clip's `argmax` does
-HEADS, INNER = {1152: 16, 1536: 16}, {1152: 4304}  # of SigLIP towers by width, where not width / 64 and 4 * width
+NOT_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")  # in files of OpenAI and old versions
+FIRST_EOS_ID = 2  # makes transformers' CLIP pool at the largest id, like open_clip's `argmax`
+HEADS, INNER = {1152: 16, 1536: 16}, {1152: 4304}  # SigLIP: width -> heads, MLP width; else width / 64, 4 * width
 TEXT_DEFAULTS = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
 
 
 def is_open_clip(path: str) -> bool:
-    """True for a folder, or a file of weights in a folder, that open_clip wrote."""
+    """True for a folder with open_clip_config.json, or a weights file in such a folder."""
     return storage.exists(storage.join(_folder_of(path), CONFIG))
 
 
@@ -44,7 +44,10 @@ def _folder_of(path: str) -> str:
 
 
 def convert_folder(path: str, out: Path) -> None:
-    """Write a Hugging Face folder; config.json comes last. Raises InputError for what transformers cannot hold."""
+    """Convert an open_clip folder or weights file to a Hugging Face folder `out`; config.json is written last.
+
+    Raises InputError for models that transformers cannot represent and for weights that are unreadable or do not fit.
+    """
     local = Path(local_folder(_folder_of(path)))
     described = json.loads((local / CONFIG).read_text())
     config = network_config(described["model_cfg"])
@@ -65,18 +68,21 @@ def convert_folder(path: str, out: Path) -> None:
 
 
 def network_config(model: Mapping[str, Any]) -> CLIPConfig | SiglipConfig:
-    """Configuration of the transformers model that computes what open_clip builds of `model_cfg`. Raises InputError."""
+    """Config of the transformers model equivalent to open_clip's `model_cfg`. Raises InputError for other towers."""
     return siglip_config(model) if "timm_model_name" in model["vision_cfg"] else clip_config(model)
 
 
 def build_network(config: CLIPConfig | SiglipConfig, weights: State, path: str) -> Any:
-    """The model with weights by open_clip's names. Raises InputError."""
+    """Build the model and load weights that have open_clip's names; `path` is for errors.
+
+    Raises InputError when the weights do not fit the config.
+    """
     is_siglip = config.model_type == "siglip"
     network = (SiglipModel if is_siglip else CLIPModel)(config)
     moves = (siglip_moves if is_siglip else clip_moves)(
         config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
     )
-    if not is_siglip and "text.token_embedding.weight" in weights:  # a CLIP whose text tower is a module of its own
+    if not is_siglip and "text.token_embedding.weight" in weights:  # a CLIP with a separate text module
         weights = {name.removeprefix("text."): tensor for name, tensor in weights.items()}
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     try:
@@ -96,7 +102,7 @@ def _find_weights(folder: Path) -> Path:
 
 
 def read_weights(path: Path) -> State:
-    """Tensors by open_clip's names. Raises InputError."""
+    """Load fp32 tensors by open_clip's names. Raises InputError when the file is unreadable."""
     try:
         loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -107,7 +113,7 @@ def read_weights(path: Path) -> State:
 
 
 def _part(described: Mapping[str, Any], width: int, heads: int, activation: str) -> dict[str, Any]:
-    """What both towers of transformers are told."""
+    """Config fields common to the vision and text towers of transformers."""
     if described.get("act_kwargs", {}).get("approximate") == "tanh":
         activation = TANH
     return {
@@ -132,7 +138,7 @@ def _text(model: Mapping[str, Any], activation: str) -> dict[str, Any]:
 
 
 def clip_config(model: Mapping[str, Any]) -> CLIPConfig:
-    """`model_cfg` of an open_clip CLIP with its own vision transformer. Raises InputError for other towers."""
+    """Convert `model_cfg` of an open_clip CLIP. Raises InputError unless it has open_clip's own vision transformer."""
     vision, text = model["vision_cfg"], model["text_cfg"]
     if not isinstance(vision.get("layers"), int) or "patch_size" not in vision:
         raise InputError(
@@ -157,7 +163,7 @@ def clip_config(model: Mapping[str, Any]) -> CLIPConfig:
 
 
 def siglip_config(model: Mapping[str, Any]) -> SiglipConfig:
-    """`model_cfg` of an open_clip SigLIP. Raises InputError for other towers."""
+    """Convert `model_cfg` of an open_clip SigLIP. Raises InputError for other towers."""
     name = model["vision_cfg"]["timm_model_name"]
     sizes = {timm: (key, is_tanh) for key, (timm, is_tanh) in TIMM_TOWERS.items()}
     if name not in sizes or model["text_cfg"].get("pool_type") != "last":

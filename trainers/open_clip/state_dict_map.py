@@ -1,6 +1,6 @@
-"""Which tensors of a transformers CLIP or SigLIP are which tensors of open_clip, and back.
+"""Convert state dicts between transformers' CLIP and SigLIP and open_clip.
 
-A pure map of names and shapes, one table for both directions: the way back proves that nothing was lost.
+One table of names and shape changes serves both directions, so a round trip verifies that nothing is lost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Change = Literal["same", "transpose", "add_axis", "to_scalar"]
 
 @dataclass(frozen=True)
 class Move:
-    """Sources are joined along their first axis, changed, and cut into targets (in parts of `cuts`)."""
+    """Concatenate `sources` along axis 0, apply `change`, and split into `targets` in the proportions `cuts`."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
@@ -28,7 +28,7 @@ class Move:
 
 
 def convert(state: Mapping[str, torch.Tensor], moves: Sequence[Move]) -> State:
-    """transformers -> open_clip. Raises InputError when a tensor is missing or left over."""
+    """Convert from transformers to open_clip. Raises InputError when a tensor is missing or unexpected."""
     _check_names(state, [name for move in moves for name in move.sources])
     result: State = {}
     for move in moves:
@@ -40,7 +40,10 @@ def convert(state: Mapping[str, torch.Tensor], moves: Sequence[Move]) -> State:
 
 
 def convert_back(state: Mapping[str, torch.Tensor], moves: Sequence[Move], shapes: Mapping[str, torch.Size]) -> State:
-    """open_clip -> transformers, to the given shapes."""
+    """Convert from open_clip to transformers; `shapes` are the target shapes by name.
+
+    Raises InputError when a tensor is missing or unexpected.
+    """
     _check_names(state, [name for move in moves for name in move.targets])
     result: State = {}
     for move in moves:
@@ -78,7 +81,7 @@ def _both(source: str, target: str) -> Iterator[Move]:
 
 
 def _clip_layers(source: str, target: str, num_layers: int) -> Iterator[Move]:
-    """open_clip's own transformer: query, key and value are packed."""
+    """Layers of open_clip's own transformer, which packs query, key and value into one tensor."""
     for index in range(num_layers):
         old, new = f"{source}.encoder.layers.{index}", f"{target}.resblocks.{index}"
         for part in ("weight", "bias"):
@@ -100,7 +103,7 @@ def _text(target: str, num_layers: int) -> Iterator[Move]:
 
 
 def clip_moves(num_vision_layers: int, num_text_layers: int) -> list[Move]:
-    """CLIPModel -> open_clip.CLIP."""
+    """Table from CLIPModel to open_clip.CLIP."""
     embeddings = "vision_model.embeddings"
     return [
         Move((f"{embeddings}.class_embedding",), ("visual.class_embedding",)),
@@ -129,7 +132,7 @@ def _timm_layers(num_layers: int) -> Iterator[Move]:
 
 
 def siglip_moves(num_vision_layers: int, num_text_layers: int) -> list[Move]:
-    """SiglipModel -> open_clip.CustomTextCLIP with timm's vision transformer and its attention pooling."""
+    """Table from SiglipModel to open_clip.CustomTextCLIP with timm's vision transformer and attention pooling."""
     head, pool = "vision_model.head", "visual.trunk.attn_pool"
     packed = [
         Move((f"{head}.attention.in_proj_{part}",), (f"{pool}.q.{part}", f"{pool}.kv.{part}"), cuts=(1, 2))

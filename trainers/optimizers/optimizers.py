@@ -1,7 +1,7 @@
-"""torch's and our optimizers, and a moving average of the weights kept beside their state.
+"""AdamW, LAMB and Muon, and an exponential moving average (EMA) of the weights in the optimizer state.
 
-What an optimizer keeps of a parameter has the parameter's shape, so that ZeRO can cut it up and a checkpoint can put it
-together again for other ranks.
+Every state tensor, apart from the step count, has its parameter's shape, so that ZeRO can partition it and checkpoints
+can be loaded on another number of ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AVERAGE = "average"
 
 
 def build_optimizer(recipe: OptimizerRecipe, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
-    """The recipe's optimizer over a task's groups."""
+    """Build the recipe's optimizer for a task's parameter groups."""
     settings = [
         {
             "params": list(group.parameters),
@@ -42,14 +42,17 @@ def build_optimizer(recipe: OptimizerRecipe, groups: Sequence[ParameterGroup]) -
 
 
 def keep_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """After each step: average = decay * average + (1 - decay) * weight, in fp32; it begins with the first step's."""
+    """Keep an EMA of the weights: after each step, average = decay * average + (1 - decay) * weight, in fp32.
+
+    The average starts as the weights after the first step.
+    """
 
     @torch.no_grad()
     def update(of: torch.optim.Optimizer, _: Any, __: Any) -> None:
         for group in of.param_groups:
             for weight in group["params"]:
                 if weight.grad is None and weight not in of.state:
-                    continue  # reading its state would make an empty one
+                    continue  # reading of.state[weight] would add an empty entry
                 state = of.state[weight]
                 if AVERAGE in state:
                     state[AVERAGE].lerp_(weight.float(), 1 - decay)
@@ -60,14 +63,14 @@ def keep_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
 
 
 class _Whole(torch.optim.Optimizer):
-    """Steps one whole parameter after another."""
+    """Base class of optimizers that update one whole parameter after another."""
 
     def __init__(self, params: Any, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, {"betas": betas, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step of every parameter that has a gradient."""
+        """Update every parameter that has a gradient; `closure` is ignored."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
@@ -77,7 +80,7 @@ class _Whole(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _direction_of_adam(self, weight: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """Adam's step at a learning rate of 1, without decay."""
+        """Adam's update for a learning rate of 1, without weight decay, in the weight's shape."""
         state, (beta1, beta2) = self.state[weight], group["betas"]
         if "step" not in state:
             state["step"] = torch.zeros(())
@@ -93,9 +96,9 @@ class _Whole(torch.optim.Optimizer):
 
 
 class Lamb(_Whole):
-    """LAMB (You et al., arXiv 1904.00962): Adam's step, scaled for each matrix to the length of the matrix.
+    """LAMB (You et al., arXiv 1904.00962): Adam's update of each matrix is scaled to the norm of the matrix.
 
-    Parameters without weight decay (vectors, scalars) take Adam's step, as in the paper's own experiments.
+    Parameters without weight decay (vectors, scalars) get Adam's update unscaled, as in the paper's experiments.
     """
 
     def _step_one(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
@@ -108,10 +111,10 @@ class Lamb(_Whole):
 
 
 class Muon(_Whole):
-    """Muon (Jordan, 2024): a matrix inside of a layer steps along its momentum, made orthogonal; all else as AdamW.
+    """Muon (Jordan, 2024): matrices in layers are updated by their orthogonalised momentum, all others as in AdamW.
 
-    Orthogonal steps are scaled by 0.2 sqrt(longer side), so that they are as large as AdamW's and share its learning
-    rate and decay (Liu et al., arXiv 2502.16982).
+    Orthogonal updates are scaled by 0.2 * sqrt(max(rows, columns)) to the RMS of AdamW's updates, so that both use the
+    same learning rate and weight decay (Liu et al., arXiv 2502.16982).
     """
 
     MOMENTUM = 0.95
@@ -124,7 +127,7 @@ class Muon(_Whole):
         weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
     def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
-        """Nesterov's: one step ahead."""
+        """Nesterov momentum, in the weight's shape."""
         state = self.state[weight]
         if "step" not in state:
             state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(weight)
@@ -136,8 +139,8 @@ class Muon(_Whole):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix with singular values of about 1 (0.7 .. 1.2), by five steps of Newton and Schulz."""
-    first, second, third = 3.4445, -4.7750, 2.0315  # of Jordan: steepest at 0
+    """Orthogonalise a 2-D matrix: five Newton-Schulz iterations bring its singular values to about 0.7 .. 1.2."""
+    first, second, third = 3.4445, -4.7750, 2.0315  # from Jordan (2024), chosen for the largest slope at 0
     dtype = torch.bfloat16 if matrix.is_cuda else torch.float32  # CPUs round bf16 differently
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.to(dtype).T if is_tall else matrix.to(dtype)

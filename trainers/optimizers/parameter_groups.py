@@ -1,4 +1,4 @@
-"""Which parameters share a weight decay and a learning rate."""
+"""Group parameters by weight decay and learning rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _TOWER = re.compile(r"(?P<tower>(?:vision|text)_model)\..*?\b(?:embeddings|embed
 
 
 def group_parameters(model: nn.Module, optimizer: OptimizerRecipe) -> list[ParameterGroup]:
-    """Matrices decay; vectors, biases and scalars do not. Layers near the input learn slower with `layer_decay`."""
+    """Group the trained parameters of a model.
+
+    Weight decay applies to matrices, not to vectors, biases and scalars. The learning rate of a parameter is
+    `learning_rate * layer_decay ** depth`, with the depth of `depths_of`.
+    """
     depths = depths_of([name for name, _ in model.named_parameters()])
     members: dict[tuple[bool, bool, float], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
@@ -32,7 +36,10 @@ def group_parameters(model: nn.Module, optimizer: OptimizerRecipe) -> list[Param
 
 
 def depths_of(names: list[str]) -> dict[str, int]:
-    """How many layers lie between each parameter and its tower's output: 0 behind the last layer, most at the input."""
+    """Depth of each parameter below its tower's output.
+
+    0 after the last layer, 1 for the last layer, number of layers + 1 for the embeddings.
+    """
     layers = {name: match for name in names if (match := _LAYER.search(name))}
     num_layers: dict[str, int] = defaultdict(int)
     for match in layers.values():

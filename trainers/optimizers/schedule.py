@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of samples seen."""
+"""Learning rate schedules as pure functions of the number of samples seen."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pairloom.schemas.recipes.train import OptimizerRecipe
 
 
 def rate_factor(optimizer: OptimizerRecipe, total_samples: int, samples_seen: int) -> float:
-    """Share of the peak learning rate for the step that begins after `samples_seen` samples, 0..1.
+    """Learning rate as a fraction (0..1) of its peak, for the step that starts after `samples_seen` samples.
 
-    Linear from 0 over `warmup_samples`, then constant, or a half cosine down to 0 at `total_samples`, or (wsd) constant
-    and 1 - sqrt down to 0 over the last `decay_samples` (Haegele et al., arXiv 2405.18392): a longer run goes on from
-    any checkpoint before the decay.
+    Linear warmup from 0 over `warmup_samples`, then one of three schedules: constant; cosine, a half cosine to 0 at
+    `total_samples`; wsd, constant and then a 1 - sqrt decay to 0 over the last `decay_samples` (Haegele et al., arXiv
+    2405.18392). With wsd, a longer run can resume from any checkpoint before the decay.
     """
     warmup = optimizer.warmup_samples
     if samples_seen < warmup:

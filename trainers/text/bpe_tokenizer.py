@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer made from a data set's own texts, where none is given."""
+"""Train a byte-level BPE tokenizer on the captions of a data set, for recipes that name no tokenizer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str, max_length: int) -> None:
-    """Write a tokenizer folder that AutoTokenizer loads: lower case, bos ... eos. Equal texts give equal files."""
+    """Train a tokenizer and write a folder that AutoTokenizer loads.
+
+    Texts are lower-cased and encoded as `<s> ... </s>`, at most `max_length` tokens. Equal texts give equal files.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, EOS, BOS],  # transformers pools CLIP texts another way where EOS has id 2
+        special_tokens=[PAD, EOS, BOS],  # EOS must not be id 2: transformers' CLIP would pool at the largest id
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -40,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str, max_leng
 
 
 def save_whole(tokenizer: Any, folder: str) -> None:
-    """Write a tokenizer folder that is there whole or not at all."""
+    """Write a tokenizer folder atomically: into `<folder>.partial`, which is then renamed."""
     partial = Path(f"{folder}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -1,7 +1,9 @@
-"""Conversation -> token ids and labels, built segment by segment, so that their lengths cannot disagree.
+"""Convert conversations to token ids and labels.
 
-A template turns turns into segments of text, each trained or not. `<image>` in a segment that is not trained becomes
-`num_image_tokens` image tokens. The same segments give the prompt of an evaluation and the chat template of an export.
+A template converts the turns of a conversation to segments of text; each segment is a training target or not. Ids and
+labels are appended together per segment, so their lengths always agree. `<image>` outside of targets becomes
+`num_image_tokens` image tokens. Training and evaluation prompts use the same templates; `JINJA_TEMPLATES` has their
+equivalents for exports.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ TemplateName = Literal["plain", "vicuna_v1", "chatml", "tokenizer"]
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of text; `is_target`: the model is trained to say it."""
+    """A piece of text; if `is_target`, its tokens contribute to the loss."""
 
     text: str
     is_target: bool
@@ -29,10 +31,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Rendered:
-    """One sample as the language model sees it; labels are not shifted."""
+    """The input of the language model for one sample; labels are not shifted."""
 
     token_ids: list[int]
-    labels: list[int]  # the token's id where it is trained, IGNORE_LABEL elsewhere
+    labels: list[int]  # the token id for targets, IGNORE_LABEL for all other tokens
     has_image: bool
 
 
@@ -40,24 +42,24 @@ Template = Callable[[Sequence[Turn]], list[Segment]]
 
 
 def num_extra_image_tokens(vision_config: Any) -> int:
-    """Tokens of the vision tower that are no patches: 1 ([CLS]) for CLIP, 0 for SigLIP."""
+    """Number of vision tokens that are not patches: 1 ([CLS]) for CLIP, 0 for SigLIP."""
     return 1 if vision_config.model_type == "clip_vision_model" else 0
 
 
 def num_image_tokens(vision_config: Any, select_strategy: str) -> int:
-    """Image tokens of one image: for the processor, the batches and the model alike."""
+    """Number of image tokens per image; `select_strategy` default removes [CLS], full keeps it."""
     num_patches = (vision_config.image_size // vision_config.patch_size) ** 2
     return int(num_patches + num_extra_image_tokens(vision_config) - (1 if select_strategy == "default" else 0))
 
 
 def caption_conversation(uid: str, caption: str) -> Conversation:
-    """A captioned image as a conversation; image marks inside of the caption are no images and are removed."""
+    """Convert a captioned image to a conversation; `<image>` in the caption's own text is removed."""
     text = caption.replace(IMAGE_MARK, " ").strip()
     return Conversation(uid, uid, (Turn("user", IMAGE_MARK), Turn("assistant", text)))
 
 
 def without_image(conversation: Conversation) -> Conversation:
-    """The text-only twin of a conversation."""
+    """Return the conversation without its image and without `<image>` marks."""
 
     def cleared(text: str) -> str:
         return text.replace(IMAGE_MARK, "").strip() if IMAGE_MARK in text else text
@@ -66,7 +68,7 @@ def without_image(conversation: Conversation) -> Conversation:
 
 
 def plain_template(eos: str) -> Template:
-    """Image, then caption (LLaVA's stage 1): what the user says is left out."""
+    """The image, then the caption; the user's text is dropped (stage 1 of LLaVA, arXiv 2304.08485)."""
 
     def render(turns: Sequence[Turn]) -> list[Segment]:
         marks = [Segment(IMAGE_MARK, False) for turn in turns if IMAGE_MARK in turn.text and turn.role == "user"]
@@ -77,7 +79,7 @@ def plain_template(eos: str) -> Template:
 
 
 def vicuna_template(eos: str) -> Template:
-    """`USER: question ASSISTANT: answer</s>`, turn after turn, without a system prompt."""
+    """`USER: question ASSISTANT: answer</s>` per pair of turns, without a system prompt."""
 
     def render(turns: Sequence[Turn]) -> list[Segment]:
         return [
@@ -91,7 +93,7 @@ def vicuna_template(eos: str) -> Template:
 
 
 def chatml_template(turns: Sequence[Turn]) -> list[Segment]:
-    """ChatML, as Qwen writes it; the assistant's `<|im_end|>` is trained, the line end behind it is not."""
+    """ChatML in Qwen's form. The assistant's `<|im_end|>` is a target; the newline after it is not."""
     segments = []
     for turn in turns:
         if turn.role == "user":
@@ -103,7 +105,11 @@ def chatml_template(turns: Sequence[Turn]) -> list[Segment]:
 
 
 def tokenizer_template(tokenizer: Any) -> Template:
-    """The tokenizer's own chat template, cut where its rendering of a prompt ends and the answer begins."""
+    """The tokenizer's own chat template, split into prompts and answers.
+
+    The split points come from rendering each prefix of the conversation. The returned template raises RecipeError when
+    a longer prefix changes the text of earlier turns.
+    """
 
     def text_of(turns: Sequence[Turn], is_prompt: bool) -> str:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
@@ -127,7 +133,7 @@ def tokenizer_template(tokenizer: Any) -> Template:
 
 
 def make_template(name: TemplateName, tokenizer: Any) -> Template:
-    """Template by name. Raises RecipeError where the tokenizer lacks what it needs."""
+    """Return a template by name. Raises RecipeError when the tokenizer lacks a token or chat template it needs."""
     if name == "tokenizer":
         if not tokenizer.chat_template:
             raise RecipeError("task.template: the tokenizer has no chat template; choose vicuna_v1")
@@ -142,7 +148,7 @@ def make_template(name: TemplateName, tokenizer: Any) -> Template:
 
 
 class Renderer:
-    """Turns conversations into token ids and labels, and their beginnings into prompts."""
+    """Renders conversations as token ids and labels, and unanswered conversations as prompts."""
 
     def __init__(self, tokenizer: Any, name: TemplateName, num_tokens_per_image: int, max_length: int) -> None:
         self._tokenizer = tokenizer
@@ -153,10 +159,10 @@ class Renderer:
         self._begin = begin_ids(tokenizer)
 
     def render(self, conversation: Conversation) -> Rendered:
-        """Ids and labels, cut from the end to `max_length`.
+        """Ids and labels of a conversation, truncated to `max_length` tokens.
 
-        Raises SampleError: empty_caption (nothing to train on), caption_too_long (the cut leaves no target or falls
-        into the image).
+        Raises SampleError: empty_caption (every answer is empty), caption_too_long (the truncation removes image tokens
+        or leaves no target).
         """
         if not any(turn.text.strip() for turn in conversation.turns if turn.role == "assistant"):
             raise SampleError(DropReason.EMPTY_CAPTION, f"{conversation.id}: every answer is empty")
@@ -171,12 +177,12 @@ class Renderer:
         return Rendered(token_ids, labels, self._image_id in token_ids)
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of everything before the answer to the last turn, which is the user's."""
+        """Ids up to the start of the next answer; the last turn must be the user's."""
         return self._tokens(self._template(turns))[0]
 
     def _tokens(self, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
         bos = self._tokenizer.bos_token
-        is_begun = bool(bos and segments and segments[0].text.startswith(bos))  # by the chat template itself
+        is_begun = bool(bos and segments and segments[0].text.startswith(bos))  # some chat templates write bos
         token_ids = [] if is_begun else list(self._begin)
         labels = [IGNORE_LABEL] * len(token_ids)
         before = ""
@@ -191,7 +197,7 @@ class Renderer:
         return token_ids, labels
 
     def _encode(self, before: str, text: str) -> list[int]:
-        """Ids of `text` as they are behind `before`: SentencePiece treats the beginning of a text as a new word."""
+        """Ids of `text` in the context of `before`: SentencePiece treats the start of a text as a new word."""
         left = self._ids(before) if before else []
         both = self._ids(before + text)
         return both[len(left) :] if both[: len(left)] == left else self._ids(text)
@@ -202,7 +208,7 @@ class Renderer:
 
 
 def _split_marks(segments: Sequence[Segment]) -> list[tuple[str, bool]]:
-    """Text pieces with image marks apart; a mark inside of an answer is no image and is left out."""
+    """Split segments into (text, is_target), image marks separate; marks inside of answers are removed."""
     pieces = []
     for segment in segments:
         if segment.is_target:
@@ -217,7 +223,10 @@ def _split_marks(segments: Sequence[Segment]) -> list[tuple[str, bool]]:
 
 
 def begin_ids(tokenizer: Any) -> list[int]:
-    """Ids that the tokenizer puts before every text (beginning-of-text), often none."""
+    """Special token ids that the tokenizer puts before every text; an empty list if there are none.
+
+    Raises RecipeError when adding special tokens changes the ids of the text itself.
+    """
     bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
     whole: list[int] = tokenizer.encode("a", add_special_tokens=True)
     for start in range(len(whole) - len(bare) + 1):
@@ -244,4 +253,4 @@ JINJA_TEMPLATES = {
     "{{ '<|im_start|>' + message['role'] + '\\n' + content(message) + '<|im_end|>\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}",
 }
-"""The same templates in Jinja, for the folder that is exported."""
+"""The templates in Jinja, written into exported folders as the chat template."""

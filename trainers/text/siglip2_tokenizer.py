@@ -1,8 +1,9 @@
-"""Tokenizers of SigLIP 2. In the folder of a Siglip2Model transformers takes any tokenizer for a `Siglip2Tokenizer`.
+"""Tokenizers of SigLIP 2 (arXiv 2502.14786).
 
-That class is Gemma's tokenizer with texts in lower case: BPE over words that begin with "▁", unknown letters as bytes.
-It keeps vocabulary and merges of tokenizer.json and nothing else of how texts are cut; a tokenizer of another kind
-would silently give other ids after the export.
+transformers loads every tokenizer in the folder of a Siglip2Model as a `Siglip2Tokenizer`: Gemma's BPE over words that
+begin with "▁", on lower-cased texts, with unknown characters as bytes. The class reads only the vocabulary and the
+merges of tokenizer.json and ignores its normalizer and pre-tokenizer. A tokenizer of another kind would therefore give
+different ids after the export, without an error.
 """
 
 from __future__ import annotations
@@ -21,26 +22,29 @@ from pairloom.trainers.text.bpe_tokenizer import save_whole
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 SPECIAL = (PAD, EOS, "<bos>", UNKNOWN, "<mask>")
 BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
-MAX_LETTERS = 1000  # that are tokens of their own, of a larger vocabulary; others are bytes
+MAX_LETTERS = 1000  # characters with a token of their own; all others are encoded as bytes
 SETTINGS: Mapping[str, Any] = {"padding_side": "right", "model_input_names": ["input_ids"]}
-"""As of the published models: the tower pools the last place, padding or not, and sees all of it. The class says
-otherwise.
+"""Settings of the published models, which differ from the defaults of the class: the text tower pools the last
+position, padding included, and has no attention mask.
 """
 PROBES = ("a dog on the beach", "two children play football, 3 others watch.", "naïve café – 東京", "x  y")
 
 
 def train_siglip2_tokenizer(texts: Iterable[str], vocab_size: int, folder: str, max_length: int) -> None:
-    """Write a folder with a Siglip2Tokenizer: lower case, ... eos. Equal texts give equal files."""
+    """Train a Siglip2Tokenizer and write its folder.
+
+    Texts are lower-cased and encoded as `... <eos>`, at most `max_length` tokens. Equal texts give equal files.
+    """
     texts = list(texts)
     letters = _letters(texts, min(MAX_LETTERS, (vocab_size - len(SPECIAL) - len(BYTES)) // 2))
     bpe = Tokenizer(models.BPE(unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True))
     bpe.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
-    bpe.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # so that no token spans words
+    bpe.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no token spans two words
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[*SPECIAL, *BYTES],
         initial_alphabet=letters,
-        limit_alphabet=len(letters),  # the trainer's own choice differs from run to run
+        limit_alphabet=len(letters),  # the trainer's own choice is not deterministic
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
@@ -54,7 +58,7 @@ def train_siglip2_tokenizer(texts: Iterable[str], vocab_size: int, folder: str, 
 
 
 def _letters(texts: Iterable[str], count: int) -> list[str]:
-    """The most frequent letters of the texts in lower case."""
+    """The `count` most frequent characters of the lower-cased texts; ties in code point order."""
     counts = Counter[str]()
     for text in texts:
         counts.update(text.lower().replace(" ", "▁"))
@@ -62,9 +66,9 @@ def _letters(texts: Iterable[str], count: int) -> list[str]:
 
 
 def load_siglip2_tokenizer(folder: str) -> Any:
-    """The tokenizer as transformers will find it in the export, texts in lower case (SigLIP 2, section 2.1).
+    """Load a folder's tokenizer as transformers will load it from the export; it lower-cases texts (arXiv 2502.14786).
 
-    Raises RecipeError where it would give other ids than the folder's own.
+    Raises RecipeError when its ids would differ from those of the folder's own tokenizer.
     """
     own: Any = AutoTokenizer.from_pretrained(folder)
     is_bpe = getattr(own, "is_fast", False) and isinstance(own.backend_tokenizer.model, models.BPE)
