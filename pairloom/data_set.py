@@ -272,4 +272,4 @@ def _last_result(root: str) -> str:
             raise InputError(f"{root}: several data sets; name one: {', '.join(found)}")
         if found:
             return found[0]
-    raise InputError(f"{root}: no finished data set here; run `pairloom curate` first")
+    raise InputError(f"{root}: no complete data set here; run `pairloom curate` first")

@@ -22,7 +22,7 @@ def test_a_root_opens_its_last_result_and_names_what_there_is(root: Path) -> Non
     assert pairloom.open(str(root), "raw/main").step == "raw"
     assert len(pairloom.open(str(root / "selections" / "strict"))) == NUM_STRICT
     assert str(NUM_KEPT) in repr(curated)
-    with pytest.raises(pairloom.InputError, match="no finished data set here"):
+    with pytest.raises(pairloom.InputError, match="no complete data set here"):
         pairloom.open(str(root / "nothing"))
     with pytest.raises(pairloom.InputError, match="is a signals folder"):
         pairloom.open(str(root / "signals" / "quality"))

@@ -94,7 +94,7 @@ def test_ray_train_runs_the_same_entry_point(tmp_path: Path, ray_session: None) 
     assert results_of(tmp_path / "ray") == results_of(tmp_path / "local")
     lost = tiny_recipe(tmp_path / "lost", "/nowhere/Error: lost").model_dump_json()
     failed = subprocess.run([sys.executable, "-c", SCRIPT, lost, address], capture_output=True, text=True, timeout=300)
-    assert "UserError /nowhere/Error: lost: no finished data set" in " ".join(failed.stderr.split())
+    assert "UserError /nowhere/Error: lost: no complete data set" in " ".join(failed.stderr.split())
     assert not list((tmp_path / "lost").glob("errors*"))
     provenance = json.loads((tmp_path / "ray" / "export" / "provenance.json").read_text())
     assert provenance["step"] == 6

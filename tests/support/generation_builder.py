@@ -1,6 +1,6 @@
 """Shared parts of retry and recall tests; as a program, it interrupts one of them at every write.
 
-python generation_builder.py REPOSITORY retry|recall RECIPE ROOT SCRATCH prints how many writes there were.
+python -m tests.support.generation_builder retry|recall RECIPE ROOT SCRATCH prints how many writes there were.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path.insert(0, sys.argv[1])
 
 from pairloom.pipelines.ingest.retry import commit_retry, retry_jobs, retry_shard
 from pairloom.pipelines.optout.apply import apply_tombstones
@@ -179,7 +176,6 @@ def interrupt_everywhere(operation: str, recipe: CurateRecipe, root: Path, scrat
 
 
 if __name__ == "__main__":
-    made = interrupt_everywhere(
-        sys.argv[2], load_recipe(sys.argv[3], CurateRecipe), Path(sys.argv[4]), Path(sys.argv[5])
-    )
+    operation, recipe, root, scratch = sys.argv[1:]
+    made = interrupt_everywhere(operation, load_recipe(recipe, CurateRecipe), Path(root), Path(scratch))
     sys.stdout.write(f"{made}\n")

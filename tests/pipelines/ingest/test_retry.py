@@ -72,15 +72,15 @@ def test_killed_at_any_write_the_same_command_finishes(
     if operation == "recall":
         put_tombstone(recipe.root, "domains", ["localhost"])
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    program = Path(__file__).resolve().parents[2] / "support" / "generation_builder.py"
     command: list[str | Path] = [
         sys.executable,
-        program,
-        program.parent.parent,
+        "-m",
+        "tests.support.generation_builder",
         operation,
         tmp_path / "recipe.json",
         recipe.root,
     ]
-    done = subprocess.run([*command, tmp_path / "scratch"], capture_output=True, text=True, timeout=240)
+    repository = Path(__file__).resolve().parents[3]
+    done = subprocess.run([*command, tmp_path / "scratch"], cwd=repository, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 15, "3 tars, 3 tables twice, journal, manifest, removals"
