@@ -77,6 +77,7 @@ def test_killed_stopped_and_whole_runs_are_equal(tmp_path: Path) -> None:
     assert (run / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_errors_of_ranks_come_out(tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "data")
     with pytest.raises(UserError, match="4 cannot be dealt out to 3 ranks"):

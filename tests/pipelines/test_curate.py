@@ -112,6 +112,7 @@ def test_only_one_step_needs_the_steps_before_it(tmp_path: Path, pictures: Path,
         curate(recipe_for(tmp_path), refuse, only="selekt")
 
 
+@pytest.mark.slow
 def test_out_of_fold_signals_come_after_dedupe(tmp_path: Path, pictures: Path, ray_session: None) -> None:
     models = [str(tmp_path / f"fold{fold}") for fold in range(2)]
     for fold, model in enumerate(models):
@@ -127,6 +128,7 @@ def test_out_of_fold_signals_come_after_dedupe(tmp_path: Path, pictures: Path, r
         curate(recipe_for(tmp_path, signals=signals, select=rules, dedupe=bad), refuse)
 
 
+@pytest.mark.slow
 def test_every_sample_can_be_explained(tmp_path: Path, pictures: Path, ray_session: None) -> None:
     summary = curate(recipe_for(tmp_path), nothing)
     root = str(tmp_path / "out")
@@ -144,6 +146,7 @@ def test_every_sample_can_be_explained(tmp_path: Path, pictures: Path, ray_sessi
         explain(root, "0" * 32)
 
 
+@pytest.mark.slow
 def test_inspect_shows_the_funnel_and_each_data_set(tmp_path: Path, pictures: Path, ray_session: None) -> None:
     summary = curate(recipe_for(tmp_path), nothing)
     root = str(tmp_path / "out")

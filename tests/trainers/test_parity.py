@@ -8,6 +8,8 @@ from pairloom.trainers.ranks import gather_numbers, join_lists, rank, start_exch
 from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import metrics_of, tiny_data, tiny_recipe, train_in_ranks
 
+pytestmark = pytest.mark.slow
+
 STAGES = (0, 1, 2, 3)
 LOSSES = ("clip", "siglip")
 PAIRS = [("clip", 0), ("siglip", 1), ("clip", 2), ("siglip", 3)]  # where all of both would take long

@@ -26,6 +26,8 @@ from tests.support.shared_data import REPOSITORY
 from tests.support.tiny_models import write_siglip
 from tests.support.tiny_runs import BATCH, metrics_of, tiny_recipe, train_in_ranks
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = REPOSITORY / "tests" / "golden" / "loss_curves.json"
 NUM_STEPS = 20
 LENGTH = f"run.total_samples={NUM_STEPS * BATCH}"

@@ -64,10 +64,12 @@ def losses(run: Path) -> list[float]:
         ("checkpointed-3", "plain"),
     ],
 )
+@pytest.mark.slow
 def test_two_ranks_equal_one_process(runs: Path, two: str, one: str) -> None:
     assert losses(runs / f"2-{two}") == pytest.approx(losses(runs / f"1-{one}"), rel=2e-6)
 
 
+@pytest.mark.slow
 def test_dropped_patches_change_the_loss(runs: Path) -> None:
     values = losses(runs / "1-patches")
     assert len(values) == 6
@@ -75,6 +77,7 @@ def test_dropped_patches_change_the_loss(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["average", "average-3"])
+@pytest.mark.slow
 def test_the_average_is_that_of_the_weights(runs: Path, name: str) -> None:
     checkpoints = sorted((runs / f"2-{name}" / "checkpoints").iterdir())
     assert len(checkpoints) == 6
@@ -86,6 +89,7 @@ def test_the_average_is_that_of_the_weights(runs: Path, name: str) -> None:
             assert torch.allclose(tensor, average[key], atol=1e-6), key
 
 
+@pytest.mark.slow
 def test_the_average_is_exported_when_asked(runs: Path, tmp_path: Path) -> None:
     run = runs / "2-average"
     export(str(run), str(tmp_path / "out"), averaged=True)
@@ -97,6 +101,7 @@ def test_the_average_is_exported_when_asked(runs: Path, tmp_path: Path) -> None:
         export(str(runs / "1-plain"), str(tmp_path / "none"), averaged=True)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_average(runs: Path, tmp_path: Path) -> None:
     whole, data = runs / "2-average", str(runs / "data" / "curated" / "train")
     parts = [
@@ -115,6 +120,7 @@ def test_a_run_goes_on_with_its_average(runs: Path, tmp_path: Path) -> None:
     assert all(torch.allclose(found[key], average[key], atol=1e-6) for key in average)
 
 
+@pytest.mark.slow
 def test_muon_goes_on_with_the_same_bits(runs: Path, tmp_path: Path) -> None:
     run, data = tmp_path / "run", str(runs / "data" / "curated" / "train")
     shutil.copytree(runs / "1-muon", run)

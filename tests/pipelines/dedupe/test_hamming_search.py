@@ -118,6 +118,7 @@ def test_more_hashes_get_wider_keys() -> None:
 
 
 @pytest.mark.parametrize("max_distance", [2, 4])
+@pytest.mark.slow
 def test_hot_buckets_are_split_and_lose_nothing(max_distance: int) -> None:
     """Hashes that differ in 24 of 64 bits only: a key over the other bits puts all into one bucket."""
     generator = np.random.default_rng(SEED)

@@ -45,6 +45,7 @@ def test_a_shard_that_is_tried_again_counts_once() -> None:
     assert totals.totals() == Counts(67, 55, 550, Counter(timeout=12))
 
 
+@pytest.mark.slow
 def test_prometheus_sees_the_same(ray_session: None) -> None:
     """Metrics from the port that Ray reports to Prometheus."""
     collector = ray.remote(num_cpus=0)(Collector).remote("scraped")

@@ -64,6 +64,7 @@ def test_retry_heals_as_if_nothing_had_failed(tmp_path: Path, web: TestServer, r
 
 
 @pytest.mark.parametrize("operation", ["retry", "recall"])
+@pytest.mark.slow
 def test_killed_at_any_write_the_same_command_finishes(
     tmp_path: Path, web: TestServer, ray_session: None, operation: str
 ) -> None:

@@ -160,6 +160,7 @@ class DiesOnce:
         return item * item
 
 
+@pytest.mark.slow
 def test_shards_of_an_actor_that_is_killed_are_done_again(tmp_path: Path, ray_session: None) -> None:
     make: Callable[[], DiesOnce] = partial(DiesOnce, tmp_path / "died", 5)
     assert run_actors("squares", make, range(12), shards_at_once=4) == [item * item for item in range(12)]

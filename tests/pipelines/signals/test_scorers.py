@@ -185,6 +185,7 @@ def test_a_head_that_cannot_be_read_is_one_line(content: bytes | None, tmp_path:
         Head(str(path))
 
 
+@pytest.mark.slow
 def test_the_walk_with_every_kind_of_score(tmp_path: Path, ray_session: None) -> None:
     images = tmp_path / "images"
     images.mkdir()

@@ -239,6 +239,7 @@ def change_weights(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 def test_each_model_scores_the_fold_it_was_not_trained_on(tmp_path: Path, ray_session: None) -> None:
     pairs = photographs(12)
     pairs += [Pair(encoded(photograph(seed), quality=60), f"copy {seed}", f"http://b.test/{seed}") for seed in range(6)]

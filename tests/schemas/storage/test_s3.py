@@ -34,6 +34,8 @@ from tests.support.http_server import serve
 from tests.support.ingest_builder import make_pages
 from tests.support.s3_server import FaultyProxy, S3Server, serve_s3
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 BUCKET = "s3://ours"
 LIST = r"^GET /\w+\?.*list-type"
@@ -218,7 +220,6 @@ def write_recipe(path: Path, root: str, source: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_the_whole_walk(s3: S3Server, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = make_pages()
     names = [f"{index}.jpg" for index in range(30)] + ["none.jpg", "page.jpg"]

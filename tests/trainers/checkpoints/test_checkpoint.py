@@ -19,6 +19,8 @@ from tests.support.curated_builder import build_curated, colour_pairs
 from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import BATCH, metrics_of, results_of, tiny_data, tiny_recipe, train_in_ranks
 
+pytestmark = pytest.mark.slow
+
 STAGES = (0, 1, 2, 3)
 HALF = f"run.checkpoint_every_samples={3 * BATCH}"
 THIRDS = (f"run.checkpoint_every_samples={2 * BATCH}", "model.locked=[vision]")

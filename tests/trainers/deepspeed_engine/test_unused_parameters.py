@@ -17,6 +17,8 @@ from tests.support.ranks import run_ranks
 from tests.support.tiny_models import write_tokenizer
 from tests.support.tiny_runs import BATCH, results_of, tiny_data, tiny_recipe, train_in_ranks
 
+pytestmark = pytest.mark.slow
+
 BODY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 MASK_TOKEN = "vision_model.embeddings.mask_token"  # used by DINOv2's own training only
 STAGES = (1, 2, 3)

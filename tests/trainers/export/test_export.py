@@ -108,6 +108,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_loads_where_pairloom_is_not(exported: Path, tmp_path: Path) -> None:
     script = tmp_path / "load.py"
     script.write_text(LOAD_ALONE)

@@ -23,6 +23,8 @@ from tests.support.tiny_runs import NUM_PAIRS, tiny_data, tiny_recipe, train_in_
 from tests.trainers.evaluate.test_evaluate import write_colours
 from tests.trainers.export.test_export import write_run
 
+pytestmark = pytest.mark.slow
+
 HAS_ONNX = all(find_spec(name) for name in onnx_towers.PACKAGES)
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx: onnx, onnxruntime and onnxscript")
 BLOCK = "import sys\nsys.modules.update(dict.fromkeys(('schemas', 'trainers', 'pipelines', 'cluster')))\n"

@@ -16,6 +16,8 @@ from tests.support.caption_length_task import register
 from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import BATCH, metrics_of, results_of, tiny_data, tiny_recipe, train_in_ranks
 
+pytestmark = pytest.mark.slow
+
 TASK = ("task={kind: caption-length}", "tokenizer={}", f"run.checkpoint_every_samples={2 * BATCH}")
 STAGES = (1, 3)
 
