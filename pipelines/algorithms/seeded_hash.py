@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pairloom.pipelines.engine.mix64 import mix64
+
 
 def draws(uids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64]:
     """One number in [0, 1) per uid. `uids` is [rows, 2]: high and low half."""
@@ -19,7 +21,4 @@ def mixed(uids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
 
 
 def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+    return mix64(state + np.uint64(0x9E3779B97F4A7C15))

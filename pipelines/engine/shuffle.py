@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pairloom.pipelines.engine.mix64 import mix64
 from pairloom.schemas.errors import StorageError
 from pairloom.schemas.storage import storage
 
@@ -77,8 +78,5 @@ def unpack(rows: Rows, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
 
 
 def spread(values: npt.NDArray[np.uint64], num_parts: int) -> npt.NDArray[np.int64]:
-    """The part of each value, a pure function of it. Values are mixed (SplitMix64), so that parts are even."""
-    mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return (mixed % np.uint64(num_parts)).astype(np.int64)
+    """The part of each value, a pure function of it. Values are mixed, so that parts are even."""
+    return (mix64(values) % np.uint64(num_parts)).astype(np.int64)

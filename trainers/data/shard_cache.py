@@ -66,16 +66,16 @@ class PartsReader:
 
     def __init__(self, path: Path, parts: Sequence[Part]) -> None:
         self._path, self._starts = path, [part.offset for part in parts]
-        self._places = np.cumsum([0, *(part.num_bytes for part in parts)]).tolist()
+        self._begins = np.cumsum([0, *(part.num_bytes for part in parts)]).tolist()
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def view(self, offset: int, num_bytes: int) -> memoryview:
         """The bytes of one member, without a copy. Raises InputError when the file does not have all of them."""
         index = bisect_right(self._starts, offset) - 1
-        begin = self._places[index] + offset - self._starts[index]
+        begin = self._begins[index] + offset - self._starts[index]
         data = memoryview(self._map)[begin : begin + num_bytes]
-        if index < 0 or begin + num_bytes > self._places[index + 1] or len(data) != num_bytes:
+        if index < 0 or begin + num_bytes > self._begins[index + 1] or len(data) != num_bytes:
             raise InputError(f"{self._path}: {num_bytes} bytes at {offset} are missing; tar is truncated")
         return data
 

@@ -55,15 +55,15 @@ class Snapshot:
 def take_snapshot(engine: Engine) -> Snapshot:
     """Copy this rank's share of the optimizer's state to the CPU."""
     tensors: dict[str, torch.Tensor] = {}
-    places = {}
+    pieces = {}
     state = base_optimizer(engine).state
     for piece in _own_share(engine):
         values = {WEIGHT: piece.flat, **_shaped(state.get(piece.flat, {}), piece.flat)}
         for kind, value in values.items():
             tensors[f"{kind}/{piece.name}"] = piece.of(value).to("cpu", copy=True)
         step = float(state.get(piece.flat, {}).get("step", 0.0))  # 0: not updated yet
-        places[piece.name] = {"numel": piece.numel, "start": piece.start, "length": piece.length, "step": step}
-    return Snapshot(tensors, {"pieces": json.dumps(places)})
+        pieces[piece.name] = {"numel": piece.numel, "start": piece.start, "length": piece.length, "step": step}
+    return Snapshot(tensors, {"pieces": json.dumps(pieces)})
 
 
 def base_optimizer(engine: Engine) -> Any:

@@ -128,7 +128,7 @@ def _from_curated(folder: str) -> CaptionedImages:
     images: list[ImageSource] = []
     captions: list[str] = []
     owners: list[int] = []
-    places: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     recalled = recalled_uids(folder)
     for shard in load_manifest(folder).shards:
         table = read_table(table_url(folder, shard.name), ["uid", "caption", "image_sha256", "offset", "num_bytes"])
@@ -136,11 +136,11 @@ def _from_curated(folder: str) -> CaptionedImages:
             if row["uid"] in recalled:
                 continue
             identity = row["image_sha256"] or row["uid"]
-            if identity not in places:
-                places[identity] = len(images)
+            if identity not in index_of:
+                index_of[identity] = len(images)
                 images.append(ImageSource(tar_url(folder, shard), row["offset"], row["num_bytes"]))
             captions.append(row["caption"])
-            owners.append(places[identity])
+            owners.append(index_of[identity])
     if not images:
         raise InputError(f"{folder}: holds no samples")
     return CaptionedImages(images, captions, torch.tensor(owners))

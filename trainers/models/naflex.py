@@ -88,9 +88,9 @@ def share_positions(model: Siglip2Model) -> None:
     resize = embeddings.resize_positional_embeddings
 
     def resize_once(table_HWD: torch.Tensor, spatial_shapes: torch.Tensor, max_length: int) -> torch.Tensor:
-        places: dict[tuple[int, int], int] = {}
-        index = [places.setdefault((rows, columns), len(places)) for rows, columns in spatial_shapes.tolist()]
-        resized: torch.Tensor = resize(table_HWD, torch.tensor(list(places)), max_length)
+        index_of: dict[tuple[int, int], int] = {}
+        index = [index_of.setdefault((rows, columns), len(index_of)) for rows, columns in spatial_shapes.tolist()]
+        resized: torch.Tensor = resize(table_HWD, torch.tensor(list(index_of)), max_length)
         return resized[torch.tensor(index, device=resized.device)]
 
     embeddings.resize_positional_embeddings = resize_once
