@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -53,7 +54,9 @@ def python(tmp_path_factory: pytest.TempPathFactory, distributions: tuple[Path, 
     folder = tmp_path_factory.mktemp("environment")
     (folder / "broken").mkdir()
     (folder / "broken" / "pyproject.toml").write_text(BROKEN)
-    examples = [REPOSITORY / "examples" / name for name in ("own_signal", "own_source", "own_task")]
+    examples = [folder / name for name in ("own_signal", "own_source", "own_task")]
+    for example in examples:  # pip builds inside of the source folder
+        shutil.copytree(REPOSITORY / "examples" / example.name, example)
     return make_environment(folder / "venv", distributions[1], *examples, folder / "broken")
 
 
