@@ -3,7 +3,7 @@
     python benchmarks/dedupe.py hashes --num 1000000 --num 10000000 --peers PYTHON
     python benchmarks/dedupe.py hashes --skew FOLDER     # bits as those of the photographs in FOLDER
     python benchmarks/dedupe.py semantic --num 1000000
-    python benchmarks/dedupe.py step --num 1000000       # the whole step over tables of so many samples
+    python benchmarks/dedupe.py step --num 1000000       # the whole step over tables of that many samples
 
 Hashes are random, or drawn like those of photographs, with planted groups (copies with 1 to 3 bits flipped). Recall is
 counted by brute force over a sample. `s` is the whole search on Ray, `cpu_s_one_process` the search alone; `exponent`
@@ -17,9 +17,7 @@ import json
 import os
 import resource
 import tempfile
-import threading
 import time
-from contextlib import suppress
 from functools import partial
 from math import log
 from pathlib import Path
@@ -34,6 +32,7 @@ from hash_peers import PEERS, measure_peer
 from photograph_hashes import draw_like, hash_folder
 from process_watch import TreeWatch
 from raw_tables import ROWS_PER_SHARD, write_raw
+from spill_watch import SpillWatch
 
 from pairloom.cluster.ray_session import start_ray
 from pairloom.pipelines.algorithms.hamming64 import count_near
@@ -77,18 +76,18 @@ def recall_of_sample(hashes: Hashes, pairs: Pairs, radius: int, num_queries: int
     """Share of the pairs of some hashes, by brute force, that were found. Raises where a found pair is none."""
     queries = np.random.default_rng(1).choice(len(hashes), num_queries, replace=False)
     num_true = sum(int(count_near(hashes, len(hashes), hashes[query], radius)) - 1 for query in queries)
-    is_asked = np.zeros(len(hashes), bool)
-    is_asked[queries] = True
-    found = [np.flatnonzero(is_asked[side]) for side in (pairs.left, pairs.right)]
-    for places in found:
-        apart = np.bitwise_count(hashes[pairs.left[places]] ^ hashes[pairs.right[places]])
-        if (apart > radius).any():
-            raise SystemExit(f"a pair was found whose hashes are {apart.max()} bits apart")
+    is_query = np.zeros(len(hashes), bool)
+    is_query[queries] = True
+    found = [np.flatnonzero(is_query[side]) for side in (pairs.left, pairs.right)]
+    for indices in found:
+        distances = np.bitwise_count(hashes[pairs.left[indices]] ^ hashes[pairs.right[indices]])
+        if (distances > radius).any():
+            raise SystemExit(f"a pair was found whose hashes are {distances.max()} bits apart")
     return sum(map(len, found)) / max(1, num_true)
 
 
 def search_on_ray(hashes: Hashes, radius: int, folder: str) -> Pairs:
-    """All pairs, as the step finds them: hashes to files by bucket, one task a part of the search."""
+    """All pairs, as the step finds them: hashes to files by bucket, one task per part of the search."""
     plan = plan_search(len(hashes), radius, 0, DEFAULT_LIMITS.hashes_per_partition)
     starts = range(0, len(hashes), HASHES_PER_FILE)
     table = SpillTable(folder, len(starts), plan.num_tasks)
@@ -133,7 +132,7 @@ def cpu_seconds(hashes: Hashes, radius: int) -> float:
 
 
 def peak_gb() -> float:
-    """Sum over this process and its descendants of what each held at its peak; pages that are shared count in each."""
+    """Sum of the peak memory of this process and its descendants; shared pages count in each."""
     total = 0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -155,13 +154,13 @@ def write_features(folder: str, job: Job, num: int, width: int) -> list[Batch]:
             copies = rows[: ROWS_PER_SHARD // 10]
             rows[-len(copies) :] = copies + 0.1 * generator.standard_normal(copies.shape, dtype=np.float32)
             np.save(Path(folder) / f"{shard}.image_features.npy", rows.astype(np.float16))
-    place = np.arange(num)
+    order = np.arange(num)
     uids = generator.integers(0, 2**63, (num, 2)).astype(np.uint64)
     left = pack(
         {
             "uid": uids,
-            "shard": (place // ROWS_PER_SHARD).astype(np.int32),
-            "row": (place % ROWS_PER_SHARD).astype(np.int32),
+            "shard": (order // ROWS_PER_SHARD).astype(np.int32),
+            "row": (order % ROWS_PER_SHARD).astype(np.int32),
             "area": np.zeros(num, np.int64),
             "score": np.zeros(num, np.float32),
             "preference": np.zeros(num, np.int32),
@@ -200,28 +199,6 @@ def measure_semantic(num: int, width: int) -> dict[str, Any]:
     }
 
 
-class SpillWatch(threading.Thread):
-    """Looks every second how many bytes lie in spill files below a folder."""
-
-    def __init__(self, root: str) -> None:
-        super().__init__(daemon=True)
-        self._root, self._most = Path(root), 0
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        """Look until `stop`."""
-        while not self._done.wait(1):
-            with suppress(FileNotFoundError):  # removed meanwhile
-                files = [path.stat().st_size for path in self._root.glob("dedupe/*/*/spill/**/*")]
-                self._most = max(self._most, sum(files))
-
-    def stop(self) -> int:
-        """The most bytes that there were."""
-        self._done.set()
-        self.join()
-        return self._most
-
-
 def measure_step(num: int) -> dict[str, Any]:
     """The whole step, from raw tables to the tables of decisions."""
     with tempfile.TemporaryDirectory() as root:
@@ -242,16 +219,16 @@ def measure_step(num: int) -> dict[str, Any]:
         "s": round(seconds, 1),
         "cpu_s": round(cpu_s, 1),
         "dropped": counts,
-        "driver_grew_by_bytes_a_sample": round(grown * 1024 / num, 1),
+        "driver_grew_by_bytes_per_sample": round(grown * 1024 / num, 1),
         "largest_worker_gb": round(watch.peaks.get("worker", 0) / 1024, 2),
-        "table_bytes_a_sample": round(num_bytes / num, 1),
-        "spill_bytes_a_sample": round(spill_watch.stop() / num),
+        "table_bytes_per_sample": round(num_bytes / num, 1),
+        "spill_bytes_per_sample": round(spill_watch.stop() / num),
     }
 
 
 @click.group(context_settings={"show_default": True})
 def main() -> None:
-    """What dedupe costs, on this machine."""
+    """Cost of dedupe on this machine."""
     start_ray()
 
 
@@ -284,7 +261,7 @@ def hashes(num: tuple[int, ...], skew: Path | None, radius: int, peers: str | No
 
 @main.command()
 @click.option("--num", type=int, default=1_000_000, help="Images.")
-@click.option("--width", type=int, default=512, help="Numbers a feature.")
+@click.option("--width", type=int, default=512, help="Numbers per feature.")
 def semantic(num: int, width: int) -> None:
     """The semantic rounds."""
     print(json.dumps({"images": num} | measure_semantic(num, width) | {"peak_gb": round(peak_gb(), 2)}))

@@ -14,8 +14,10 @@ import numpy.typing as npt
 from pairloom.pipelines.algorithms.hamming64 import Hashes, pairs_of_group, plan_groups
 from pairloom.pipelines.algorithms.jit import compiled
 from pairloom.pipelines.algorithms.union_find import Indices
+from pairloom.pipelines.engine.mix64 import mix64
 
 HASHES_PER_PARTITION = 4_000_000  # per task: 32 MB, and three times as much at the peak
+_mix64 = compiled(mix64)
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,5 @@ def partition_of(hashes: Hashes, mask: np.uint64, num_partitions: int) -> Indice
     if num_partitions == 1:
         return partitions
     for index in range(len(hashes)):
-        mixed = hashes[index] & mask
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) >> np.uint64(11)
-        partitions[index] = mixed % np.uint64(num_partitions)
+        partitions[index] = _mix64(hashes[index] & mask) % np.uint64(num_partitions)
     return partitions
