@@ -1,10 +1,10 @@
-"""Ingest's blurring beside img2dataset's own: the same boxes on the same pictures, at its sigma and at ours.
+"""Ingest's blurring beside img2dataset's own: the same boxes on the same images, at its sigma and at ours.
 
-    python benchmarks/blur_parity.py                          # installs img2dataset into an environment of its own
-    python benchmarks/blur_parity.py --peer-python PYTHON     # an interpreter that has it
+    python -m benchmarks.blur_parity                          # installs img2dataset into an environment of its own
+    python -m benchmarks.blur_parity --peer-python PYTHON     # an interpreter that has it
 
-Ours is the published one, a tenth of a box's longest side. img2dataset 1.47 gives a kernel of that radius and no sigma,
-for which OpenCV takes 0.3 * (radius - 1) + 0.8: a third. At that kernel both must give the same pixels.
+Ours is the published sigma, a tenth of the longest side of a box. img2dataset 1.47 passes a kernel of that radius and
+no sigma; OpenCV then takes 0.3 * (radius - 1) + 0.8, a third of it. With that kernel both must give the same pixels.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
-from image_peer import find_peer
-from image_source import make_picture
 
+from benchmarks.image_peer import find_peer
+from benchmarks.image_source import make_image
 from pairloom.pipelines.images import blur as blur_module
 from pairloom.pipelines.images.boxes import Box
 from pairloom.schemas.images.decode import Pixels
@@ -40,16 +41,16 @@ from img2dataset.blurrer import BoundingBoxBlurrer
 blur = BoundingBoxBlurrer()
 jobs = np.load(sys.argv[1], allow_pickle=True)["jobs"]
 results = np.empty(len(jobs), object)
-for number, (picture, boxes) in enumerate(jobs):
-    results[number] = blur(picture, boxes)
+for number, (image, boxes) in enumerate(jobs):
+    results[number] = blur(image, boxes)
 np.savez(sys.argv[2], results=results)
 """
 
 
 def make_jobs() -> list[tuple[Pixels, list[Box]]]:
-    """Every picture with every list of boxes."""
+    """Every image with every list of boxes."""
     random = np.random.default_rng(0)
-    return [(np.asarray(make_picture(random, side)), boxes) for side in SIDES for boxes in BOXES]
+    return [(np.asarray(make_image(random, side)), boxes) for side in SIDES for boxes in BOXES]
 
 
 def run_peer(python: str, folder: Path, jobs: list[tuple[Pixels, list[Box]]]) -> list[Pixels]:
@@ -70,11 +71,8 @@ def blur_with_their_kernel(pixels: Pixels, boxes: list[Box]) -> Pixels:
         side = 2 * int(np.ceil(sigma)) + 1
         return cv2.GaussianBlur(image, (max(side, 3), max(side, 3)), 0)
 
-    blur_module.cv2 = SimpleNamespace(GaussianBlur=blur)  # type: ignore[attr-defined]
-    try:
+    with patch.object(blur_module, "cv2", SimpleNamespace(GaussianBlur=blur)):
         return blur_module.blur_boxes(pixels, boxes)
-    finally:
-        blur_module.cv2 = cv2  # type: ignore[attr-defined]
 
 
 def main() -> None:

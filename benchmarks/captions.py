@@ -1,7 +1,7 @@
-"""Captions and word lists for `benchmarks/curate.py`, and what signals of captions cost.
+"""Captions and word lists for `benchmarks.curate`, and the cost of caption signals.
 
-Words are drawn by Zipf's law from a made-up vocabulary, nine a caption; a fifth of the captions is another one with a
-word changed.
+Words are drawn by Zipf's law from a made-up vocabulary, nine per caption. A fifth of the captions are copies of another
+one with one word changed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from process_watch import TreeWatch
 
+from benchmarks.process_watch import TreeWatch
 from pairloom.cluster.ray_session import start_ray
 from pairloom.pipelines.algorithms.minhash import signatures
 from pairloom.pipelines.signals.caption_duplicates import measure_caption_duplicates
@@ -24,7 +24,7 @@ from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, save_manife
 from pairloom.schemas.data_set.shard import shard_name
 from pairloom.schemas.data_set.tables import write_table
 
-WORDS_A_CAPTION = 9
+WORDS_PER_CAPTION = 9
 ROWS_PER_SHARD = 10_000
 
 
@@ -41,30 +41,30 @@ def vocabulary(num_words: int) -> list[str]:
 
 
 def random_captions(words: list[str], num: int, seed: int) -> list[str]:
-    """Captions by Zipf's law; every fifth is the one before with a word changed."""
+    """Captions by Zipf's law; every fifth is the previous one with one word changed."""
     draw = np.random.default_rng(seed)
-    places = (draw.zipf(1.2, (num, WORDS_A_CAPTION)) - 1) % len(words)
-    places[4::5] = places[3::5][: len(places[4::5])]
-    places[4::5, 5] = draw.integers(0, len(words), len(places[4::5]))
-    return [" ".join(words[place] for place in row) for row in places.tolist()]
+    indices = (draw.zipf(1.2, (num, WORDS_PER_CAPTION)) - 1) % len(words)
+    indices[4::5] = indices[3::5][: len(indices[4::5])]
+    indices[4::5, 5] = draw.integers(0, len(words), len(indices[4::5]))
+    return [" ".join(words[index] for index in row) for row in indices.tolist()]
 
 
 def write_wordnet(folder: Path, words: list[str]) -> None:
     """Files as Princeton's WordNet has them: every second word is a noun, every sixth a verb."""
     for part, step in zip(PARTS, (2, 6, 10, 30), strict=True):
-        lines = [f"{word} {part[0]} 1 0 1 1 {place:08d}  \n" for place, word in enumerate(words) if place % step == 0]
+        lines = [f"{word} {part[0]} 1 0 1 1 {index:08d}  \n" for index, word in enumerate(words) if index % step == 0]
         (folder / f"index.{part}").write_text("".join(lines))
         (folder / f"{part}.exc").write_text("")
 
 
 def time_word_list(num_captions: int) -> dict[str, float]:
-    """Captions a second and core of the text-based filter: a WordNet of 150,000 words, of which 22,000 count."""
+    """Captions per second per core of the text-based filter: a WordNet of 150,000 words, of which 22,000 count."""
     words = vocabulary(150_000)
     captions = random_captions(words, num_captions, seed=0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_wordnet(folder, words)
-        (folder / "entries.txt").write_text("".join(f"n{place:08d}\n" for place in range(6_000, 50_000, 2)))
+        (folder / "entries.txt").write_text("".join(f"n{index:08d}\n" for index in range(6_000, 50_000, 2)))
         rules = WordListSignals(kind="word_list", name="x", entries=str(folder / "entries.txt"), wordnet=scratch)
         started_at = time.process_time()
         known = WordList(rules)
@@ -86,7 +86,7 @@ def write_raw(folder: Path, num_captions: int) -> None:
     shards = []
     for index, start in enumerate(range(0, num_captions, ROWS_PER_SHARD)):
         num = min(ROWS_PER_SHARD, num_captions - start)
-        uids = [f"{place:032x}" for place in range(start, start + num)]
+        uids = [f"{row:032x}" for row in range(start, start + num)]
         columns = {"uid": uids, "caption": random_captions(words, num, index), "status": ["success"] * num}
         write_table(table_url(str(folder), shard_name(index)), pa.table(columns))
         shards.append(ShardEntry(shard_name(index), num, num, 0))
@@ -94,7 +94,7 @@ def write_raw(folder: Path, num_captions: int) -> None:
 
 
 def time_minhash(num_captions: int, out: Path) -> dict[str, float]:
-    """Signatures a second and core, and the whole signal over raw tables: CPU time and peak memory of its processes."""
+    """Signatures per second per core; CPU time and peak memory of the whole signal over raw tables."""
     texts = random_captions(vocabulary(150_000), 50_000, seed=0)
     signatures(texts[:10])  # compiles
     started_at = time.process_time()
@@ -109,7 +109,7 @@ def time_minhash(num_captions: int, out: Path) -> dict[str, float]:
     seconds, cpu_s = time.perf_counter() - started_at, watch.stop()
     return {
         "captions": num_captions,
-        "characters_a_caption": round(float(np.mean([len(text) for text in texts])), 1),
+        "characters_per_caption": round(float(np.mean([len(text) for text in texts])), 1),
         "signatures_per_s_core": round(len(texts) / alone),
         "s": round(seconds, 1),
         "cpu_s_per_million": round(cpu_s / num_captions * 1e6, 1),

@@ -6,16 +6,16 @@ r"""Training step of CLIP beside the plain Hugging Face model in a bare torch lo
     python -m benchmarks.contrastive --preset clip-vit-l-14 --batch 256 --precision bf16 \
         --steps 20 --warm-up 5 --peak-tflops 989  # a GPU
 
-Each program is measured in processes of its own, one after another and around again, with the same pixels and captions
-ready in memory. The bare loop is `CLIPModel(..., return_loss=True)`, `backward` and `torch.optim.AdamW` as it comes;
-with bf16 under `torch.autocast`. It is measured twice: with texts as long as the longest of the batch, the tokens that
-ours gets, and padded to all places of the text tower, as open_clip and most loops do; ratios are to the first. Ours is
-what `pairloom train` does with a batch in one rank, where ZeRO 1 has nothing to cut up and goes the way of ZeRO 0.
-open_clip's step joins where it can be imported and there is a
-GPU. `--run` trains from tars of made pictures: its loader is at work, and the model may wait for data. CPU time tells
-more than samples/s where other work shares the machine.
+Each program is measured in processes of its own, one after another, in several rounds, with the same pixels and
+captions in memory. The bare loop is `CLIPModel(..., return_loss=True)`, `backward` and `torch.optim.AdamW` with default
+settings; with bf16 it runs under `torch.autocast`. It is measured twice: with texts as long as the longest of the
+batch, as pairloom's step, and padded to all positions of the text tower, as open_clip and most loops do; ratios are to
+the first. pairloom's step is that of `pairloom train` in one rank, in which ZeRO 1 has nothing to partition and works
+like ZeRO 0. open_clip's step is measured if it can be imported and there is a GPU. `--run` trains from tars of
+synthetic images, loader included, so that the model may wait for data. On a shared machine, CPU time is more reliable
+than samples/s.
 
-MFU: the products of the whole model's matrices and attention, three times the forward, against --peak-tflops.
+MFU: the FLOPs of all matrix products and of attention, three times those of the forward, by --peak-tflops.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
-            rates[name].append(in_a_process(name, options.threads))
+            rates[name].append(in_fresh_process(name, options.threads))
             print(f"{name}: {rates[name][-1]['samples_per_s']:.2f} samples/s", file=sys.stderr, flush=True)
     if options.run:
         rates["pairloom, a whole run"] = [whole_run(options)]
@@ -59,7 +59,7 @@ def main() -> None:
         rate = statistics.median(one["samples_per_s"] for one in found)
         parts = [f"{name:26} {rate:9.2f} samples/s  {rate / base:6.3f} of the bare loop"]
         if "cpu_ms" in found[0]:
-            parts.append(f"{statistics.median(one['cpu_ms'] for one in found):8.1f} ms of CPU a sample")
+            parts.append(f"{statistics.median(one['cpu_ms'] for one in found):8.1f} ms of CPU per sample")
         parts.append(f"{max(one['bytes'] for one in found) / 1e9:6.2f} GB at most")
         if options.peak_tflops:
             parts.append(f"MFU {rate * rates[names[0]][0]['flops'] / options.peak_tflops / 1e12:.1%}")
@@ -74,8 +74,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", default="clip-vit-b-32")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--steps", type=int, default=2, help="that are counted, in each process")
-    parser.add_argument("--warm-up", type=int, default=1, help="steps before those; more on a GPU")
+    parser.add_argument("--steps", type=int, default=2, help="measured steps per process")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before the measured ones; more on a GPU")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in this precision; without it no MFU is printed")
     parser.add_argument("--caption-words", type=int, default=16)
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
 
 
 def caption(number: int, num_words: int) -> str:
-    """Of so many words, another one for each number."""
+    """A caption of `num_words` words, another one for each number."""
     words = itertools.islice(itertools.cycle(SENTENCE.split()), num_words - 1)
     return " ".join([*words, str(number)])
 
@@ -103,7 +103,7 @@ def has_open_clip() -> bool:
     return torch.cuda.is_available()
 
 
-def in_a_process(name: str, threads: int) -> dict[str, float]:
+def in_fresh_process(name: str, threads: int) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.contrastive", *sys.argv[1:], "--measure", name]
     result = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment(threads))
@@ -112,11 +112,10 @@ def in_a_process(name: str, threads: int) -> dict[str, float]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """One rank's."""
+    """The environment of a single rank."""
     quiet = {"TOKENIZERS_PARALLELISM": "false", "DS_IGNORE_CUDA_DETECTION": "1", "TORCHDYNAMO_DISABLE": "1"}
     rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    threads = {"OMP_NUM_THREADS": str(threads)}
-    return {**os.environ, **quiet, **rank, **threads}
+    return {**os.environ, **quiet, **rank, "OMP_NUM_THREADS": str(threads)}
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -164,10 +163,8 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
         start_process_group()
     task = ContrastiveTask(recipe, str(folder / "tokenizer"))
     size, draw = task.preprocess.size, np.random.default_rng(0)
-    samples = [
-        TrainSample(str(n), draw.integers(0, 256, (size, size, 3), np.uint8), text)
-        for n, text in enumerate(captions[: options.batch])
-    ]
+    images = [draw.integers(0, 256, (size, size, 3), np.uint8) for _ in captions[: options.batch]]
+    samples = [TrainSample(str(n), image, captions[n]) for n, image in enumerate(images)]
     batch = {name: tensor.to(device()) for name, tensor in task.collate(samples).items()}
     if options.measure == PADDED:
         batch |= padded(batch, task.model.hf.config.text_config)
@@ -175,7 +172,7 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
     if options.measure.startswith("pairloom"):
         engine = start_engine(task, recipe)
         return lambda: task.take_step(engine, [batch]), flops
-    pixels = torch.from_numpy(task.preprocess.normalise(np.stack([one.pixels for one in samples]))).to(device())
+    pixels = torch.from_numpy(task.preprocess.normalise(np.stack(images))).to(device())
     if options.measure == "open_clip":
         return open_clip_step(options, pixels), flops
     tokens = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -183,7 +180,7 @@ def make_step(options: argparse.Namespace, folder: Path) -> tuple[Callable[[], A
 
 
 def padded(batch: dict[str, Any], config: Any) -> dict[str, Any]:
-    """The tokens filled up to all places that the text tower has."""
+    """The tokens padded to all positions of the text tower."""
     from torch.nn.functional import pad
 
     missing = (0, config.max_position_embeddings - batch["input_ids"].shape[1])
@@ -255,7 +252,7 @@ def torch_step(
 
 
 def forward_flops(config: Any, text_length: int) -> float:
-    """Of one sample: two a product and sum."""
+    """FLOPs of one sample: two per multiplication and addition."""
     vision, text = config.vision_config, config.text_config
     patches = (vision.image_size // vision.patch_size) ** 2
     embedding = 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
@@ -270,7 +267,7 @@ def forward_flops(config: Any, text_length: int) -> float:
 
 
 def whole_run(options: argparse.Namespace) -> dict[str, float]:
-    """`pairloom train` under ZeRO 1 on tars of made pictures, without its first steps."""
+    """`pairloom train` under ZeRO 1 on tars of synthetic images, without its first steps."""
     from benchmarks.loader import drawn
     from pairloom.cluster.launch_trainer import launch_trainer
     from pairloom.trainers.text.bpe_tokenizer import train_tokenizer

@@ -1,14 +1,14 @@
-"""What the steps between ingest and reshard cost, one JSON line each.
+"""Cost of the steps between ingest and reshard, one JSON line each.
 
-    python benchmarks/curate.py select --rows 10000000 --out /tmp/select
-    python benchmarks/curate.py draw --rows 10000000
-    python benchmarks/curate.py metaclip --captions 200000 --entries 475000
-    python benchmarks/curate.py words
-    python benchmarks/curate.py minhash --captions 2000000
+    python -m benchmarks.curate select --rows 10000000 --out /tmp/select
+    python -m benchmarks.curate draw --rows 10000000
+    python -m benchmarks.curate metaclip --captions 200000 --entries 475000
+    python -m benchmarks.curate words
+    python -m benchmarks.curate minhash --captions 2000000
 
 `select` writes tables of random rows once, then times the selection in a process of its own (no Ray) with its peak
-memory; `draw` is what `balance: {kind: clusters}` adds to it. `metaclip` times matching alone and the whole of it
-(captions in, table out), in captions/s a core; `words` a word_list signal with a WordNet; `minhash` signatures alone
+memory; `draw` is the part that `balance: {kind: clusters}` adds. `metaclip` times matching alone and the whole balance
+(captions in, table out), in captions/s per core; `words` a word_list signal with a WordNet; `minhash` signatures alone
 and the whole caption_duplicates signal.
 """
 
@@ -26,9 +26,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from captions import time_minhash, time_word_list
 
+from benchmarks.captions import time_minhash, time_word_list
 from pairloom.pipelines.algorithms.seeded_hash import draws
 from pairloom.pipelines.balance.balance import MATCHES
 from pairloom.pipelines.balance.draw import count_entries, keep_probabilities
@@ -67,7 +68,7 @@ def recipe_for(root: Path) -> CurateRecipe:
 
 
 def write_tables(root: Path, num_rows: int) -> dict[str, str]:
-    """Raw, dedupe and signal folders of random rows; those that are there already stay."""
+    """Raw, dedupe and signal folders of random rows; existing ones stay."""
     folders = {step: str(root / step) for step in ("raw", "dedupe", "captions", "clip")}
     num_shards = -(-num_rows // ROWS_PER_SHARD)
     for step, folder in folders.items():
@@ -99,14 +100,19 @@ def random_table(step: str, index: int) -> pa.Table:
     if step == "raw":
         dropped = draw.random(ROWS_PER_SHARD) < 0.2
         filled["status"] = pa.array(np.where(dropped, "dropped", "success"))
-        filled["drop_reason"] = pa.array(np.where(dropped, "timeout", None), pa.string())
+        filled["drop_reason"] = reasons(dropped, "timeout")
         for side in ("width", "height", "original_width", "original_height"):
             filled[side] = pa.array(draw.integers(50, 2000, ROWS_PER_SHARD), schema.field(side).type)
     else:
         repeats = draw.random(ROWS_PER_SHARD) < 0.1
-        filled["drop_reason"] = pa.array(np.where(repeats, "perceptual_duplicate", None), pa.string())
+        filled["drop_reason"] = reasons(repeats, "perceptual_duplicate")
         filled["duplicate_group"] = uids
     return pa.table(filled, schema=schema)
+
+
+def reasons(is_dropped: npt.NDArray[np.bool_], reason: str) -> pa.Array:
+    """A drop reason where dropped, else null."""
+    return pa.array([reason if dropped else None for dropped in is_dropped.tolist()], pa.string())
 
 
 def time_select(root: Path) -> dict[str, float]:
@@ -129,17 +135,17 @@ def time_select(root: Path) -> dict[str, float]:
 
 
 def time_metaclip(num_captions: int, num_entries: int) -> dict[str, float]:
-    """Captions a second of matching alone, and of matching, counting, drawing and writing the table."""
+    """Captions per second of matching alone, and of matching, counting, drawing and writing the table."""
     draw = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
     words = ["".join(draw.choice(letters, draw.integers(3, 9))) for _ in range(num_entries // 2)]
     pairs = [f"{first} {second}" for first, second in itertools.pairwise(words)]
     entries = list(dict.fromkeys([*words, *pairs]))[:num_entries]
-    unknown = ["zz" + word for word in words]  # no entry: about half of the words match, five hits a caption
+    unknown = ["zz" + word for word in words]  # no entry: about half of the words match, five hits per caption
     captions = []
     for _ in range(num_captions):
         known, other = draw.integers(0, len(words), 5), draw.integers(0, len(words), 4)
-        captions.append(" ".join([*(words[place] for place in known), *(unknown[place] for place in other)]))
+        captions.append(" ".join([*(words[index] for index in known), *(unknown[index] for index in other)]))
     matcher = Matcher(entries)
     started_at = time.process_time()
     rows, matches = matcher.match(captions)
@@ -151,13 +157,13 @@ def time_metaclip(num_captions: int, num_entries: int) -> dict[str, float]:
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(matches, pa.int32()))
     counts = count_entries(lists, np.ones(num_captions, bool), len(entries))
     kept = draws(uids, 0) < keep_probabilities(lists, counts, 20)
-    table_bytes(pa.table([pa.array([f"{place:032x}" for place in range(num_captions)]), lists], schema=MATCHES))
+    table_bytes(pa.table([pa.array([f"{row:032x}" for row in range(num_captions)]), lists], schema=MATCHES))
     whole = time.process_time() - started_at
     return {
         "captions": num_captions,
-        "characters_a_caption": round(float(np.mean([len(caption) for caption in captions])), 1),
+        "characters_per_caption": round(float(np.mean([len(caption) for caption in captions])), 1),
         "entries": len(entries),
-        "hits_a_caption": round(len(matches) / num_captions, 2),
+        "hits_per_caption": round(len(matches) / num_captions, 2),
         "kept": int(kept.sum()),
         "matching_captions_per_s_core": round(num_captions / alone),
         "end_to_end_captions_per_s_core": round(num_captions / whole),
@@ -173,7 +179,7 @@ def cluster_table(index: int) -> pa.Table:
 
 
 def time_draw(num_rows: int) -> dict[str, float]:
-    """CPU time of a cluster draw: looking at every shard, the quotas and last draws, and deciding about every row."""
+    """CPU time of a cluster draw: scanning every shard, computing quotas and last draws, deciding every row."""
     num_shards = -(-num_rows // ROWS_PER_SHARD)
     parents = (np.random.default_rng(0).integers(0, NUM_CLUSTERS[1], NUM_CLUSTERS[0]).astype(np.int32),)
     rules = ClusterBalance(kind="clusters", clusters="tree", num_samples=num_rows // 10)
@@ -181,7 +187,7 @@ def time_draw(num_rows: int) -> dict[str, float]:
     for index in range(num_shards):
         table = cluster_table(index)
         started_at = time.process_time()
-        parts.append(plan.look(table, np.ones(table.num_rows, bool)))
+        parts.append(plan.scan(table, np.ones(table.num_rows, bool)))
         spent[0] += time.process_time() - started_at
     started_at = time.process_time()
     thinning = plan.finish(parts)
@@ -195,13 +201,14 @@ def time_draw(num_rows: int) -> dict[str, float]:
     return {
         "rows": num_shards * ROWS_PER_SHARD,
         "kept": kept,
-        **{f"{step}_cpu_s": round(cpu_s, 2) for step, cpu_s in zip(("look", "quotas", "decide"), spent, strict=True)},
+        **{f"{step}_cpu_s": round(cpu_s, 2) for step, cpu_s in zip(("scan", "quotas", "decide"), spent, strict=True)},
         "cpu_s": round(sum(spent), 2),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
 
 def main() -> None:
+    """Measure one step and print its JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["select", "select-once", "draw", "metaclip", "words", "minhash"])
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -224,7 +231,9 @@ def main() -> None:
         case _:
             write_tables(options.out, options.rows)
             shutil.rmtree(options.out / "selections", ignore_errors=True)
-            subprocess.run([sys.executable, __file__, "select-once", "--out", str(options.out)], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.curate", "select-once", "--out", str(options.out)], check=True
+            )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Dedupe at scale: near pairs of 64-bit hashes beside peers on the same input, and semantic dedupe.
 
-    python benchmarks/dedupe.py hashes --num 1000000 --num 10000000 --peers PYTHON
-    python benchmarks/dedupe.py hashes --skew FOLDER     # bits as those of the photographs in FOLDER
-    python benchmarks/dedupe.py semantic --num 1000000
-    python benchmarks/dedupe.py step --num 1000000       # the whole step over tables of that many samples
+    python -m benchmarks.dedupe hashes --num 1000000 --num 10000000 --peers PYTHON
+    python -m benchmarks.dedupe hashes --skew FOLDER     # bits distributed as in the photographs of FOLDER
+    python -m benchmarks.dedupe semantic --num 1000000
+    python -m benchmarks.dedupe step --num 1000000       # the whole step over tables of that many samples
 
 Hashes are random, or drawn like those of photographs, with planted groups (copies with 1 to 3 bits flipped). Recall is
 counted by brute force over a sample. `s` is the whole search on Ray, `cpu_s_one_process` the search alone; `exponent`
-is the latter's growth since the last size. Peers are taken from another Python (`hash_peers`); `ratio` is a peer's CPU
-time by ours. Every line is one JSON object.
+is the latter's growth since the last size. Peers run in another Python (`hash_peers`); `ratio` is the CPU time of a
+peer divided by ours. Every line is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import ray
-from hash_peers import PEERS, measure_peer
-from photograph_hashes import draw_like, hash_folder
-from process_watch import TreeWatch
-from raw_tables import ROWS_PER_SHARD, write_raw
-from spill_watch import SpillWatch
 
+from benchmarks.hash_peers import PEERS, measure_peer
+from benchmarks.photograph_hashes import draw_like, hash_folder
+from benchmarks.process_watch import TreeWatch
+from benchmarks.raw_tables import ROWS_PER_SHARD, write_raw
+from benchmarks.spill_watch import SpillWatch
 from pairloom.cluster.ray_session import start_ray
 from pairloom.pipelines.algorithms.hamming64 import count_near
 from pairloom.pipelines.algorithms.hamming_pairs import Pairs, as_pairs, find_pairs
 from pairloom.pipelines.algorithms.unique_sorted import unique_sorted
-from pairloom.pipelines.dedupe.decide import Known
+from pairloom.pipelines.dedupe.decide import Context
 from pairloom.pipelines.dedupe.dedupe import dedupe
 from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS
 from pairloom.pipelines.dedupe.links.candidate_links import SearchPlan, plan_search
@@ -183,8 +183,8 @@ def measure_semantic(num: int, width: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         first_shards = tuple(range(0, num // ROWS_PER_SHARD, SHARDS_PER_BATCH))
         plan = Plan(num, first_shards, 1, plan_search(num, 0, 0, DEFAULT_LIMITS.hashes_per_partition), DEFAULT_LIMITS)
-        known = [ray.put(Known([], [], [], num // ROWS_PER_SHARD, np.ones(len(first_shards), bool)))]
-        job = Job(settings, plan, Tables(folder, plan), known)
+        context = [ray.put(Context([], [], [], num // ROWS_PER_SHARD, np.ones(len(first_shards), bool)))]
+        job = Job(settings, plan, Tables(folder, plan), context)
         batches = write_features(folder, job, num, width)
         start = time.perf_counter()
         sizes = decide_semantic(job, batches, num)

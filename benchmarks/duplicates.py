@@ -1,11 +1,11 @@
-"""What the finer criteria of dedupe cost: 256-bit hashes, features against an evaluation set, pixels.
+"""Cost of the finer criteria of dedupe: 256-bit hashes, features against an evaluation set, pixels.
 
-    python benchmarks/duplicates.py wide --num 1000000
-    python benchmarks/duplicates.py features --num 1000000
-    python benchmarks/duplicates.py pixels FOLDER      # of photographs
+    python -m benchmarks.duplicates wide --num 1000000
+    python -m benchmarks.duplicates features --num 1000000
+    python -m benchmarks.duplicates pixels FOLDER      # of photographs
 
 Hashes are random, a tenth of them another one with up to 8 bits flipped. Every line is one JSON object. Near captions:
-`curate.py minhash`.
+`python -m benchmarks.curate minhash`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pairloom.schemas.recipes.curate import ImageRecipe
 
 @click.group(context_settings={"show_default": True})
 def main() -> None:
-    """What the finer criteria of dedupe cost, on this machine."""
+    """Cost of the finer criteria of dedupe on this machine."""
 
 
 @main.command()
@@ -62,7 +62,7 @@ def wide(num: int, radius: int) -> None:
 @main.command()
 @click.option("--num", type=int, default=1_000_000, help="Images.")
 @click.option("--evaluation", type=int, default=5_000, help="Evaluation images.")
-@click.option("--width", type=int, default=512, help="Numbers a feature.")
+@click.option("--width", type=int, default=512, help="Numbers per feature.")
 def features(num: int, evaluation: int, width: int) -> None:
     """Features of images against those of an evaluation set, in one process."""
     generator = np.random.default_rng(0)
@@ -78,25 +78,25 @@ def features(num: int, evaluation: int, width: int) -> None:
 @main.command()
 @click.argument("folder", type=Path)
 def pixels(folder: Path) -> None:
-    """What hashes cost beside storing an image, in CPU milliseconds; the least of three rounds."""
+    """CPU milliseconds of hashes and of storing an image; the minimum of three rounds."""
     data = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
     decoded = [decode_rgb(one) for one in data]
     recipe = ImageRecipe()
-    told: dict[str, Any] = {"images": len(data)}
-    told["store"] = _least(lambda place: store_image(data[place], recipe), len(data))
-    told["exact_hash"] = _least(lambda place: exact_hash(decoded[place], decoded[place].shape[:2]), len(data))
-    told["phash"] = _least(lambda place: hash_pixels(decoded[place]), len(data))
-    told["phash256"] = _least(lambda place: phash256(decoded[place]), len(data))
-    print(json.dumps(told))
+    measured: dict[str, Any] = {"images": len(data)}
+    measured["store"] = _minimum_ms(lambda index: store_image(data[index], recipe), len(data))
+    measured["exact_hash"] = _minimum_ms(lambda index: exact_hash(decoded[index], decoded[index].shape[:2]), len(data))
+    measured["phash"] = _minimum_ms(lambda index: hash_pixels(decoded[index]), len(data))
+    measured["phash256"] = _minimum_ms(lambda index: phash256(decoded[index]), len(data))
+    print(json.dumps(measured))
 
 
-def _least(work: Callable[[int], object], num: int) -> float:
+def _minimum_ms(work: Callable[[int], object], num: int) -> float:
     work(0)
     seconds = []
     for _ in range(3):
         start = time.process_time()
-        for place in range(num):
-            work(place)
+        for index in range(num):
+            work(index)
         seconds.append(time.process_time() - start)
     return round(min(seconds) / num * 1000, 3)
 

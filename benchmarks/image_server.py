@@ -1,9 +1,9 @@
-"""A loopback HTTP server that costs next to nothing: answers are made before the first request, one process, epoll.
+"""A loopback HTTP server with low CPU cost: answers are built before the first request, one process, epoll.
 
     GET /<folder>/<number>.jpg   image number % the number of images in the folder
 
-Everything else (robots.txt) is a 404. Run as `python benchmarks/image_server.py FOLDER [SHARE SECONDS]`; it prints its
-port. That share of the numbers, spread evenly, is answered only after so many seconds.
+Everything else (robots.txt) is a 404. Run as `python -m benchmarks.image_server FOLDER [SHARE SECONDS]`; it prints
+its port. With SHARE and SECONDS, that share of the images, spread evenly, is sent after so many seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
 @dataclass
 class Connection:
-    """One keep-alive connection: what came, and what still has to go out."""
+    """One keep-alive connection: received bytes, and bytes to send."""
 
     link: socket.socket
     received: bytes = b""
@@ -34,7 +34,7 @@ class ImageServer:
 
     def __init__(self, root: Path, slow_share: float = 0.0, slow_s: float = 0.0) -> None:
         self._slow_share, self._slow_s = slow_share, slow_s
-        self._slow: list[tuple[float, int, Connection, bytes]] = []  # when due, a number that tells apart
+        self._slow: list[tuple[float, int, Connection, bytes]] = []  # due time, unique number
         self._num_slow = 0
         self._pages = {
             folder.name: [self._page(path) for path in sorted(folder.iterdir())] for folder in root.iterdir()

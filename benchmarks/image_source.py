@@ -1,4 +1,4 @@
-"""What both programs of the ingest benchmark fetch: pictures, the server that gives them, the table of URLs."""
+"""Inputs of the ingest benchmarks: images, the server that serves them, and the table of URLs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 SIZES = {"640x480": (640, 480), "2MP": (1732, 1155), "tiny": (32, 32)}  # px
-NUM_PICTURES = 40  # different ones; every row has a URL of its own
+NUM_IMAGES = 40  # distinct images; every row has its own URL
 
 
-def make_picture(random: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Coloured noise whose spectrum falls as that of photographs."""
+def make_image(random: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    """Coloured noise with the spectrum of photographs."""
     width, height = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     fall = 1 / np.maximum(frequency, 1 / max(size)) ** 1.15
@@ -28,27 +28,26 @@ def make_picture(random: np.random.Generator, size: tuple[int, int]) -> Image.Im
     return Image.fromarray(np.clip(128 + 48 * (mixed - mixed.mean()) / mixed.std(), 0, 255).astype(np.uint8))
 
 
-def write_pictures(folder: Path, data: Path | None, names: Sequence[str]) -> None:
-    """One folder of JPEGs a size."""
+def write_images(folder: Path, data: Path | None, names: Sequence[str]) -> None:
+    """One folder of JPEGs per size."""
     random = np.random.default_rng(0)
     found = sorted(path for path in data.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")) if data else []
     for name in names:
         (folder / name).mkdir(parents=True)
-        for index in range(NUM_PICTURES):
+        for index in range(NUM_IMAGES):
             if found:
-                picture = ImageOps.fit(Image.open(found[index % len(found)]).convert("RGB"), SIZES[name])
+                image = ImageOps.fit(Image.open(found[index % len(found)]).convert("RGB"), SIZES[name])
                 noise = random.normal(0, 6, (SIZES[name][1], SIZES[name][0], 1))  # enlarging makes them too smooth
-                picture = Image.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
+                image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
             else:
-                picture = make_picture(random, SIZES[name])
-            picture.save(folder / name / f"{index:04d}.jpg", quality=90)
+                image = make_image(random, SIZES[name])
+            image.save(folder / name / f"{index:04d}.jpg", quality=90)
 
 
 @contextmanager
 def serve(folder: Path, slow_share: float = 0.0, slow_s: float = 0.0) -> Iterator[tuple[str, psutil.Process]]:
-    """The loopback server in a process of its own; a share of its answers comes only after some seconds."""
-    script = str(Path(__file__).with_name("image_server.py"))
-    command = [sys.executable, script, str(folder), str(slow_share), str(slow_s)]
+    """The loopback server in its own process; it sends a share of its answers only after some seconds."""
+    command = [sys.executable, "-m", "benchmarks.image_server", str(folder), str(slow_share), str(slow_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             port = process.stdout.readline().strip() if process.stdout else ""
@@ -60,5 +59,5 @@ def serve(folder: Path, slow_share: float = 0.0, slow_s: float = 0.0) -> Iterato
 def write_urls(path: Path, base: str, rows: int) -> None:
     """A table of URLs, all different."""
     urls = [f"{base}/{index}.jpg" for index in range(rows)]
-    captions = [f"picture number {index}" for index in range(rows)]
+    captions = [f"image number {index}" for index in range(rows)]
     pq.write_table(pa.table({"url": urls, "caption": captions}), path)

@@ -1,13 +1,13 @@
 """Speed and memory of ingest beside img2dataset: same images, same loopback server, same cores, one after the other.
 
-    python benchmarks/ingest.py --data FOLDER                     # the table; --peer-python: who has img2dataset
+    python -m benchmarks.ingest --data FOLDER                     # the table; --peer-python: a Python with img2dataset
 
-Pictures come from --data FOLDER (photographs; enlarged and cropped) or are made: coloured noise with the spectrum of
-photographs (amplitude falls as 1 / frequency). What is timed is the whole call, from the list of URLs to the finished
-data set, less a call with 20 rows of the same program: Ray and its workers run already, and the start of
-img2dataset's processes counts no more than theirs. img2dataset is tried with all --peer-settings on a quarter of the
-images; the fastest by wall clock runs on all of them. The server's CPU time is in the wall clock of both and in the
-CPU time of neither.
+Images come from --data FOLDER (photographs; enlarged and cropped) or are synthetic: coloured noise with the spectrum of
+photographs (amplitude falls as 1 / frequency). The time is that of the whole call, from the list of URLs to the
+finished data set, minus that of a call with 20 rows of the same program, so that the start of neither program counts:
+neither that of Ray and its workers nor that of img2dataset's processes. img2dataset runs with all --peer-settings on a
+quarter of the images; the fastest by wall clock runs on all of them. The server's CPU time is part of the wall clock of
+both programs, and of the CPU time of neither.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import psutil
 import ray
-from image_peer import PeerSetting, find_peer, parse_settings, run_peer
-from image_source import serve, write_pictures, write_urls
-from ingest_table import print_table
-from process_watch import TreeWatch
 
+from benchmarks.image_peer import PeerSetting, find_peer, parse_settings, run_peer
+from benchmarks.image_source import serve, write_images, write_urls
+from benchmarks.ingest_table import print_table
+from benchmarks.process_watch import TreeWatch
 from pairloom.cluster.ray_session import start_ray
 from pairloom.pipelines.images.store_image import store_image
 from pairloom.pipelines.ingest.ingest import ingest
@@ -39,18 +39,18 @@ from pairloom.schemas.data_set.manifest import load_manifest
 from pairloom.schemas.recipes.curate import CurateRecipe, ImageRecipe
 
 WARM_ROWS = 2000  # enough that every worker gets a shard, and its decoder starts
-START_ROWS = 20  # a run of so few is all start; it is taken off both programs' figures
+START_ROWS = 20  # such a run measures the start; it is subtracted from the results of both programs
 
 
 @dataclass(frozen=True)
 class Case:
     """One kind of work."""
 
-    size: str  # of the pictures
+    size: str  # of the images
     resize: str
     num_images: int
     peer: dict[str, Any]  # img2dataset's settings for it
-    target: float | None  # times img2dataset's rate
+    target: float | None  # ratio to img2dataset's rate
 
 
 CASES = {
@@ -128,7 +128,7 @@ def run_kernel(arguments: tuple[str, str, int]) -> float:
 
 
 def measure_kernel(folder: Path, resize: str, images: int, cores: int) -> float:
-    """Images a CPU second of the bare kernel, on all cores at once."""
+    """Images per CPU second of the bare kernel, on all cores at once."""
     with multiprocessing.get_context("spawn").Pool(cores) as pool:
         seconds = pool.map(run_kernel, [(str(folder), resize, images // cores)] * cores, chunksize=1)
     return (images // cores) * cores / sum(seconds)
@@ -145,7 +145,7 @@ class CaseRun:
     server: psutil.Process
 
     def go(self, name: str, images: int, run: Callable[[Path, Path], int]) -> Measured:
-        """A program on `images` URLs, less what it takes to start; prints its line."""
+        """A program on `images` URLs, minus its start; prints its line."""
         sizes = (START_ROWS, START_ROWS + images)
         runs = []
         for rows in sizes:
@@ -158,13 +158,13 @@ class CaseRun:
         return whole
 
     def shard_rows(self, images: int) -> int:
-        """Four shards a core."""
+        """Four shards per core."""
         return max(100, -(-images // (4 * self.args.cores)))
 
     def pairloom(self) -> list[Measured]:
         """Our runs."""
         images, resize = self.case.num_images, self.case.resize
-        with tempfile.TemporaryDirectory(dir=self.work) as out:  # Ray's workers start once a session
+        with tempfile.TemporaryDirectory(dir=self.work) as out:  # Ray's workers start once per session
             write_urls(self.work / "warm.parquet", f"{self.base}/{self.case.size}", WARM_ROWS)
             run_pairloom(Path(out) / "out", self.work / "warm.parquet", resize, self.shard_rows(WARM_ROWS))
         return [
@@ -173,7 +173,7 @@ class CaseRun:
         ]
 
     def peer(self) -> list[Measured]:
-        """img2dataset's runs at the setting that was the fastest on a part of the images."""
+        """img2dataset's runs with the fastest setting on a part of the images."""
         settings = parse_settings(self.args.peer_settings)
 
         def run(setting: PeerSetting, images: int, name: str) -> Measured:
@@ -191,7 +191,7 @@ def run_case(name: str, args: argparse.Namespace, work: Path, base: str, server:
     """All programs on one kind of image; prints and returns their figures."""
     case = CASES[name]
     case = replace(case, num_images=max(800, int(case.num_images * args.scale)))
-    folder = work / "pictures" / case.size
+    folder = work / "images" / case.size
     mean_kb = np.mean([path.stat().st_size for path in folder.iterdir()]) / 1000
     print(f"\n{name}: {case.num_images} images of {mean_kb:.0f} KB, {args.cores} cores")
     print(f"{'':<34} {'img/s/c':>8} {'img/CPUs':>8} {'CPU ms':>7} {'server':>6}   peak RSS MB")
@@ -252,12 +252,12 @@ def main() -> None:
         os.environ.setdefault("RAY_worker_niceness", "0")  # as the other program
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
         cases = args.case or list(CASES)
-        write_pictures(work / "pictures", args.data, sorted({CASES[case].size for case in cases}))
-        print(f"pictures: {args.data or 'made (noise with the spectrum of photographs)'}")
+        write_images(work / "images", args.data, sorted({CASES[case].size for case in cases}))
+        print(f"images: {args.data or 'synthetic (noise with the spectrum of photographs)'}")
         if args.peer_settings:
             args.peer_python = find_peer(args.peer_python, work)
         start_ray()
-        with serve(work / "pictures", args.slow, args.slow_s) as (base, server):
+        with serve(work / "images", args.slow, args.slow_s) as (base, server):
             figures = [run_case(case, args, work, base, server) for case in cases]
             print_table(figures, args.cores)
         if args.json:

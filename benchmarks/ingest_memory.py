@@ -1,10 +1,10 @@
 """Memory of ingest: over many rows, and with many large bodies in flight.
 
-    python benchmarks/ingest_memory.py --rows 1000000      # tiny images kept as they are: is memory flat?
-    python benchmarks/ingest_memory.py --bodies 512        # bodies of 20 MB, 256 in flight a worker
+    python -m benchmarks.ingest_memory --rows 1000000      # tiny images kept as they are: is memory flat?
+    python -m benchmarks.ingest_memory --bodies 512        # bodies of 20 MB, 256 in flight per worker
 
 Prints the memory (RSS) of the largest process of each kind: over the rows in the first case, its peak in both. With
---bodies all answers grow at once, so that nothing is done before everything is in flight.
+--bodies all bodies arrive at the same time, so that no image is complete before all are in flight.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import ray
-from image_source import make_picture, serve, write_pictures, write_urls
-from process_watch import TreeWatch
 
+from benchmarks.image_source import make_image, serve, write_images, write_urls
+from benchmarks.process_watch import TreeWatch
 from pairloom.cluster.ray_session import start_ray
 from pairloom.pipelines.ingest.ingest import ingest
 from pairloom.schemas.data_set.manifest import load_manifest
@@ -41,10 +41,10 @@ def write_bodies(folder: Path) -> None:
     folder.mkdir(parents=True)
     for index in range(NUM_BODIES):
         path = folder / f"{index:04d}.jpg"
-        make_picture(np.random.default_rng(index), BODY_SIDES).save(path, quality=92)
+        make_image(np.random.default_rng(index), BODY_SIDES).save(path, quality=92)
         size = path.stat().st_size
         if size > BODY_BYTES:
-            raise SystemExit(f"the picture has {size} bytes, more than {BODY_BYTES}")
+            raise SystemExit(f"the image has {size} bytes, more than {BODY_BYTES}")
         path.write_bytes(path.read_bytes() + bytes(BODY_BYTES - size))
 
 
@@ -60,7 +60,7 @@ def run(root: Path, table: Path, resize: str, shard_rows: int) -> str:
 
 
 def rows_over_time(folder: str) -> tuple[list[float], list[int]]:
-    """Seconds since the epoch, and rows done, as the step's metrics have them."""
+    """Seconds since the epoch, and finished rows, from the metrics of the step."""
     lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
     times = [datetime.datetime.fromisoformat(line["time"]).timestamp() for line in lines]
     return times, [line["rows"] for line in lines]
@@ -84,12 +84,12 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     num_rows = args.rows or args.bodies
     size, resize = ("tiny", "none") if args.rows else ("bodies", "keep_ratio")
     if args.rows:
-        write_pictures(work / "pictures", None, [size])
+        write_images(work / "images", None, [size])
     else:
-        write_bodies(work / "pictures" / size)
+        write_bodies(work / "images" / size)
     log = Path(args.log or work / "memory.jsonl")
     start_ray()
-    with serve(work / "pictures") as (base, _):
+    with serve(work / "images") as (base, _):
         write_urls(work / "urls.parquet", f"{base}/{size}", num_rows)
         watch = TreeWatch(os.getpid(), log)
         watch.start()

@@ -1,4 +1,4 @@
-"""The ingest benchmark's last word: the best run of each program on every kind of image."""
+"""The last table of the ingest benchmark: the best run of each program on every kind of image."""
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
     python -m benchmarks.loader [--images DIR] [--num 1000] [--side 256]
 
 CPU time of one process, best of several rounds that alternate between the peers, so that other work on the machine
-changes the ratios little. Pictures come from a folder of JPEGs (or are drawn), stored with the shorter side `--side`
+changes the ratios little. Images come from a folder of JPEGs (or are synthetic), stored with the shorter side `--side`
 as ingest stores them (0: as they are), and are trained on at 224 px. `webdataset` is used as its documentation shows:
-`.decode("pil")`, then resize, float32, normalise. Our loader gives uint8, which is normalised where the model lies;
-both numbers are printed.
+`.decode("pil")`, then resize, float32, normalise. Our loader gives uint8, which is normalised on the device of the
+model; both numbers are printed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pairloom.schemas.images.preprocess import Preprocess
 from pairloom.schemas.recipes.train import AugmentRecipe, DataSource
 from pairloom.trainers.data.dataset import open_pairs
 from pairloom.trainers.data.loader import Loader, shares
+from pairloom.trainers.data.raw_sample import Dataset
 from pairloom.trainers.data.sample_order import Order, Stream
 from pairloom.trainers.data.wait_time import measure_wait
 from tests.support.curated_builder import build_curated
@@ -40,7 +41,7 @@ SIZE, BATCH, LANES, ROUNDS, PER_SHARD = 224, 64, 8, 5, 500
 def main() -> None:
     """Print one table of times and one of ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=Path, help="folder of JPEGs; without it pictures are drawn")
+    parser.add_argument("--images", type=Path, help="folder of JPEGs; without it images are synthetic")
     parser.add_argument("--num", type=int, default=1000)
     parser.add_argument("--side", type=int, default=256, help="shorter side as stored; 0: as they are")
     options = parser.parse_args()
@@ -48,7 +49,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         images = [stored(image, options.side) for image in find_images(options.images, options.num)]
-        data = build_curated(folder, [(image, f"picture {n}") for n, image in enumerate(images)], PER_SHARD)
+        data = build_curated(folder, [(image, f"image {n}") for n, image in enumerate(images)], PER_SHARD)
         print(f"{len(images)} JPEGs of {np.mean([len(image) for image in images]) / 1e3:.0f} KB, to {SIZE} px")
         compare(images, data, sorted(map(str, Path(data).rglob("*.tar"))))
 
@@ -62,7 +63,7 @@ def find_images(folder: Path | None, num: int) -> list[bytes]:
 
 
 def drawn(seed: int) -> bytes:
-    """A picture of soft blobs and noise: about 200 KB, most of its decoding is Huffman codes."""
+    """An image of soft blobs and noise: about 200 KB, most of its decoding is Huffman codes."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (30, 40, 3), np.uint8)
     smooth = cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC).astype(np.int16)
@@ -82,7 +83,7 @@ def stored(image: bytes, side: int) -> bytes:
 
 
 def compare(images: list[bytes], data: str, tars: list[str]) -> None:
-    """Alternate between everything that is measured; print ms of CPU an image, and ratios."""
+    """Alternate between everything that is measured; print CPU ms per image, and ratios."""
     preprocess, num = Preprocess(SIZE), len(images)
     num_steps = num // BATCH
     dataset = open_pairs(DataSource(path=data))
@@ -97,7 +98,7 @@ def compare(images: list[bytes], data: str, tars: list[str]) -> None:
         return pixels.permute(0, 3, 1, 2).contiguous().float().mul_(1 / 255).sub_(mean).div_(std)
 
     work: dict[str, tuple[Callable[[], object], int]] = {
-        "bare decode + resize": (lambda: [bare(image, out) for image in images], num),
+        "bare decode + resize": (lambda: for_each(bare, images, out), num),
         "pairloom, uint8": (lambda: [loader[step] for step in range(num_steps)], taken),
         "pairloom, float32": (lambda: [normalised(loader.share(step).pixels) for step in range(num_steps)], taken),
         "webdataset + Pillow": (lambda: exhaust(webdataset_pillow(tars, preprocess)), num),
@@ -106,7 +107,7 @@ def compare(images: list[bytes], data: str, tars: list[str]) -> None:
     }
     large = [image for image in images if min(simplejpeg.decode_jpeg_header(image)[:2]) >= 2 * SIZE]
     if large:
-        work["bare, decoded at half"] = (lambda: [halved(image, out) for image in large], len(large))
+        work["bare, decoded at half"] = (lambda: for_each(halved, large, out), len(large))
         compare_halved(large, out)
     best = {name: float("inf") for name in work}
     for _ in range(ROUNDS):
@@ -115,12 +116,18 @@ def compare(images: list[bytes], data: str, tars: list[str]) -> None:
             call()
             best[name] = min(best[name], (time.process_time() - start) / count)
     for name, seconds in best.items():
-        print(f"{name:24} {seconds * 1e3:8.3f} ms  {1 / seconds:9.0f} images/s a core")
+        print(f"{name:24} {seconds * 1e3:8.3f} ms  {1 / seconds:9.0f} images/s per core")
     print(f"pairloom / webdataset + Pillow: {best['webdataset + Pillow'] / best['pairloom, uint8']:.2f} (uint8), "
           f"{best['webdataset + Pillow'] / best['pairloom, float32']:.2f} (float32)")  # fmt: skip
     print(f"pairloom / bare decode + resize: {best['bare decode + resize'] / best['pairloom, uint8']:.2f}")
     print(f"rows: {best['rows, webdataset'] / best['rows, pairloom']:.1f} times webdataset")
     print(f"data wait of a model that takes 1.5 times as long as one worker: {waited(loader):.1%}")
+
+
+def for_each(work: Callable[[bytes, torch.Tensor], None], images: Iterable[bytes], out: torch.Tensor) -> None:
+    """Call `work` on every image, with one output tensor."""
+    for image in images:
+        work(image, out)
 
 
 def bare(image: bytes, out: torch.Tensor) -> None:
@@ -173,23 +180,23 @@ def exhaust(samples: Iterable[object]) -> None:
         pass
 
 
-def read_rows(dataset: object, num: int) -> None:
+def read_rows(dataset: Dataset, num: int) -> None:
     """Every sample's bytes and caption in a shuffled order."""
     order = np.random.default_rng(0).permutation(num)
     for shard, row in zip((order // PER_SHARD).tolist(), (order % PER_SHARD).tolist(), strict=True):
-        dataset.read(shard, row)  # type: ignore[attr-defined]
+        dataset.read(shard, row)
 
 
 def waited(loader: Loader) -> float:
-    """Share of its time that a model waits which takes 1.5 times as long for a step as one worker takes now."""
+    """Share of its time that a model waits for data if its step takes 1.5 times as long as a batch of one worker."""
     num_steps, first = 40, 8
     start = time.monotonic()
     exhaust(shares(loader, 0, num_steps, num_workers=1))
-    seconds_a_step = (time.monotonic() - start) / num_steps
+    seconds_per_step = (time.monotonic() - start) / num_steps
     fractions = []
     for share in measure_wait(shares(loader, 0, num_steps, num_workers=1)):
         fractions.append(share.wait_fraction)
-        time.sleep(1.5 * seconds_a_step)
+        time.sleep(1.5 * seconds_per_step)
     return float(np.mean(fractions[first:]))
 
 

@@ -1,9 +1,9 @@
-"""Memory of the contrastive losses: counted for a rank of many, and measured for one block of a size here.
+"""Memory of the contrastive losses: computed for one of many ranks, and measured for one rank here.
 
-    python benchmarks/loss_memory.py --samples 32768 --width 512 --loss clip
+    python -m benchmarks.loss_memory --samples 32768 --width 512 --loss clip
 
-Prints what a forward and a backward add to the process's peak, in a process of their own after its imports, and what
-the features, gradients and blocks of a rank come to for --global-samples over --ranks.
+Prints the memory that forward and backward add to the peak of a fresh process after its imports, and the computed sum
+of the features, gradients and blocks of a rank for --global-samples over --ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 
 
 def count_bytes(samples: int, width: int, ranks: int) -> dict[str, int]:
-    """What a rank holds at the worst moment of the backward, `samples` of its own, by name."""
+    """Memory of a rank with `samples` samples at the peak of the backward, by name."""
     from pairloom.trainers.losses.blocks import BLOCK_BYTES
 
     features = samples * width * 4
@@ -69,7 +69,9 @@ def main() -> None:
     for name, num_bytes in {**counted, "sum": sum(counted.values())}.items():
         print(f"{num_bytes / 1e6:9.1f} MB  {name}")
     result = subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], "--in-process"], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-m", "benchmarks.loss_memory", *sys.argv[1:], "--in-process"],
+        stdout=subprocess.PIPE,
+        check=True,
     )
     measured = json.loads(result.stdout)
     plain = 4 * options.samples**2

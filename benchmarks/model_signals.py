@@ -1,9 +1,9 @@
-"""How fast CLIP features come from shards of many and of few rows: batches are filled across shards.
+"""Speed of CLIP features over shards of many and of few rows: batches are filled across shards.
 
     python -m benchmarks.model_signals --data FOLDER_OF_PHOTOGRAPHS --rows-per-shard 256 --rows-per-shard 16
 
-One JSON line for each size of shards. Without `--model` it is a random one of about ViT-S/32's size, for which a row
-costs about as much to decode as to score. The start of the actor is measured with one shard and taken off.
+One JSON line per size of shards. Without `--model` a random model of about the size of ViT-S/32 is used, for which a
+row costs about as much to decode as to score. The start of the actor is measured with one shard and subtracted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from transformers import CLIPConfig, CLIPModel
 
 from benchmarks.process_watch import TreeWatch
 from pairloom.cluster.ray_session import start_ray
-from pairloom.pipelines.signals.clip import ClipJob, score_shards
+from pairloom.pipelines.signals.clip import ClipSignals
 from pairloom.schemas.data_set.manifest import load_manifest
 from pairloom.schemas.images.preprocess import Preprocess
+from pairloom.schemas.recipes.signals import SignalWork
 from tests.support.raw_builder import Pair, build_raw
 from tests.support.tiny_models import write_tokenizer
 
@@ -40,16 +41,17 @@ def write_model(out: Path) -> Path:
 
 
 def measure(pairs: list[Pair], rows_per_shard: int, model: Path, scratch: Path) -> dict[str, float]:
-    """Images a second, and CPU time of an image."""
+    """Images per second, and CPU time per image."""
     raw = build_raw(scratch / f"raw{rows_per_shard}", pairs, rows_per_shard)
     shards = load_manifest(raw).shards
-    job = ClipJob("clip", raw, None, str(scratch / f"signal{rows_per_shard}"), (str(model),), BATCH)
+    signal = ClipSignals(kind="clip", name="clip", model=str(model), batch_size=BATCH)
+    folder = str(scratch / f"signal{rows_per_shard}")
     taken = []
     for some in (shards[:1], shards):
         watch = TreeWatch(os.getpid())
         watch.start()
         start = time.perf_counter()
-        score_shards(job, some, 0)
+        signal.measure(SignalWork(raw, folder, some))
         taken.append((time.perf_counter() - start, watch.stop()))
     num_images = sum(shard.num_samples for shard in shards[1:] or shards)
     seconds, cpu_s = (after - before for before, after in zip(*taken, strict=True))
@@ -63,7 +65,7 @@ def measure(pairs: list[Pair], rows_per_shard: int, model: Path, scratch: Path) 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--data", type=Path, required=True, help="A folder of photographs.")
-@click.option("--model", type=Path, default=None, help="A Hugging Face folder; otherwise a random one.")
+@click.option("--model", type=Path, default=None, help="A Hugging Face folder; without it a random model.")
 @click.option("--images", default=1024)
 @click.option("--rows-per-shard", multiple=True, default=[256, 16])
 def main(data: Path, model: Path | None, images: int, rows_per_shard: list[int]) -> None:
@@ -72,9 +74,9 @@ def main(data: Path, model: Path | None, images: int, rows_per_shard: list[int])
         model = model or write_model(Path(scratch) / "model")
         pairs = [
             Pair(
-                path.read_bytes(), f"a photograph of people and dogs outside, number {place}", f"http://a.test/{place}"
+                path.read_bytes(), f"a photograph of people and dogs outside, number {index}", f"http://a.test/{index}"
             )
-            for place, path in enumerate(sorted(data.rglob("*.jpg"))[:images])
+            for index, path in enumerate(sorted(data.rglob("*.jpg"))[:images])
         ]
         start_ray()
         for size in rows_per_shard:

@@ -1,6 +1,6 @@
 """One step of Muon over the hidden matrices of a transformer: pairloom's and `torch.optim.Muon`.
 
-`python benchmarks/muon.py --width 768 --num-layers 4`
+`python -m benchmarks.muon --width 768 --num-layers 4`
 
 Prints the seconds per step of both and how far the singular values of each step are from 1. torch orthogonalises in
 bf16 on every device; pairloom does so in fp32 on CPUs.
@@ -16,7 +16,7 @@ import torch
 
 from pairloom.trainers.optimizers.optimizers import Muon
 
-SETTINGS = {"lr": 0.02, "weight_decay": 0.0}
+LEARNING_RATE, WEIGHT_DECAY = 0.02, 0.0
 
 
 def matrices(width: int, num_layers: int) -> list[torch.nn.Parameter]:
@@ -41,8 +41,8 @@ def seconds_per_step(optimizer: torch.optim.Optimizer, num_steps: int) -> float:
 
 
 def singular_values(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Of the step, without its scale."""
-    scale = SETTINGS["lr"] * 0.2 * max(before.shape) ** 0.5
+    """Singular values of one step, without its scale."""
+    scale = LEARNING_RATE * 0.2 * max(before.shape) ** 0.5
     return torch.linalg.svdvals((before - after) / scale)
 
 
@@ -59,9 +59,12 @@ def main() -> None:
         first = weights[0].detach().clone()
         optimizer: torch.optim.Optimizer
         if name == "pairloom":
-            optimizer = Muon([{"params": weights, **SETTINGS, "is_hidden": True}], (0.9, 0.95), 1e-8)
+            group = {"params": weights, "lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "is_hidden": True}
+            optimizer = Muon([group], (0.9, 0.95), 1e-8)
         else:
-            optimizer = torch.optim.Muon(weights, **SETTINGS, adjust_lr_fn="match_rms_adamw")
+            optimizer = torch.optim.Muon(
+                weights, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
+            )
         optimizer.step()
         values = singular_values(first, weights[0].detach())
         found[name] = seconds_per_step(optimizer, arguments.num_steps)

@@ -1,4 +1,4 @@
-"""Hashes with the skew of real photographs, as many as one likes.
+"""Any number of hashes with the skew of real photographs.
 
 The bits of a perceptual hash of photographs are neither even nor independent: low frequencies go together. From the
 hashes of some thousand photographs (`hash_folder`) the bits' own shares and those of pairs of bits are counted, and

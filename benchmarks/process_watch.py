@@ -1,8 +1,8 @@
 """Memory and CPU time of a process and all below it, by kind of process.
 
-CPU time is counted in two ways, of which the larger one holds: every process's own as last seen, which misses what a
-process did in its last half second; and of those that live their own and that of the children they waited for, which
-misses what nobody waited for.
+CPU time is counted in two ways, and the larger sum is reported. One sums the last seen CPU time of every process, which
+misses the last half second of each. The other sums the CPU time of the living processes and of the children that they
+waited for, which misses children that were not waited for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import psutil
+
+from pairloom.pipelines.images import decoder_child
 
 SAMPLE_S = 0.5
 
@@ -29,8 +31,8 @@ class TreeWatch(threading.Thread):
         self._root = psutil.Process(root)
         self._log = log
         self._done = threading.Event()
-        self._own_s: dict[Key, float] = {}  # as last seen, also of processes that have ended
-        self._waited_s = 0.0  # of all that live, and of what they waited for
+        self._own_s: dict[Key, float] = {}  # last seen value, also of processes that have ended
+        self._waited_s = 0.0  # of all living processes and the children that they waited for
         self._sample_cpu()
         self._begun = sum(self._own_s.values()), self._waited_s
         self.peaks: dict[str, float] = {}
@@ -80,9 +82,9 @@ class TreeWatch(threading.Thread):
 
 
 def kind_of(process: psutil.Process) -> str:
-    """What a process of the tree is, for the table."""
+    """Kind of a process of the tree, for the table."""
     line = " ".join(process.cmdline())
-    if "image_child" in line:
+    if decoder_child.__name__ in line:
         return "decoder"
     if line.startswith("ray::"):
         return "worker" if "run_one" in line else "idle worker"

@@ -1,4 +1,4 @@
-"""Raw tables of made samples, for benchmarks of the steps that read tables alone."""
+"""Raw tables of synthetic samples, for benchmarks of steps that read only tables."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def write_raw(root: Path, num: int) -> str:
         side = pa.array(generator.integers(200, 2000, size), pa.int32())
         columns = {name: pa.nulls(size, SAMPLE.field(name).type) for name in SAMPLE.names} | {
             "uid": pa.array([generator.bytes(16).hex() for _ in range(size)]),
-            "url": pa.array([f"http://site{place % 999}.test/{place}.jpg" for place in range(first, first + size)]),
-            "caption": pa.array([f"a photograph of something, number {place}" for place in range(size)]),
+            "url": pa.array([f"http://site{row % 999}.test/{row}.jpg" for row in range(first, first + size)]),
+            "caption": pa.array([f"a photograph of something, number {row}" for row in range(size)]),
             "status": pa.array(["success"] * size),
             "sha256": pa.array(digests),
             "image_sha256": pa.array(digests),

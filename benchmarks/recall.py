@@ -1,9 +1,9 @@
 """`pairloom recall` over a large raw folder: time and memory of finding and rewriting, by kind of request.
 
-    python benchmarks/recall.py --shards 1000 --rows 1000
+    python -m benchmarks.recall --shards 1000 --rows 1000
 
 The tables are as ingest writes them, with synthetic values. All shards share one small tar (hard links), which a recall
-writes again as it would any other.
+rewrites like any other.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def build(root: Path, num_shards: int, num_rows: int) -> str:
     tar = root / "one.tar"
     with ShardWriter(str(tar)) as writer:
         body = np.random.default_rng(0).bytes(IMAGE_BYTES)
-        places = [writer.add(make_key(0, row), {"jpg": body, "txt": b"a", "json": b"{}"}) for row in range(num_rows)]
+        files = [writer.add(make_key(0, row), {"jpg": body, "txt": b"a", "json": b"{}"}) for row in range(num_rows)]
     digest = writer.close()
     entry = ShardEntry("", num_rows, num_rows, writer.num_bytes, digest)
     for shard in range(num_shards):
@@ -65,7 +65,7 @@ def build(root: Path, num_shards: int, num_rows: int) -> str:
             "status": [STATUS_SUCCESS] * num_rows,
             "sha256": [uid * 2 for uid in uids],
             "image_sha256": [uid * 2 for uid in uids],
-            "offset": [place["jpg"].offset for place in places],
+            "offset": [file["jpg"].offset for file in files],
             "num_bytes": [IMAGE_BYTES] * num_rows,
         }
         arrays = [pa.array(values.get(field.name, [None] * num_rows), field.type) for field in SAMPLE]
@@ -93,7 +93,7 @@ def main() -> None:
     """Build, recall, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=1000)
-    parser.add_argument("--rows", type=int, default=1000, help="a shard")
+    parser.add_argument("--rows", type=int, default=1000, help="per shard")
     args = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="recall-"))
     try:

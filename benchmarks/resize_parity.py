@@ -1,11 +1,11 @@
 """Ingest's resizing beside img2dataset's own Resizer: sizes and pixels over all modes, formats and qualities.
 
-    python benchmarks/resize_parity.py                          # installs img2dataset into an environment of its own
-    python benchmarks/resize_parity.py --peer-python PYTHON     # an interpreter that has it
+    python -m benchmarks.resize_parity                          # installs img2dataset into an environment of its own
+    python -m benchmarks.resize_parity --peer-python PYTHON     # an interpreter that has it
 
-The pictures have the sizes of img2dataset's own resize tests (and some more), and are taken through the modes, target
-sizes and options of those tests. Both results are decoded and compared. Ends with an error where sizes differ, where
-pixels differ by more than encoders and rounding explain, or where bytes that both should keep are not the same.
+The images have the sizes of img2dataset's own resize tests (and some more), and pass through the modes, target sizes
+and options of those tests. Both results are decoded and compared. Ends with an error where sizes differ, where pixels
+differ by more than encoders and rounding explain, or where bytes that both should keep are not the same.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from image_peer import find_peer
-from image_source import make_picture
 from PIL import Image
 
+from benchmarks.image_peer import find_peer
+from benchmarks.image_source import make_image
 from pairloom.pipelines.images.store_image import store_image
 from pairloom.schemas.images.decode import decode_rgb
 from pairloom.schemas.recipes.curate import ImageRecipe
@@ -34,7 +34,7 @@ SIDES = [(123, 456), (208, 495), (321, 421), (389, 535), (416, 264), (456, 123),
          (256, 256), (300, 257), (1200, 801), (1732, 1155)]  # fmt: skip
 MODES = ["keep_ratio", "keep_ratio_largest", "center_crop", "border", "none"]
 ENCODINGS = [("png", 95), ("jpg", 95), ("jpg", 80), ("webp", 95)]
-LIMITS = {"png": (0.05, 1), "jpg": (2.5, 40), "webp": (1.0, 20)}  # of 255: the mean and the largest of a picture
+LIMITS = {"png": (0.05, 1), "jpg": (2.5, 40), "webp": (1.0, 20)}  # of 255: the mean and the largest per image
 FRACTION_LIMITS = {"png": (1.0, 12), "jpg": (4.0, 40), "webp": (2.5, 20)}  # of what was decoded at a fraction
 
 PEER_CODE = """
@@ -47,7 +47,7 @@ for number, job in enumerate(json.loads((folder / "jobs.json").read_text())):
     mode = "no" if job["mode"] == "none" else job["mode"]
     resizer = Resizer(job["size"], mode, job["only_if_bigger"], encode_quality=quality, encode_format=job["format"],
                       skip_reencode=job["keeps_bytes"])
-    data, width, height, _, _, error = resizer(io.BytesIO((folder / job["picture"]).read_bytes()))
+    data, width, height, _, _, error = resizer(io.BytesIO((folder / job["image"]).read_bytes()))
     assert error is None, (job, error)
     (folder / f"{number}.out").write_bytes(data)
 """
@@ -55,9 +55,9 @@ for number, job in enumerate(json.loads((folder / "jobs.json").read_text())):
 
 @dataclass(frozen=True)
 class Job:
-    """One picture, one recipe."""
+    """One image, one recipe."""
 
-    picture: str
+    image: str
     mode: str
     size: int
     only_if_bigger: bool
@@ -77,16 +77,16 @@ class Difference:
     largest: int
 
 
-def write_pictures(folder: Path) -> list[str]:
+def write_images(folder: Path) -> list[str]:
     """Coloured JPEGs of all sizes, and one PNG with alpha, one grey."""
     random, names = np.random.default_rng(0), []
     for width, height in SIDES:
         names.append(f"{width}_{height}.jpg")
-        make_picture(random, (width, height)).save(folder / names[-1], quality=92)
-    picture = make_picture(random, (640, 480))
-    picture.putalpha(Image.linear_gradient("L").resize((640, 480)))
-    picture.save(folder / "alpha.png")
-    picture.convert("L").save(folder / "grey.jpg")
+        make_image(random, (width, height)).save(folder / names[-1], quality=92)
+    image = make_image(random, (640, 480))
+    image.putalpha(Image.linear_gradient("L").resize((640, 480)))
+    image.save(folder / "alpha.png")
+    image.convert("L").save(folder / "grey.jpg")
     return [*names, "alpha.png", "grey.jpg"]
 
 
@@ -122,7 +122,7 @@ def compare(job: Job, given: bytes, theirs: bytes, fast_decode: bool) -> Differe
 
 
 def kind_of(job: Job, found: Difference) -> str:
-    """What became of a picture: encoded by both, kept by both, or kept by ingest alone."""
+    """How an image is stored: encoded by both, kept by both, or kept by ingest alone."""
     if not found.is_kept:
         return f"{job.format} {job.quality}"
     asks_for_nothing = job.mode == "none" or job.only_if_bigger  # else they encode what has the right size already
@@ -130,7 +130,7 @@ def kind_of(job: Job, found: Difference) -> str:
 
 
 def problems(kind: str, job: Job, found: Difference, fast_decode: bool) -> Iterator[str]:
-    """What should not be; where ingest alone keeps the bytes, they differ by img2dataset's encoding."""
+    """Unexpected differences; where ingest alone keeps the bytes, they differ by img2dataset's encoding."""
     mean, largest = (FRACTION_LIMITS if fast_decode else LIMITS)[job.format]
     if not found.same_size:
         yield "another size"
@@ -143,14 +143,14 @@ def problems(kind: str, job: Job, found: Difference, fast_decode: bool) -> Itera
 
 
 def parity(python: str, folder: Path, fast_decode: bool = False) -> list[str]:
-    """Compare all jobs, print a table a mode and format; returns what differs."""
+    """Compare all jobs, print a table by mode and format; returns the differences."""
     cv2.setNumThreads(1)
-    jobs = make_jobs(write_pictures(folder))
+    jobs = make_jobs(write_images(folder))
     run_peer(python, folder, jobs)
     table: dict[tuple[str, str], list[Difference]] = defaultdict(list)
     wrong = []
     for number, job in enumerate(jobs):
-        given = (folder / job.picture).read_bytes()
+        given = (folder / job.image).read_bytes()
         found = compare(job, given, (folder / f"{number}.out").read_bytes(), fast_decode)
         kind = kind_of(job, found)
         wrong += [f"{job}: {text}" for text in problems(kind, job, found, fast_decode)]

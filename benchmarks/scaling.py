@@ -1,11 +1,11 @@
-"""What billions of pairs cost: unit costs measured on this machine, and from them hours, nodes and storage.
+"""Cost of billions of pairs: unit costs measured on this machine, and from them hours, nodes and storage.
 
-    python benchmarks/scaling.py measure --data FOLDER --write    # some of unit_costs.json
-    python benchmarks/scaling.py table       # the tables of docs/explanation/scaling.md, from unit_costs.json
-    python benchmarks/scaling.py table --costs MINE.json --hours 48 --cores-per-node 96
+    python -m benchmarks.scaling measure --data FOLDER --write    # some of unit_costs.json
+    python -m benchmarks.scaling table       # the tables of docs/explanation/scaling.md, from unit_costs.json
+    python -m benchmarks.scaling table --costs MINE.json --hours 48 --cores-per-node 96
 
-`FOLDER` holds photographs (`*.jpg`). The other unit costs come from `benchmarks/dedupe.py`, `benchmarks/curate.py` and
-`benchmarks/ingest.py`; write them into a copy of unit_costs.json, which names the command of each.
+`FOLDER` holds photographs (`*.jpg`). The other unit costs come from `benchmarks.dedupe`, `benchmarks.curate` and
+`benchmarks.ingest`; write them into a copy of unit_costs.json, which names the command of each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from unit_costs import FEW, measure_costs
+
+from benchmarks.unit_costs import FEW, measure_costs
 
 PAIRS = (1_000_000_000, 5_000_000_000, 12_800_000_000)
 COSTS = Path(__file__).parent / "unit_costs.json"
@@ -25,18 +26,18 @@ COSTS = Path(__file__).parent / "unit_costs.json"
 
 @dataclass(frozen=True)
 class Assumed:
-    """What a table is made for."""
+    """The assumptions of a table."""
 
-    hours: float  # each step may take so long
+    hours: float  # allowed per step
     cores_per_node: int
     gpus_per_node: int
-    success: float  # of the URLs that still give an image
-    kept: float  # of the images
+    success: float  # share of the URLs that still give an image
+    kept: float  # share of the images that the selection keeps
 
 
 @click.group(context_settings={"show_default": True})
 def main() -> None:
-    """Unit costs, and what they make of billions of pairs."""
+    """Unit costs, and the cost of billions of pairs."""
 
 
 def core_hours(costs: dict[str, Any], rows: int, assumed: Assumed) -> dict[str, float | None]:
@@ -92,7 +93,7 @@ def print_table(costs: dict[str, Any], assumed: Assumed) -> None:
     print("| --- |" + " --- |" * len(PAIRS))
     hours = [core_hours(costs, rows, assumed) for rows in PAIRS]
     for step in hours[0]:
-        print(f"| {step} | " + " | ".join(told_hours(step, column[step], assumed) for column in hours) + " |")
+        print(f"| {step} | " + " | ".join(hours_cell(step, column[step], assumed) for column in hours) + " |")
     sizes = [terabytes(costs, rows, assumed) for rows in PAIRS]
     for kind in sizes[0]:
         cells = ["not measured" if column[kind] is None else f"{column[kind]:,.1f} TB" for column in sizes]
@@ -100,7 +101,7 @@ def print_table(costs: dict[str, Any], assumed: Assumed) -> None:
     print("| shards of 10,000 rows | " + " | ".join(f"{rows // 10_000:,}" for rows in PAIRS) + " |")
 
 
-def told_hours(step: str, hours: float | None, assumed: Assumed) -> str:
+def hours_cell(step: str, hours: float | None, assumed: Assumed) -> str:
     """A cell of the table."""
     if hours is None:
         return "not measured"
@@ -111,33 +112,33 @@ def told_hours(step: str, hours: float | None, assumed: Assumed) -> str:
 
 
 def print_costs(costs: dict[str, Any]) -> None:
-    """Markdown: what was measured, and the command that measures it."""
-    print("| unit cost | | from `python benchmarks/...` |")
+    """Markdown: the unit costs, and the command that measures each."""
+    print("| Unit cost | | From `python -m ...` |")
     print("| --- | --- | --- |")
     for step, cost in costs.items():
         *values, (_, command) = cost.items()
-        told = ", ".join(f"{name} {'not measured' if value is None else f'{value:,}'}" for name, value in values)
-        print(f"| {step} | {told.replace('_', ' ')} | {command} |")
+        figures = ", ".join(f"{name} {'not measured' if value is None else f'{value:,}'}" for name, value in values)
+        print(f"| {step} | {figures.replace('_', ' ')} | {command} |")
 
 
 @main.command()
 @click.option("--data", type=Path, required=True, help="A folder of photographs.")
-@click.option("--images", default=4000, help="Photographs, of which rows are made.")
-@click.option("--rows", default=24_000, help="Rows: photographs repeat under other names and captions.")
+@click.option("--images", default=4000, help="Number of photographs.")
+@click.option("--rows", default=24_000, help="Rows; photographs repeat under other names and captions.")
 @click.option("--write", is_flag=True, help="Put the costs into benchmarks/unit_costs.json.")
 def measure(data: Path, images: int, rows: int, write: bool) -> None:
     """Costs of captions, balance and reshard, and the bytes of each step; a few minutes. One JSON line each."""
-    pictures = [str(path.relative_to(data)) for path in sorted(data.rglob("*.jpg"))[:images]]
-    if len(pictures) < rows // FEW:
-        raise click.BadParameter(f"{data} holds {len(pictures)} *.jpg; --rows {rows} needs {rows // FEW}")
+    names = [str(path.relative_to(data)) for path in sorted(data.rglob("*.jpg"))[:images]]
+    if len(names) < rows // FEW:
+        raise click.BadParameter(f"{data} holds {len(names)} *.jpg; --rows {rows} needs {rows // FEW}")
     with tempfile.TemporaryDirectory() as scratch:
-        found = measure_costs(data.resolve(), pictures, rows, Path(scratch))
+        found = measure_costs(data.resolve(), names, rows, Path(scratch))
     for step, cost in found.items():
         print(json.dumps({step: cost}), flush=True)
     if write:
         costs = json.loads(COSTS.read_text())
         for step, cost in found.items():
-            command = f"scaling.py measure --data FOLDER --images {images} --rows {rows}"
+            command = f"benchmarks.scaling measure --data FOLDER --images {images} --rows {rows}"
             costs[step] = {**costs[step], **cost, "from": command}
         lines = [f"  {json.dumps(step)}: {json.dumps(cost)}" for step, cost in costs.items()]
         COSTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
@@ -145,7 +146,7 @@ def measure(data: Path, images: int, rows: int, write: bool) -> None:
 
 @main.command()
 @click.option("--costs", type=Path, default=COSTS, help="Unit costs.")
-@click.option("--hours", default=24.0, help="What each step may take.")
+@click.option("--hours", default=24.0, help="Hours allowed per step.")
 @click.option("--cores-per-node", default=64)
 @click.option("--gpus-per-node", default=8)
 @click.option("--success", default=0.8, help="Share of the URLs that still give an image.")

@@ -1,6 +1,6 @@
 """Microseconds per body from its pieces to shared memory: SpooledBytes and tempfile.SpooledTemporaryFile.
 
-`python benchmarks/spooled_bytes.py`
+`python -m benchmarks.spooled_bytes`
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Unit costs for `benchmarks/scaling.py`: CPU time and bytes that a further row costs, without the start of workers.
+"""Unit costs for `benchmarks.scaling`: CPU time and bytes that a further row costs, without the start of workers.
 
-The curation runs twice, over few and over many rows, and the difference counts; bytes are those of the few, in which no
-picture repeats. What is too cheap for that (captions) is timed in this process, shard by shard.
+The curation runs twice, over few and over many rows, and the difference counts; bytes are those of the few rows, in
+which no image repeats. Caption signals are too cheap for a difference: they are timed in this process, shard by shard.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captions import random_captions, vocabulary
-from curate import time_metaclip
-from process_watch import TreeWatch
-
+from benchmarks.captions import random_captions, vocabulary
+from benchmarks.curate import time_metaclip
+from benchmarks.process_watch import TreeWatch
 from pairloom.cluster.ray_session import start_ray
 from pairloom.pipelines.curate import curate
-from pairloom.pipelines.signals.captions import measure_caption, measure_shard
+from pairloom.pipelines.signals.captions import CaptionSignals, measure_caption
+from pairloom.pipelines.signals.row_signals import measure_captions
 from pairloom.schemas.data_set.manifest import load_manifest
 from pairloom.schemas.recipes.curate import CurateRecipe
 
 STEPS = ("ingest", "signals", "dedupe", "balance", "select", "reshard")
 LEDGER = ("signals", "dedupe", "balance", "select")
 SUFFIXES = {".parquet": "tables", ".tar": "tars", ".npy": "uids and features"}
-FEW = 8  # the many rows by the few
+FEW = 8  # ratio of the many rows to the few
 CAPTIONS = 200_000  # of MetaCLIP's matching
 
-Walk = dict[str, dict[str, float]]
-"""What each step cost: CPU seconds, rows, samples, and bytes of each kind."""
+StepCosts = dict[str, dict[str, float]]
+"""Cost of each step: CPU seconds, rows, samples, and bytes of each kind."""
 
 
 def recipe_for(table: Path, images: Path, root: Path) -> CurateRecipe:
@@ -48,23 +48,23 @@ def recipe_for(table: Path, images: Path, root: Path) -> CurateRecipe:
     )
 
 
-def write_captions(path: Path, pictures: Sequence[str], captions: Sequence[str]) -> Path:
-    """A table of pictures, which repeat under other URLs (of usual length), with captions."""
-    rows = (
+def write_captions(path: Path, images: Sequence[str], captions: Sequence[str]) -> Path:
+    """A table of images, which repeat under other URLs (of usual length), with captions."""
+    lines = (
         {
-            "image": pictures[place % len(pictures)],
-            "url": f"http://www.a.test/{hashlib.md5(str(place).encode()).hexdigest()}/picture-{place}.jpg",
+            "image": images[row % len(images)],
+            "url": f"http://www.a.test/{hashlib.md5(str(row).encode()).hexdigest()}/picture-{row}.jpg",
             "caption": caption,
         }
-        for place, caption in enumerate(captions)
+        for row, caption in enumerate(captions)
     )
     path.parent.mkdir(parents=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
 def bytes_of(folder: Path) -> dict[str, int]:
-    """Bytes below a folder, by what they are."""
+    """Bytes below a folder, by kind."""
     found: dict[str, int] = {}
     for path in folder.rglob("*"):
         if path.is_file():
@@ -73,8 +73,8 @@ def bytes_of(folder: Path) -> dict[str, int]:
     return found
 
 
-def measure_walk(recipe: CurateRecipe) -> Walk:
-    """What each step cost."""
+def measure_steps(recipe: CurateRecipe) -> StepCosts:
+    """The cost of each step."""
     measured = {}
     for step in STEPS:
         watch = TreeWatch(os.getpid())
@@ -88,32 +88,33 @@ def measure_walk(recipe: CurateRecipe) -> Walk:
     return measured
 
 
-def difference(many: Walk, few: Walk) -> Walk:
-    """What the further rows cost."""
+def difference(many: StepCosts, few: StepCosts) -> StepCosts:
+    """The cost of the further rows."""
     return {step: {name: value - few[step].get(name, 0) for name, value in cost.items()} for step, cost in many.items()}
 
 
 def time_captions(root: Path, scratch: Path) -> float:
-    """CPU milliseconds a row of the caption signals, over the raw tables of a curation."""
+    """CPU milliseconds per row of the caption signals, over the raw tables of a curation."""
     (raw,) = (path.parent for path in (root / "raw").glob("*/*/manifest.json"))
     manifest = load_manifest(str(raw))
+    signal = CaptionSignals(kind="captions")
     measure_caption("a photograph of a dog")  # loads the language model
     started_at = time.process_time()
     for shard in manifest.shards:
-        measure_shard(str(raw), str(scratch), shard.name)
+        measure_captions(signal, str(raw), str(scratch), shard)
     return 1000 * (time.process_time() - started_at) / manifest.num_rows
 
 
-def measure_costs(images: Path, pictures: Sequence[str], num_rows: int, scratch: Path) -> dict[str, dict[str, Any]]:
-    """The costs of unit_costs.json that photographs give; `pictures` are file names below `images`."""
+def measure_costs(images: Path, names: Sequence[str], num_rows: int, scratch: Path) -> dict[str, dict[str, Any]]:
+    """The costs of unit_costs.json that photographs give; `names` are file names below `images`."""
     captions = random_captions(vocabulary(150_000), num_rows, seed=0)
     start_ray()
-    walks = []
+    runs = []
     for name, num in (("few", num_rows // FEW), ("many", num_rows)):
-        table = write_captions(scratch / name / "captions.jsonl", pictures, captions[:num])
-        walks.append(measure_walk(recipe_for(table, images, scratch / name / "out")))
-    further = difference(walks[1], walks[0])
-    once, reshard = walks[0], further["reshard"]  # the few rows repeat no picture, whose hashes would compress well
+        table = write_captions(scratch / name / "captions.jsonl", names, captions[:num])
+        runs.append(measure_steps(recipe_for(table, images, scratch / name / "out")))
+    further = difference(runs[1], runs[0])
+    once, reshard = runs[0], further["reshard"]  # the few rows repeat no image; repeated hashes would compress well
     raw, dedupe = once["ingest"], once["dedupe"]
     ledger = sum(once[step].get("tables", 0) for step in LEDGER)
     captions_ms = time_captions(scratch / "many" / "out", scratch / "again")

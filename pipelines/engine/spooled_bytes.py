@@ -1,7 +1,7 @@
 """The bytes of a response on their way to the decoder, in memory or in a temporary file.
 
 `tempfile.SpooledTemporaryFile` does the same at a higher price: it moves the bytes while its buffer grows, and again
-when they are read. `python benchmarks/spooled_bytes.py` measures from arrival in pieces of 16 KiB to shared memory:
+when they are read. `python -m benchmarks.spooled_bytes` measures from arrival in pieces of 16 KiB to shared memory:
 
 | bytes | SpooledBytes | SpooledTemporaryFile |
 | --- | --- | --- |

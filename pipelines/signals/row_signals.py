@@ -47,7 +47,7 @@ class CaptionSignal(Signal):
 
     def measure(self, work: SignalWork) -> Mapping[str, object]:
         """Measure every caption; rows without an image are null."""
-        task = partial(_measure_captions, self, work.raw_folder, work.folder)
+        task = partial(measure_captions, self, work.raw_folder, work.folder)
         run_shards(f"signals {self.name}", task, work.shards, work.num_done)
         return {}
 
@@ -67,7 +67,8 @@ def _measure_images(signal: ImageSignal, raw_folder: str, folder: str, shard: Sh
     _write(table_url(folder, shard.name), raw, values, signal.arrow_schema)
 
 
-def _measure_captions(signal: CaptionSignal, raw_folder: str, folder: str, shard: ShardEntry) -> None:
+def measure_captions(signal: CaptionSignal, raw_folder: str, folder: str, shard: ShardEntry) -> None:
+    """Write the table of one shard; rows without an image are null."""
     raw = read_table(table_url(raw_folder, shard.name), ["uid", "status", "caption"])
     values = [
         signal.measure_caption(caption or "") if status == STATUS_SUCCESS else None

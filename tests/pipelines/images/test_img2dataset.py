@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks/resize_parity.py"
+from tests.support.shared_data import REPOSITORY
 
 
 @pytest.mark.parametrize("options", [(), ("--fast-decode",)])
@@ -21,9 +20,7 @@ def test_sizes_and_pixels_are_those_of_img2dataset(options: tuple[str, ...]) -> 
     python = os.environ.get("PAIRLOOM_IMG2DATASET_PYTHON")
     if python is None:
         pytest.skip("PAIRLOOM_IMG2DATASET_PYTHON names no interpreter with img2dataset==1.47.0")
-    command = [sys.executable, str(SCRIPT), "--peer-python", python, *options]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
-    )
+    command = [sys.executable, "-m", "benchmarks.resize_parity", "--peer-python", python, *options]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.endswith("cases, 0 of them differ\n")

@@ -1,7 +1,6 @@
 """What the losses hold: features and one block, never all logits."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -9,16 +8,15 @@ import pytest
 
 from tests.support.shared_data import REPOSITORY
 
-BENCHMARK = REPOSITORY / "benchmarks" / "loss_memory.py"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+BENCHMARK = [sys.executable, "-m", "benchmarks.loss_memory"]
 SAMPLES, WIDTH = 8_192, 32
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 def test_a_step_never_holds_all_logits(loss: str) -> None:
-    command = [sys.executable, str(BENCHMARK), "--samples", str(SAMPLES), "--width", str(WIDTH), "--loss", loss]
+    command = [*BENCHMARK, "--samples", str(SAMPLES), "--width", str(WIDTH), "--loss", loss]
     measured = json.loads(
-        subprocess.run([*command, "--in-process"], env=ENVIRONMENT, stdout=subprocess.PIPE, check=True).stdout
+        subprocess.run([*command, "--in-process"], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True).stdout
     )
     assert measured["bytes"] < 4 * SAMPLES**2 / 2  # half of one copy of the logits; the plain form makes several
 
