@@ -245,7 +245,7 @@ def hashes(num: tuple[int, ...], skew: Path | None, radius: int, peers: str | No
         drawn = make_hashes(size, photographs)
         head = {"num": size, "bits": "photographs" if skew else "random", "radius": radius}
         ours = measure_hashes(drawn, radius)
-        if last is not None:
+        if last is not None and min(last[1], ours["cpu_s_one_process"]) > 0:  # few hashes round to 0 s
             ours["exponent"] = round(log(ours["cpu_s_one_process"] / last[1]) / log(size / last[0]), 2)
         last = (size, ours["cpu_s_one_process"])
         print(json.dumps(head | {"who": "pairloom"} | ours), flush=True)
@@ -254,7 +254,7 @@ def hashes(num: tuple[int, ...], skew: Path | None, radius: int, peers: str | No
             continue
         for peer in PEERS:
             theirs = measure_peer(peers, peer, drawn, radius)
-            if "cpu_s_all" in theirs:
+            if "cpu_s_all" in theirs and ours["cpu_s_one_process"] > 0:
                 theirs["ratio"] = round(theirs["cpu_s_all"] / ours["cpu_s_one_process"], 1)
             print(json.dumps(head | {"who": peer} | theirs), flush=True)
 

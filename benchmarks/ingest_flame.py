@@ -14,7 +14,12 @@ from pathlib import Path
 
 from pairloom.pipelines.images import decoder_child
 
-KINDS = {decoder_child.__name__: "decoder", "image_server": "server", "ingest_parts": "worker"}
+KINDS = {
+    decoder_child.__name__: "decoder",
+    "image_server": "server",
+    "ingest_parts": "worker",
+    ":&quot;&quot;": "worker",  # py-spy may read the command line of its own child before it is set
+}
 RATE = 50  # samples per second
 
 

@@ -33,12 +33,7 @@ CASES = {"640x480": ("640x480", "keep_ratio", 2000), "2MP": ("2MP", "keep_ratio"
 PARTS = ("_checked_header", "_decode", "_scale_whole", "hash_pixels", "sha256_hex", "encode", "store_image")
 WARM_ROWS = 50
 NUM_ROUNDS = 5
-SHARD_FRAMES = (
-    "make_shard (",
-    "ImageWorkers._feed (",
-    "_answer (pipelines/image_child",
-    "serve (pipelines/image_child",
-)
+SHARD_FRAMES = ("make_shard (", "ImageWorkers._feed (", "_Child.serve (")
 
 
 def seconds_of(process: psutil.Process) -> float:
