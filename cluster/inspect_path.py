@@ -7,7 +7,7 @@ from typing import Any
 
 from pairloom.schemas.data_set.generations import run_stale_lines
 from pairloom.schemas.errors import InputError
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 
 WEIGHTS = (".safetensors", ".onnx", ".onnx.data")
 
@@ -54,7 +54,7 @@ def _inspect_model(path: str) -> dict[str, Any]:
         "kind": "model",
         "path": path,
         "architectures": config.get("architectures", []),
-        "num_bytes": sum(storage.size(file) for file in storage.expand(path) if file.endswith(WEIGHTS)),
+        "num_bytes": sum(storage.size(file) for file in listing.expand(path) if file.endswith(WEIGHTS)),
     }
     for name in ("provenance", "receipt"):
         url = storage.join(path, f"{name}.json")

@@ -16,7 +16,7 @@ from pairloom.schemas.errors import InputError, RecipeError
 from pairloom.schemas.recipes.curate import CurateRecipe
 from pairloom.schemas.recipes.load import load_recipe
 from pairloom.schemas.recipes.train import TrainRecipe
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 from pairloom.trainers.data.tar_index import find_tars
 
 PACKAGES = ("pairloom", "torch", "deepspeed", "transformers", "ray", "pyarrow", "webdataset", "fsspec", "s3fs")
@@ -71,7 +71,7 @@ def _check_recipe(path: str, problems: list[str]) -> str:
 
 def _check_curate(recipe: CurateRecipe, problems: list[str]) -> None:
     paths = [recipe.source.path] if isinstance(recipe.source.path, str) else recipe.source.path
-    problems += [f"source.path: nothing at {path}" for path in paths if not storage.expand(path)]
+    problems += [f"source.path: nothing at {path}" for path in paths if not listing.expand(path)]
     for signal in recipe.signals:
         folders = signal.model_folders()
         problems += [f"signals.{signal.name}: no model at {path}" for path in folders if not _is_model(path)]

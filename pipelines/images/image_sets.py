@@ -17,7 +17,7 @@ from pairloom.schemas.data_set.manifest import (
 )
 from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ShardReader, index_tar
 from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 from pairloom.schemas.storage.digests import fingerprint
 
 FILES_PER_TASK = 500
@@ -56,7 +56,7 @@ def listed_images(path: str) -> list[Listed]:
     if is_raw(path):
         folder = resolve(path)
         return [RawTar(folder, shard) for shard in load_manifest(folder).shards if shard.num_samples]
-    return [url for url in storage.expand(path) if _extension(url) in (*IMAGE_EXTENSIONS, "tar")]
+    return [url for url in listing.expand(path) if _extension(url) in (*IMAGE_EXTENSIONS, "tar")]
 
 
 def _extension(url: str) -> str:

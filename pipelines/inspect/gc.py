@@ -24,7 +24,7 @@ from pairloom.schemas.data_set.generations import load_generations, read_head
 from pairloom.schemas.data_set.manifest import load_manifest, tar_url
 from pairloom.schemas.data_set.result_path import STEP_FOLDERS, ResultPath
 from pairloom.schemas.errors import InputError
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 
 LEFTOVERS = ("spill", "staged", "rewrite")  # a step removes these folders at its end
 
@@ -143,13 +143,13 @@ def _why_unreferenced(result: Result, results: list[Result], referenced: set[str
         return None
     if result.head is not None:
         return "unreferenced"
-    last_write = max((storage.time_of(info) for info in storage.expand_with_info(result.url).values()), default=0.0)
+    last_write = max((storage.time_of(info) for info in listing.expand_with_info(result.url).values()), default=0.0)
     later = [other for other in _newest(results, (result.step, result.name)) if _finished(other) > last_write]
     return "unfinished, with a newer complete result" if later else None
 
 
 def _measure(url: str, why: str) -> Garbage:
-    sizes = [info["size"] for info in storage.expand_with_info(url).values()]
+    sizes = [info["size"] for info in listing.expand_with_info(url).values()]
     return Garbage(url, why, len(sizes), sum(sizes))
 
 

@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pairloom.schemas.errors import InputError
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 from pairloom.schemas.storage.arrays import read_array
 
 FORMATS = (".parquet", ".csv", ".csv.gz", ".npy")
@@ -32,7 +32,7 @@ def find_tables(paths: Sequence[str], name: str) -> list[str]:
     """The files of a signal's `path`, sorted. Raises InputError if there are none."""
     found: dict[str, None] = {}
     for path in paths:
-        files = [file for file in storage.expand(path) if file.endswith(FORMATS)]
+        files = [file for file in listing.expand(path) if file.endswith(FORMATS)]
         if not files:
             raise InputError(f"signals.{name}.path: {path}: no table; use {', '.join(FORMATS)}")
         found.update(dict.fromkeys(files))

@@ -16,7 +16,7 @@ from pairloom.pipelines.images.boxes import Boxes, read_boxes
 from pairloom.schemas.data_set.shard import ByteRange
 from pairloom.schemas.errors import InputError, SampleError
 from pairloom.schemas.recipes.source import DEFAULT_CAPTION_COLUMN, SourceRecipe
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 
 COMPRESSIONS = ("gz", "zst")
 COLUMNS_SHOWN, COLUMN_CHARS_SHOWN = 40, 60  # limits of error messages
@@ -203,7 +203,7 @@ def list_source_files(paths: str | tuple[str, ...], accepts: Callable[[str], boo
     """
     found: dict[str, SourceFile] = {}
     for path in [paths] if isinstance(paths, str) else paths:
-        infos = storage.expand_with_info(path)
+        infos = listing.expand_with_info(path)
         if not infos:
             raise InputError(f"source.path: {path}: no such file or folder, or it is empty; check the path")
         accepted = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from pairloom.schemas.errors import InputError
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 
 
 def sha256_of(url: str) -> str:
@@ -19,7 +19,7 @@ def sha256_of(url: str) -> str:
 
 def fingerprint(url: str) -> str:
     """Content fingerprint of a model folder or a file: sha256 over relative names and contents."""
-    files = storage.expand(url)
+    files = listing.expand(url)
     if not files:
         raise InputError(f"{url}: no such file or folder; check the path")
     digest = hashlib.sha256()

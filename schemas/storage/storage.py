@@ -54,8 +54,8 @@ def filesystem(url: str) -> Any:
         raise InputError(f"cannot use storage {protocol}://: {error}; install its fsspec package") from error
 
 
-def _attempt(action: str, url: str, work: Callable[[], T]) -> T:
-    """`work()`; remote calls are retried. Raises PairloomError, or FileNotFoundError from reads."""
+def attempt(action: str, url: str, work: Callable[[], T]) -> T:
+    """`work()`; remote calls are retried. Raises PairloomError, or FileNotFoundError."""
     if not is_local(url):
         return remote_storage.call(action, url, work)
     try:
@@ -70,23 +70,23 @@ def exists(url: str) -> bool:
     """Whether a file or folder exists."""
     if is_local(url):
         return os.path.exists(local_path(url))
-    return bool(_attempt("look up", url, lambda: filesystem(url).exists(url)))
+    return bool(attempt("look up", url, lambda: filesystem(url).exists(url)))
 
 
 def size(url: str) -> int:
     """Size of a file in bytes. Raises FileNotFoundError."""
-    return int(_attempt("look up", url, lambda: filesystem(url).info(url)["size"]))
+    return int(attempt("look up", url, lambda: filesystem(url).info(url)["size"]))
 
 
 def etag(url: str) -> str:
     """A value that changes with the content of a file: ETag of an object, size and time of a local file."""
-    info = _attempt("look up", url, lambda: filesystem(url).info(url))
+    info = attempt("look up", url, lambda: filesystem(url).info(url))
     return str(info.get("ETag") or info.get("etag") or f"{info['size']}-{info.get('mtime', '')}")
 
 
 def modified(url: str) -> float:
     """Time of the last write of a file, seconds since 1970. Raises FileNotFoundError."""
-    return time_of(_attempt("look up", url, lambda: filesystem(url).info(local_path(url))))
+    return time_of(attempt("look up", url, lambda: filesystem(url).info(local_path(url))))
 
 
 def time_of(info: Mapping[str, Any]) -> float:
@@ -98,8 +98,8 @@ def time_of(info: Mapping[str, Any]) -> float:
 def read_bytes(url: str) -> bytes:
     """The whole file. Raises FileNotFoundError."""
     if is_local(url):
-        return _attempt("read", url, lambda: Path(local_path(url)).read_bytes())
-    return bytes(_attempt("read", url, lambda: filesystem(url).cat_file(url)))
+        return attempt("read", url, lambda: Path(local_path(url)).read_bytes())
+    return bytes(attempt("read", url, lambda: filesystem(url).cat_file(url)))
 
 
 def read_text(url: str) -> str:
@@ -125,9 +125,9 @@ def read_range(url: str, offset: int, num_bytes: int) -> bytes:
             with open(local_path(url), "rb") as file:
                 return os.pread(file.fileno(), num_bytes, offset)
 
-        return _attempt("read", url, pread)
+        return attempt("read", url, pread)
     end = offset + num_bytes
-    return bytes(_attempt("read", url, lambda: filesystem(url).cat_file(url, start=offset, end=end)))
+    return bytes(attempt("read", url, lambda: filesystem(url).cat_file(url, start=offset, end=end)))
 
 
 def list_files(url: str) -> list[str]:
@@ -137,38 +137,15 @@ def list_files(url: str) -> list[str]:
             base = local_path(url)
             return sorted(join(base, entry) for entry in os.listdir(base))
         fs = filesystem(url)
-        names = _attempt("list", url, lambda: fs.ls(url, detail=False))
+        names = attempt("list", url, lambda: fs.ls(url, detail=False))
         return sorted(str(fs.unstrip_protocol(name)) for name in names)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def expand(pattern: str) -> list[str]:
-    """Files of a path, folder, glob or URL, sorted; for a folder, all files below it."""
-    return sorted(expand_with_info(pattern))
-
-
-def expand_with_info(pattern: str) -> dict[str, dict[str, Any]]:
-    """Files of a path, folder, glob or URL, with their fsspec info (`size`, `ETag`, `mtime`)."""
-    fs = filesystem(pattern)
-    target = local_path(pattern)
-
-    def find() -> Any:
-        if any(mark in target for mark in "*?["):
-            return fs.glob(target, detail=True)
-        return fs.find(target, detail=True) if fs.isdir(target) else {target: fs.info(target)}
-
-    try:
-        infos = _attempt("list", pattern, find)
-    except FileNotFoundError:
-        return {}
-    full_name = fs._strip_protocol if is_local(pattern) else fs.unstrip_protocol
-    return {str(full_name(name)): info for name, info in infos.items() if info["type"] == "file"}
-
-
 def get_file(url: str, path: str) -> None:
     """Copy a file to a local path. Raises FileNotFoundError."""
-    _attempt("read", url, lambda: filesystem(url).get_file(local_path(url), path))
+    attempt("read", url, lambda: filesystem(url).get_file(local_path(url), path))
 
 
 @contextmanager
@@ -185,7 +162,7 @@ def open_read(url: str) -> Iterator[Any]:
 def put_bytes(url: str, data: bytes) -> None:
     """Write a small file atomically; an existing file is replaced."""
     if not is_local(url):
-        _attempt("write", url, lambda: filesystem(url).pipe_file(url, data))
+        attempt("write", url, lambda: filesystem(url).pipe_file(url, data))
         return
     with build_locally(url) as path:
         Path(path).write_bytes(data)
@@ -199,7 +176,7 @@ def append_local(path: str, data: bytes) -> None:
         with open(local_path(path), "ab") as file:
             file.write(data)
 
-    _attempt("write", path, append)
+    attempt("write", path, append)
 
 
 def put_if_absent(url: str, data: bytes) -> bool:
@@ -248,7 +225,7 @@ def _write(path: str, data: bytes, url: str) -> None:
         with open(path, "wb") as file:
             file.write(data)
 
-    _attempt("write", url, write)
+    attempt("write", url, write)
 
 
 @contextmanager
@@ -269,7 +246,7 @@ def build_locally(url: str) -> Iterator[str]:
         if is_local(url):
             os.replace(scratch, local_path(url))
         else:
-            _attempt("write", url, lambda: filesystem(url).put_file(scratch, url))
+            attempt("write", url, lambda: filesystem(url).put_file(scratch, url))
     except OSError as error:
         raise StorageError(f"cannot write {url}: {error.strerror or error}") from error
     finally:
@@ -294,4 +271,4 @@ def local_copy(url: str) -> Iterator[str]:
 def remove(url: str) -> None:
     """Remove a file, or a folder with its content; does nothing if it does not exist."""
     if exists(url):
-        _attempt("remove", url, lambda: filesystem(url).rm(local_path(url), recursive=True))
+        attempt("remove", url, lambda: filesystem(url).rm(local_path(url), recursive=True))

@@ -23,7 +23,7 @@ from pairloom.schemas.data_set.shard import ShardReader
 from pairloom.schemas.data_set.tables import read_table
 from pairloom.schemas.recipes.curate import CurateRecipe
 from pairloom.schemas.recipes.load import load_recipe
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 from tests.support.http_server import TestServer
 from tests.support.ingest_builder import (
     changes,
@@ -90,7 +90,7 @@ def request(kind: str, *values: str) -> Rules:
 
 
 def bytes_below(root: str) -> bytes:
-    return b"".join(storage.read_bytes(url) for url in storage.expand(root))
+    return b"".join(storage.read_bytes(url) for url in listing.expand(root))
 
 
 def image_of(folder: str, row: int) -> bytes:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pairloom.cluster.launch_trainer import launch_trainer
+from pairloom.schemas.storage import listing, storage
 from pairloom.schemas.storage import remote as remote_storage
-from pairloom.schemas.storage import storage
 from pairloom.trainers.checkpoints.remote_copy import local_folder
 from tests.cluster.test_launch_trainer import SETTINGS, launcher, wait_for_step
 from tests.support.s3_server import serve_s3
@@ -56,7 +56,7 @@ def wait_for_checkpoint(url: str) -> None:
     """Until one is complete in the bucket."""
     for _ in range(600):
         storage.filesystem(url).invalidate_cache()
-        if any(file.endswith("/manifest.json") for file in storage.expand(f"{url}/checkpoints")):
+        if any(file.endswith("/manifest.json") for file in listing.expand(f"{url}/checkpoints")):
             return
         time.sleep(0.05)
     raise AssertionError(f"{url} has no checkpoint")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pairloom.schemas.errors import StorageError
 from pairloom.schemas.local_cache import cache_folder
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -91,7 +91,7 @@ class RemoteCopy:
 
     def _files(self, name: str) -> list[str]:
         storage.filesystem(self.url).invalidate_cache()
-        return storage.expand(storage.join(self.url, name) if name else self.url)
+        return listing.expand(storage.join(self.url, name) if name else self.url)
 
     def _is_same(self, folder: Path) -> bool:
         """True if the manifests of the local checkpoint and the one at the URL are equal."""

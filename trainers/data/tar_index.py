@@ -7,7 +7,6 @@ hash covers names, sizes and modification times (or ETags) of the tars, so chang
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -24,34 +23,18 @@ from pairloom.schemas.data_set.tables import CURATED, make_uid, write_table
 from pairloom.schemas.data_set.tar_samples import TarSample, group_samples, image_of
 from pairloom.schemas.errors import StorageError
 from pairloom.schemas.local_cache import cache_folder
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 
 logger = logging.getLogger("pairloom.data")
 STEP = "index"
 VERSION = 1
 NUM_THREADS = 8
 _UID = re.compile(r"[0-9a-f]{32}")
-_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def find_tars(path: str) -> list[str]:
     """Sorted tars of a path: a tar, a folder, a glob, or WebDataset's brace notation."""
-    found = [file for part in expand_braces(path) for file in storage.expand(part)]
-    return sorted({file for file in found if file.lower().endswith(".tar")})
-
-
-def expand_braces(path: str) -> list[str]:
-    """Expand `{000..012}` and `{a,b}` to all paths."""
-    match = _BRACES.search(path)
-    if match is None:
-        return [path]
-    first, dots, last = match[1].partition("..")
-    if dots and first.isdigit() and last.isdigit():
-        names = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    else:
-        names = match[1].split(",")
-    rests = expand_braces(path[match.end() :])
-    return [f"{path[: match.start()]}{name}{rest}" for name, rest in itertools.product(names, rests)]
+    return [file for file in listing.expand(path) if file.lower().endswith(".tar")]
 
 
 def index_tars(tars: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ShardReader, index_tar
 from pairloom.schemas.data_set.tar_samples import TarSample, group_samples, image_of
 from pairloom.schemas.errors import InputError
-from pairloom.schemas.storage import storage
+from pairloom.schemas.storage import listing, storage
 from pairloom.trainers.data.tar_index import find_tars
 from pairloom.trainers.evaluate.load import ImageSource
 from pairloom.trainers.evaluate.records import file_beside, read_jsonl
@@ -75,7 +75,7 @@ def read_samples(data: str) -> list[Sample]:
 
 def find_parquet(data: str) -> list[str]:
     """Parquet files of a path: a file, folder or glob."""
-    return [file for file in storage.expand(data) if file.endswith(".parquet")]
+    return [file for file in listing.expand(data) if file.endswith(".parquet")]
 
 
 def _of_test_split(path: str, records: Sequence[Mapping[str, Any]]) -> list[Sample]:

@@ -24,8 +24,8 @@ from pairloom.schemas.data_set.tables import read_table, read_table_schema
 from pairloom.schemas.errors import InputError, PairloomError, StorageError
 from pairloom.schemas.images.preprocess import Preprocess
 from pairloom.schemas.recipes.train import AugmentRecipe, DataSource
+from pairloom.schemas.storage import listing, storage
 from pairloom.schemas.storage import remote as remote_storage
-from pairloom.schemas.storage import storage
 from pairloom.schemas.storage.digests import sha256_of
 from pairloom.trainers.data.dataset import open_dataset
 from pairloom.trainers.data.loader import Loader, shares
@@ -291,12 +291,12 @@ def _check_adopted(
     for index, content in enumerate(contents):
         storage.put_bytes(f"s3://theirs/tars/{index}.tar", content)
     _connect(monkeypatch, s3.environment())
-    before = storage.expand("s3://theirs")
+    before = listing.expand("s3://theirs")
     source = {"kind": "webdataset", "path": "s3://theirs/tars"}
     summary = run(write_recipe(tmp_path / "adopt.yaml", f"{BUCKET}/adopted", source))
     assert summary["steps"][0]["num_kept"] == num_samples
     raw = resolve(f"{BUCKET}/adopted/raw/main")
     assert {shard.url for shard in load_manifest(raw).shards} == set(before)
-    assert storage.expand("s3://theirs") == before
+    assert listing.expand("s3://theirs") == before
     own, adopted = (load_manifest(resolve(f"{BUCKET}/{name}/curated/train")) for name in ("root", "adopted"))
     assert adopted.num_samples == own.num_samples

@@ -21,9 +21,9 @@ from pairloom.schemas.data_set.tables import SELECTION, read_table, write_table
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.recipes.train import DataSource
+from pairloom.schemas.storage.listing import expand_braces
 from pairloom.trainers.data.dataset import CuratedDataset, open_pairs
 from pairloom.trainers.data.shard_cache import Part, PartsReader, ShardCache, plan_parts
-from pairloom.trainers.data.tar_index import expand_braces
 from tests.support.curated_builder import build_curated, colour_pairs
 from tests.support.raw_builder import Pair, build_raw, photographs
 
