@@ -60,18 +60,46 @@ def host_name_of(origin: str) -> str:
     return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
 
 
+def is_ip_address(host: str) -> bool:
+    """Whether a host name is a numeric address."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address leads to this machine itself."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+_NOT_PUBLIC_V4 = [
+    ipaddress.IPv4Network(block)
+    for block in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/3",
+    )
+]  # fmt: skip
+_GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
+_NOT_PUBLIC_V6 = [  # within 2000::/3
+    ipaddress.IPv6Network(block)
+    for block in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")  # with Teredo, ORCHID; 6to4
+]
+_WITH_IPV4 = [ipaddress.IPv6Network(block) for block in ("::ffff:0:0/96", "64:ff9b::/96")]  # mapped; NAT64
+
+
 def is_public(address: str) -> bool:
-    """Whether an address is on the public internet: not loopback, private, link-local, shared, reserved, multicast."""
+    """Whether an address is on the public internet.
+
+    Not public: loopback, private, link-local, site-local, shared, reserved and multicast addresses, and IPv6 addresses
+    that lead through a translator or tunnel to any IPv4 address: only mapped addresses and the well-known NAT64 prefix
+    are judged by their IPv4 address. The tables of the `ipaddress` module differ between versions of Python.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        embedded = ip.ipv4_mapped or ip.sixtofour or _translated(ip)
-        if embedded is not None:
-            return is_public(str(embedded))
-    return ip.is_global and not ip.is_multicast
-
-
-def _translated(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address inside a NAT64 address (64:ff9b::/96)."""
-    if ip in ipaddress.IPv6Network("64:ff9b::/96"):
-        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    return None
+        if not any(ip in block for block in _WITH_IPV4):
+            return ip in _GLOBAL_UNICAST_V6 and not any(ip in block for block in _NOT_PUBLIC_V6)
+        ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return not any(ip in block for block in _NOT_PUBLIC_V4)

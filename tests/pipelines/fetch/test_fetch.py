@@ -124,7 +124,12 @@ def test_private_addresses_are_refused(server: TestServer) -> None:
     ("address", "expected"),
     [("8.8.8.8", True), ("2606:4700::1111", True), ("100.64.0.1", False), ("192.168.1.1", False), ("172.16.0.9", False),
      ("224.0.0.1", False), ("fe80::1%eth0", False), ("fd00::1", False), ("::ffff:10.0.0.1", False),
-     ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("255.255.255.255", False), ("0.0.0.0", False)],
+     ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("64:ff9b:1::7f00:1", False), ("64:ff9b:1::808:808", False), ("::127.0.0.1", False),
+     ("::8.8.8.8", False), ("::ffff:0:127.0.0.1", False), ("fec0::1", False), ("feff::1", False),
+     ("2002:808:808::", False), ("2001:0:7f00:1::", False), ("2001:db8::1", False), ("3fff::1", False),
+     ("5f00::1", False), ("100::1", False), ("ff0e::1", False), ("64:ff9b::808:808", True), ("::ffff:8.8.8.8", True),
+     ("2001:4860:4860::8888", True), ("240.0.0.1", False), ("192.0.2.1", False),
+     ("255.255.255.255", False), ("0.0.0.0", False)],
 )  # fmt: skip
 def test_public_addresses(address: str, expected: bool) -> None:
     assert is_public(address) == expected
