@@ -51,9 +51,7 @@ class FetchSession:
                 ended = self._handler.outcomes
                 self._handler.outcomes = []
                 num_left -= len(ended)
-                for row, outcome in ended:
-                    self._breaker.check_outcome(outcome)
-                    yield row, outcome
+                yield from ended
                 if num_left:
                     self._advance(has_capacity, num_left)
         finally:
@@ -144,7 +142,8 @@ class FetchSession:
         """Count a probe. If the network is back, forget failures and queue the failed rows again."""
         if response.body is not None:
             response.body.close()
-        if not self._breaker.record_probe(response.status > 0 and not response.is_incomplete):
+        has_answered = response.status > 0 and not response.is_incomplete
+        if not self._breaker.record_probe(has_answered, response.refused_by):
             return
         self._policy.forget_failures()
         for host in self._queue.hosts.values():

@@ -38,6 +38,10 @@ class ResponseHandler:
         host = job.host
         if response.status or response.is_incomplete:  # not if a private address was refused here
             self._breaker.record_exchange(host.origin, response.is_incomplete)
+        if response.status or response.refused_by:
+            self._breaker.record_evidence()
+        if response.status:
+            self._leases.share_answer(host)
         host.num_incomplete = host.num_incomplete + 1 if response.is_incomplete else 0
         if response.location is not None:
             self._redirect(job, response.location)

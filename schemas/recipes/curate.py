@@ -65,7 +65,7 @@ class FetchRecipe(StrictModel):
     host_patience_s: Annotated[float, Field(ge=0)] = 60
     """Longest time that a shard waits for rate-limited hosts, seconds."""
     outage_patience_s: Annotated[float, Field(ge=0)] = 300
-    """Longest time that a shard waits for a network that is down, seconds."""
+    """Longest time that a shard waits for a network that is down, seconds; 0: such rows are recorded as failed."""
     retries: Annotated[int, Field(ge=0)] = 2
     """Further attempts after a transient failure."""
     max_bytes: Annotated[int, Field(gt=0)] = 20_000_000
