@@ -12,6 +12,10 @@ _IN_QUERY = rf"[A-Za-z0-9{re.escape(_SAFE)}]"
 _IN_PATH = rf"[A-Za-z0-9{re.escape(_SAFE.replace('?', ''))}]"
 _CLEAN = re.compile(rf"https?://[a-z0-9.-]+(?::(?:[1-9][0-9]{{0,3}}|[1-5][0-9]{{4}}))?/{_IN_PATH}*(?:\?{_IN_QUERY}+)?")
 
+_USERINFO = re.compile(r"((?:[^:/?#]*:)?[\t\r\n]*/[\t\r\n]*/)[^/?#]*@")
+_DOT = re.compile("%2e", re.IGNORECASE)
+_UNRESERVED = re.compile("%(2[de]|3[0-9]|4[1-9a-f]|5[0-9af]|6[1-9a-f]|7[0-9ae])", re.IGNORECASE)  # A-Z a-z 0-9 - . _ ~
+
 
 def clean_url(text: str | None) -> str | None:
     """The URL in normal form: http(s), ASCII, without fragment. None if it is not valid."""
@@ -38,6 +42,37 @@ def clean_slowly(text: str) -> str | None:
     netloc = f"[{host}]" if ":" in host else host
     netloc = f"{netloc}:{parts.port}" if parts.port else netloc
     return urlunsplit((parts.scheme, netloc, quote(parts.path, _SAFE) or "/", quote(parts.query, _SAFE), ""))
+
+
+def without_userinfo(url: str) -> str:
+    """The URL without user and password, otherwise unchanged: they are never sent and must not be stored."""
+    found = _USERINFO.match(url) if "@" in url else None
+    return found[1] + url[found.end() :] if found is not None else url
+
+
+def requested_url(url: str) -> str:
+    """A clean URL as it is sent: without dot segments (RFC 3986, section 5.2.4), also percent-encoded ones.
+
+    Uids are made of the URL before this step, so that those of existing data sets stay valid.
+    """
+    if "/." not in url and "%2e" not in url and "%2E" not in url:
+        return url
+    parts = urlsplit(url)
+    *segments, last = (_DOT.sub(".", segment) for segment in parts.path.split("/")[1:])
+    path: list[str] = []
+    for segment in (*segments, last):
+        if segment == "..":
+            del path[-1:]
+        elif segment != ".":
+            path.append(segment)
+    if last in (".", ".."):
+        path.append("")
+    return urlunsplit((parts.scheme, parts.netloc, "/" + "/".join(path), parts.query, ""))
+
+
+def robots_url(url: str) -> str:
+    """The URL for a comparison with robots.txt: unreserved characters are decoded (RFC 9309, section 2.2.2)."""
+    return _UNRESERVED.sub(lambda found: chr(int(found[1], 16)), url) if "%" in url else url
 
 
 def redirect_target(url: str, location: str) -> str | None:
