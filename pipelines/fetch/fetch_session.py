@@ -13,7 +13,7 @@ from pairloom.pipelines.fetch.response_handler import Outcome, ResponseHandler
 from pairloom.pipelines.fetch.scheduler import Host, HostQueue, Job
 from pairloom.pipelines.fetch.transfer import Response
 from pairloom.pipelines.fetch.transfer_pool import TransferPool
-from pairloom.pipelines.sources.urls import clean_url
+from pairloom.pipelines.sources.urls import clean_url, requested_url
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
 from pairloom.schemas.recipes.curate import FetchRecipe
@@ -65,6 +65,7 @@ class FetchSession:
                 error = SampleError(DropReason.INVALID_URL, "not an http(s) URL")
                 self._handler.outcomes.append((row, error))
             else:
+                url = requested_url(url)
                 self._queue.add(Job(row, url, url, self._queue.host_of(url), self._recipe.timeout_s))
 
     def _advance(self, has_capacity: Callable[[], bool], num_left: int) -> None:

@@ -8,7 +8,7 @@ from pairloom.pipelines.fetch.lease_client import LeaseClient
 from pairloom.pipelines.fetch.politeness import CrawlPolicy
 from pairloom.pipelines.fetch.scheduler import Host, HostQueue, Job
 from pairloom.pipelines.fetch.transfer import Response
-from pairloom.pipelines.sources.urls import redirect_target
+from pairloom.pipelines.sources.urls import redirect_target, requested_url
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
 from pairloom.schemas.recipes.curate import FetchRecipe
@@ -85,7 +85,7 @@ class ResponseHandler:
         elif job.seconds_left <= 0:
             self.end(job, SampleError(DropReason.TIMEOUT, "redirects took too long"))
         else:
-            job.url = target
+            job.url = requested_url(target)
             if not job.is_robots:
                 job.host = self._queue.host_of(target)
             self._queue.add(job)

@@ -192,7 +192,7 @@ def test_a_shard_without_any_answer_is_tested_before_its_rows_fail() -> None:
     assert breaker.due_probes() == [DEAD]
     assert not breaker.record_probe(False)
     time.sleep(breaker.seconds_to_probe())
-    with pytest.raises(NetworkDownError, match="none of 25 images could .*; check the network .*outage_patience_s=0"):
+    with pytest.raises(NetworkDownError, match=r"none of 25 images could .*; check the network .*outage_patience_s=0"):
         breaker.due_probes()
 
 
