@@ -18,6 +18,8 @@ from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
 from pairloom.schemas.recipes.curate import FetchRecipe
 
+TAIL_ROWS, TAIL_SHARE = 16, 0.02  # the end of a shard: so many rows are left, or so large a share
+HEDGE_AFTER = 0.25  # share of the first-byte timeout, after which a request near the end is hedged
 CAPACITY_POLL_S = 0.01  # between two calls of `has_capacity`
 
 
@@ -36,6 +38,7 @@ class FetchSession:
         self._queue = HostQueue(recipe.per_host, 1 / rate if rate else 0.0)
         self._leases = LeaseClient(limits, self._queue, policy.robots, times)
         self._handler = ResponseHandler(recipe, self._queue, policy, breaker, self._leases)
+        self._num_rows = 0
         self._busy_at = time.monotonic()  # last time that a host without a rate limit, or the caller, was the limit
 
     def run(
@@ -45,7 +48,7 @@ class FetchSession:
         self._add(requests)
         self._leases.begin()
         self._busy_at = time.monotonic()
-        num_left = len(requests)
+        num_left = self._num_rows = len(requests)
         try:
             while num_left:
                 ended = self._handler.outcomes
@@ -75,7 +78,20 @@ class FetchSession:
             self._start_probes()
             self._wait(True)
         else:
+            self._hedge(num_left - self._breaker.num_deferred)
             self._wait(self._start_jobs(has_capacity))
+
+    def _hedge(self, num_open: int) -> None:
+        """Near the end of the shard, start the further attempts of silent requests now, not after their time-outs."""
+        if num_open > max(TAIL_ROWS, self._num_rows * TAIL_SHARE):
+            return
+        for job in self._pool.silent_jobs(HEDGE_AFTER * self._recipe.first_byte_timeout_s):
+            is_limited = job.host.interval_s or job.host.paused_until > time.monotonic() or job.is_probe
+            if job.hedge is None and job.num_failures < self._recipe.retries and not is_limited:
+                for further in job.hedged(self._recipe.retries, self._recipe.timeout_s):
+                    if not further.is_robots:
+                        further.host = self._queue.host_of(further.url)
+                    self._queue.add(further)
 
     def _start_jobs(self, has_capacity: Callable[[], bool]) -> bool:
         """Start jobs up to the concurrency. Returns False if the caller had no capacity for more."""
@@ -97,6 +113,9 @@ class FetchSession:
 
     def _may_start(self, job: Job) -> bool:
         """Whether a job may be sent now; if not, it waits for robots.txt or ends with the reason."""
+        if job.hedge is not None and job.hedge.is_done:
+            self._queue.release(job.host)
+            return False
         if not self._policy.has_rules(job):
             self._fetch_robots(job)
             return False

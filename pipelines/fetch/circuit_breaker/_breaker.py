@@ -90,6 +90,11 @@ class CircuitBreaker:
         """Keep a row's outcome for now if a dead network could have caused it. Returns whether it was kept."""
         return self._deferred.defer(job, outcome)
 
+    @property
+    def num_deferred(self) -> int:
+        """Failed rows that are not reported yet."""
+        return len(self._deferred)
+
     def update(self, num_rows_left: int, is_idle: bool) -> list[tuple[int, SampleError]]:
         """Open the circuit if there are too many failures. Returns deferred rows whose failures are real."""
         if self.is_open:
