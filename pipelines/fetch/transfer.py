@@ -65,6 +65,10 @@ class Transfer:
         self._user_agent = recipe.user_agent or DEFAULT_USER_AGENT
         self._disallowed = {directive.lower() for directive in recipe.disallowed_directives}
         self._allow_private = recipe.allow_private_addresses
+        if recipe.proxy is not None:
+            self._allow_private = True  # the address of the connection is that of the proxy
+            self.curl.setopt(pycurl.NOPROXY, "")
+            self.curl.setopt(pycurl.PROXY, recipe.proxy.get_secret_value())
         self.curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(recipe.connect_timeout_s * 1000)))
         if is_probe:  # a new name look-up and a new connection
             self.curl.setopt(pycurl.FRESH_CONNECT, 1)
