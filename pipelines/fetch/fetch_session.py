@@ -13,11 +13,13 @@ from pairloom.pipelines.fetch.response_handler import Outcome, ResponseHandler
 from pairloom.pipelines.fetch.scheduler import Host, HostQueue, Job
 from pairloom.pipelines.fetch.transfer import Response
 from pairloom.pipelines.fetch.transfer_pool import TransferPool
-from pairloom.pipelines.sources.urls import clean_url
+from pairloom.pipelines.sources.urls import clean_url, requested_url
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
 from pairloom.schemas.recipes.curate import FetchRecipe
 
+TAIL_ROWS, TAIL_SHARE = 16, 0.02  # the end of a shard: so many rows are left, or so large a share
+HEDGE_AFTER = 0.25  # share of the first-byte timeout, after which a request near the end is hedged
 CAPACITY_POLL_S = 0.01  # between two calls of `has_capacity`
 
 
@@ -36,6 +38,7 @@ class FetchSession:
         self._queue = HostQueue(recipe.per_host, 1 / rate if rate else 0.0)
         self._leases = LeaseClient(limits, self._queue, policy.robots, times)
         self._handler = ResponseHandler(recipe, self._queue, policy, breaker, self._leases)
+        self._num_rows = 0
         self._busy_at = time.monotonic()  # last time that a host without a rate limit, or the caller, was the limit
 
     def run(
@@ -45,15 +48,13 @@ class FetchSession:
         self._add(requests)
         self._leases.begin()
         self._busy_at = time.monotonic()
-        num_left = len(requests)
+        num_left = self._num_rows = len(requests)
         try:
             while num_left:
                 ended = self._handler.outcomes
                 self._handler.outcomes = []
                 num_left -= len(ended)
-                for row, outcome in ended:
-                    self._breaker.check_outcome(outcome)
-                    yield row, outcome
+                yield from ended
                 if num_left:
                     self._advance(has_capacity, num_left)
         finally:
@@ -67,6 +68,7 @@ class FetchSession:
                 error = SampleError(DropReason.INVALID_URL, "not an http(s) URL")
                 self._handler.outcomes.append((row, error))
             else:
+                url = requested_url(url)
                 self._queue.add(Job(row, url, url, self._queue.host_of(url), self._recipe.timeout_s))
 
     def _advance(self, has_capacity: Callable[[], bool], num_left: int) -> None:
@@ -76,7 +78,20 @@ class FetchSession:
             self._start_probes()
             self._wait(True)
         else:
+            self._hedge(num_left - self._breaker.num_deferred)
             self._wait(self._start_jobs(has_capacity))
+
+    def _hedge(self, num_open: int) -> None:
+        """Near the end of the shard, start the further attempts of silent requests now, not after their time-outs."""
+        if num_open > max(TAIL_ROWS, self._num_rows * TAIL_SHARE):
+            return
+        for job in self._pool.silent_jobs(HEDGE_AFTER * self._recipe.first_byte_timeout_s):
+            is_limited = job.host.interval_s or job.host.paused_until > time.monotonic() or job.is_probe
+            if job.hedge is None and job.num_failures < self._recipe.retries and not is_limited:
+                for further in job.hedged(self._recipe.retries, self._recipe.timeout_s):
+                    if not further.is_robots:
+                        further.host = self._queue.host_of(further.url)
+                    self._queue.add(further)
 
     def _start_jobs(self, has_capacity: Callable[[], bool]) -> bool:
         """Start jobs up to the concurrency. Returns False if the caller had no capacity for more."""
@@ -98,6 +113,9 @@ class FetchSession:
 
     def _may_start(self, job: Job) -> bool:
         """Whether a job may be sent now; if not, it waits for robots.txt or ends with the reason."""
+        if job.hedge is not None and job.hedge.is_done:
+            self._queue.release(job.host)
+            return False
         if not self._policy.has_rules(job):
             self._fetch_robots(job)
             return False
@@ -144,7 +162,8 @@ class FetchSession:
         """Count a probe. If the network is back, forget failures and queue the failed rows again."""
         if response.body is not None:
             response.body.close()
-        if not self._breaker.record_probe(response.status > 0 and not response.is_incomplete):
+        has_answered = response.status > 0 and not response.is_incomplete
+        if not self._breaker.record_probe(has_answered, response.refused_by):
             return
         self._policy.forget_failures()
         for host in self._queue.hosts.values():

@@ -27,7 +27,7 @@ def fetch_rows(
     although the network works, so that this alone raises no error.
     """
     limits = find_host_limits(recipe.per_host)
-    fetcher = _fetcher(recipe.model_dump_json())
+    fetcher = _fetcher(recipe)
     try:
         with closing(fetcher.fetch(requests, has_capacity, limits, all_may_fail=is_retry)) as outcomes:
             yield from outcomes
@@ -36,6 +36,6 @@ def fetch_rows(
 
 
 @lru_cache(maxsize=1)
-def _fetcher(recipe_json: str) -> Fetcher:
+def _fetcher(recipe: FetchRecipe) -> Fetcher:
     """One fetcher per process: its connections and robots.txt rules serve the next shard too."""
-    return Fetcher(FetchRecipe.model_validate_json(recipe_json))
+    return Fetcher(recipe)

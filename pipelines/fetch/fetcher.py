@@ -51,9 +51,9 @@ class Fetcher:
 
         The caller owns and closes the bodies. No request starts while `has_capacity()` is false. `limits`: the limits
         that hold over all workers; None: this process is the only one. `all_may_fail`: whether a shard without any
-        image is possible on a working network. Raises NetworkDownError.
+        answer is possible on a working network. Raises NetworkDownError.
         """
-        self._breaker.begin_shard(len(requests), all_may_fail)
         limits = limits or LocalLimits(self._recipe.per_host)
+        self._breaker.begin_shard(all_may_fail, limits.answered_origins)
         session = FetchSession(self._recipe, self._pool, self._policy, self._breaker, limits, self._lease_times)
         yield from session.run(requests, has_capacity)

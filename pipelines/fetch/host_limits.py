@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ from pairloom.schemas.errors import SampleError
 
 ROBOTS_FETCH_S = 20.0  # until another worker may fetch a robots.txt that did not arrive
 MAX_HOSTS = 1_000_000
+MAX_ANSWERED = 8  # hosts that answered, kept for workers to which nothing answers
 MAX_ROBOTS_BYTES = 256 << 20  # all shared robots.txt together
 
 
@@ -64,6 +65,12 @@ class HostLimits(Protocol):
     def share_robots(self, origin: str, text: RobotsText, interval_s: float) -> None:
         """Share a robots.txt with the other workers."""
 
+    def share_answer(self, origin: str) -> None:
+        """Share that a host answered."""
+
+    def answered_origins(self) -> Sequence[str]:
+        """Hosts that answered any worker, the latest last."""
+
     @property
     def is_shared(self) -> bool:
         """Whether leases expire and must be renewed."""
@@ -88,6 +95,13 @@ class LocalLimits:
 
     def share_robots(self, origin: str, text: RobotsText, interval_s: float) -> None:
         """Do nothing: there is no other worker."""
+
+    def share_answer(self, origin: str) -> None:
+        """Do nothing: there is no other worker."""
+
+    def answered_origins(self) -> Sequence[str]:
+        """No hosts: there is no other worker."""
+        return ()
 
 
 @dataclass
@@ -122,6 +136,7 @@ class RateLimiterService:
         self._times = times or LeaseTimes()
         self._hosts: OrderedDict[str, _SharedHost] = OrderedDict()
         self._num_robots_bytes = 0
+        self._answered: OrderedDict[str, None] = OrderedDict()
 
     def exchange(self, worker: str, requests: Mapping[str, SlotRequest]) -> dict[str, SlotGrant]:
         """Renew, change or take back the leases of one worker."""
@@ -138,6 +153,17 @@ class RateLimiterService:
         host.interval_s = max(host.interval_s, interval_s)
         host.robots_expire_at = time.monotonic() + robots_lifetime_s(text)
         self._evict()
+
+    def share_answer(self, origin: str) -> None:
+        """Keep a host that answered."""
+        self._answered.pop(origin, None)
+        self._answered[origin] = None
+        if len(self._answered) > MAX_ANSWERED:
+            self._answered.popitem(last=False)
+
+    def answered_origins(self) -> list[str]:
+        """Hosts that answered any worker, the latest last."""
+        return list(self._answered)
 
     def _grant(self, worker: str, origin: str, request: SlotRequest, now: float) -> SlotGrant:
         host = self._hosts.get(origin)

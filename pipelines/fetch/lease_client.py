@@ -12,6 +12,7 @@ from pairloom.pipelines.fetch.scheduler import Host, HostQueue
 FIRST_GRANT_S = 10.0  # longest wait for the first leases of a shard
 SCARCE_S = 0.3  # between two requests while a host waits for a slot or for its robots.txt
 POLL_S = 0.02
+SHARE_ANSWER_S = 1.0  # between two hosts that answered and are shared
 
 
 class LeaseClient:
@@ -26,6 +27,7 @@ class LeaseClient:
         self._due = self._renewed_at = self._requested_at = time.monotonic()
         self._has_scarce = False
         self._was_shared = limits.is_shared
+        self._shared_answer_at = -SHARE_ANSWER_S
 
     def begin(self) -> None:
         """Request leases for all queued hosts, and wait for them."""
@@ -60,6 +62,13 @@ class LeaseClient:
     def share_robots(self, host: Host, text: RobotsText) -> None:
         """Share a robots.txt that this worker fetched."""
         self._limits.share_robots(host.origin, text, host.interval_s)
+
+    def share_answer(self, host: Host) -> None:
+        """Tell the other workers now and then that a host answered: they probe it if nothing answers them."""
+        now = time.monotonic()
+        if now - self._shared_answer_at >= SHARE_ANSWER_S:
+            self._shared_answer_at = now
+            self._limits.share_answer(host.origin)
 
     def _needs_exchange(self, host: Host, now: float) -> bool:
         has_work = bool(host.waiting or host.num_in_flight)

@@ -6,6 +6,7 @@ from pairloom.pipelines.fetch.circuit_breaker import CircuitBreaker
 from pairloom.pipelines.fetch.robots import RobotsCache, RobotsText, Rules, request_interval_s, rules_of
 from pairloom.pipelines.fetch.scheduler import Host, Job
 from pairloom.pipelines.fetch.transfer import DEFAULT_USER_AGENT, Response
+from pairloom.pipelines.sources.urls import robots_url
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
 from pairloom.schemas.recipes.curate import FetchRecipe
@@ -44,7 +45,7 @@ class CrawlPolicy:
             return error
         if isinstance(host.rules, SampleError):
             return host.rules
-        if not host.rules.can_fetch(job.url, self._user_agent):
+        if not host.rules.can_fetch(robots_url(job.url), self._user_agent):
             return SampleError(DropReason.ROBOTS_TXT, f"robots.txt of {host.origin} forbids it")
         return None
 

@@ -108,5 +108,20 @@ class SharedLimits:
         if not self._is_dead:
             self.actors[self._actor_index(origin)].share_robots.remote(origin, text, interval_s)
 
+    def share_answer(self, origin: str) -> None:
+        """Send a host that answered to the first actor, without waiting for an answer."""
+        if not self._is_dead:
+            self.actors[0].share_answer.remote(origin)
+
+    def answered_origins(self) -> Sequence[str]:
+        """Hosts that answered any worker of this run, the latest last."""
+        if self._is_dead:
+            return ()
+        try:
+            origins: list[str] = ray.get(self.actors[0].answered_origins.remote(), timeout=TIMEOUT_S)
+        except (RayError, TimeoutError):
+            return ()
+        return origins
+
     def _actor_index(self, origin: str) -> int:
         return zlib.crc32(origin.encode()) % len(self.actors)

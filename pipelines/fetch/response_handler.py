@@ -8,8 +8,8 @@ from pairloom.pipelines.fetch.lease_client import LeaseClient
 from pairloom.pipelines.fetch.politeness import CrawlPolicy
 from pairloom.pipelines.fetch.scheduler import Host, HostQueue, Job
 from pairloom.pipelines.fetch.transfer import Response
-from pairloom.pipelines.sources.urls import redirect_target
-from pairloom.schemas.drop_reason import DropReason
+from pairloom.pipelines.sources.urls import redirect_target, requested_url
+from pairloom.schemas.drop_reason import TRANSIENT, DropReason
 from pairloom.schemas.errors import SampleError
 from pairloom.schemas.recipes.curate import FetchRecipe
 
@@ -38,6 +38,10 @@ class ResponseHandler:
         host = job.host
         if response.status or response.is_incomplete:  # not if a private address was refused here
             self._breaker.record_exchange(host.origin, response.is_incomplete)
+        if response.status or response.refused_by:
+            self._breaker.record_evidence()
+        if response.status:
+            self._leases.share_answer(host)
         host.num_incomplete = host.num_incomplete + 1 if response.is_incomplete else 0
         if response.location is not None:
             self._redirect(job, response.location)
@@ -45,7 +49,11 @@ class ResponseHandler:
             if response.error is not None and response.is_incomplete:
                 self._block_if_dead(host, response.error)
             if job.is_robots:
-                self._store_rules(host, response)
+                error = response.error if response.is_transient else None
+                if job.hedge is None or job.hedge.settles(error is not None):
+                    self._store_rules(host, response)
+                elif response.body is not None:
+                    response.body.close()
             else:
                 empty = SampleError(DropReason.NOT_AN_IMAGE, "empty body")
                 self.end(job, response.body or response.error or empty)
@@ -53,6 +61,10 @@ class ResponseHandler:
 
     def end(self, job: Job, outcome: Outcome) -> None:
         """End a job: a robots.txt that was lost in redirects counts as absent."""
+        if job.hedge is not None and not job.hedge.settles(_is_transient(outcome)):
+            if not isinstance(outcome, SampleError):
+                outcome.close()
+            return
         if job.is_robots:
             if isinstance(outcome, SampleError):
                 self._store_rules(job.host, Response(error=outcome, status=404))
@@ -67,6 +79,7 @@ class ResponseHandler:
     def start_over(self, job: Job, delay_s: float = 0.0) -> None:
         """Queue another attempt from the row's own URL."""
         job.start_over(self._recipe.timeout_s)
+        job.hedge = None
         if not job.is_robots:
             job.host = self._queue.host_of(job.url)
         self._queue.add(job, delay_s)
@@ -81,7 +94,7 @@ class ResponseHandler:
         elif job.seconds_left <= 0:
             self.end(job, SampleError(DropReason.TIMEOUT, "redirects took too long"))
         else:
-            job.url = target
+            job.url = requested_url(target)
             if not job.is_robots:
                 job.host = self._queue.host_of(target)
             self._queue.add(job)
@@ -127,3 +140,7 @@ class ResponseHandler:
         if not response.is_incomplete:  # else this worker's network may be the cause
             self._leases.share_robots(host, text)
         self._queue.resume_after_robots(host)
+
+
+def _is_transient(outcome: Outcome) -> bool:
+    return isinstance(outcome, SampleError) and outcome.drop_reason in TRANSIENT

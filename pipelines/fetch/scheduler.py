@@ -7,7 +7,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from pairloom.pipelines.fetch.robots import Rules
@@ -44,6 +44,22 @@ class Host:
 
 
 @dataclass(eq=False, slots=True)
+class Hedge:
+    """Attempts of one job that run at the same time; the first definite result counts, else the last failure."""
+
+    num_left: int  # attempts without a result
+    is_done: bool = False
+
+    def settles(self, is_transient_failure: bool) -> bool:
+        """Count a result. Returns whether it is the result of the job."""
+        self.num_left -= 1
+        if self.is_done or (is_transient_failure and self.num_left > 0):
+            return False
+        self.is_done = True
+        return True
+
+
+@dataclass(eq=False, slots=True)
 class Job:
     """One request to make: the URL of a row, a robots.txt, or a probe of the network."""
 
@@ -57,6 +73,17 @@ class Job:
     num_outages: int = 0  # outages of the network after which the row was fetched again
     is_robots: bool = False
     is_probe: bool = False
+    hedge: Hedge | None = None  # shared by attempts at the same time
+
+    def hedged(self, retries: int, timeout_s: float) -> list[Job]:
+        """All further attempts, to run beside the one in flight; none of them is retried."""
+        num_more = retries - self.num_failures
+        self.hedge = Hedge(1 + num_more)
+        self.num_failures = retries
+        jobs = [replace(self) for _ in range(num_more)]
+        for job in jobs:
+            job.start_over(timeout_s)
+        return jobs
 
     def start_over(self, timeout_s: float) -> None:
         """Reset to the URL of the row and the whole timeout."""

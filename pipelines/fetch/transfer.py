@@ -6,11 +6,12 @@ Redirects are not followed here: the caller checks robots.txt of the target and 
 from __future__ import annotations
 
 import email.utils
+import errno
 import os
 import socket
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pycurl
@@ -33,6 +34,7 @@ _REASONS = {
     pycurl.E_URL_MALFORMAT: DropReason.INVALID_URL,
     pycurl.E_UNSUPPORTED_PROTOCOL: DropReason.INVALID_URL,
 }  # all other curl errors are connection_error
+_REFUSALS = {errno.ECONNREFUSED, errno.ECONNRESET}
 _PERMANENT_ERRORS = {pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE, pycurl.E_BAD_CONTENT_ENCODING}
 
 
@@ -46,6 +48,7 @@ class Response:
     is_transient: bool = False  # another attempt may succeed
     retry_after_s: float | None = None  # the Retry-After header, in seconds
     status: int = 0
+    refused_by: str | None = None  # the address that refused or reset the connection
     is_incomplete: bool = False  # no complete response arrived: the network or the server may be down
 
 
@@ -62,6 +65,10 @@ class Transfer:
         self._user_agent = recipe.user_agent or DEFAULT_USER_AGENT
         self._disallowed = {directive.lower() for directive in recipe.disallowed_directives}
         self._allow_private = recipe.allow_private_addresses
+        if recipe.proxy is not None:
+            self._allow_private = True  # the address of the connection is that of the proxy
+            self.curl.setopt(pycurl.NOPROXY, "")
+            self.curl.setopt(pycurl.PROXY, recipe.proxy.get_secret_value())
         self.curl.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(recipe.connect_timeout_s * 1000)))
         if is_probe:  # a new name look-up and a new connection
             self.curl.setopt(pycurl.FRESH_CONNECT, 1)
@@ -81,6 +88,7 @@ class Transfer:
         self._refusal: SampleError | None = None
         self._hung_up = False  # this class ended the exchange; curl reports that as an error
         self._private_address: str | None = None
+        self._address: str | None = None  # of the last connection that was opened
         self.started_at = time.monotonic()
 
     def start(self, url: str, timeout_s: float, max_bytes: int, is_robots: bool = False) -> None:
@@ -100,6 +108,7 @@ class Transfer:
         if not self._allow_private and not is_public(str(target[0])):
             self._private_address = str(target[0])
             return pycurl.SOCKET_BAD
+        self._address = str(target[0])
         return socket.socket(family, kind, protocol)
 
     def _on_header(self, line: bytes) -> int | None:
@@ -169,9 +178,9 @@ class Transfer:
             reason = _REASONS.get(code, DropReason.CONNECTION_ERROR)
             is_transient = reason in TRANSIENT and code not in _PERMANENT_ERRORS
             error = SampleError(reason, f"{message or 'curl'} ({code})")
-            return self._without_body(
-                Response(error=error, is_transient=is_transient, status=self.status, is_incomplete=is_transient)
-            )
+            refused_by = self._address if self.curl.getinfo(pycurl.OS_ERRNO) in _REFUSALS else None
+            failed = Response(error=error, is_transient=is_transient, status=self.status, is_incomplete=is_transient)
+            return self._without_body(replace(failed, refused_by=refused_by))
         if not self._has_headers:  # the connection ended within the headers; curl does not report that
             error = SampleError(DropReason.TRUNCATED_BODY, "the response ends in its headers")
             return self._without_body(Response(error=error, is_transient=True, status=self.status, is_incomplete=True))

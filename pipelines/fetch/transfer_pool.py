@@ -38,6 +38,11 @@ class TransferPool:
         self._active[transfer] = job
         self._loop.add(transfer)
 
+    def silent_jobs(self, seconds: float) -> list[Job]:
+        """Jobs in flight without a first byte for so many seconds."""
+        since = time.monotonic() - seconds
+        return [job for transfer, job in self._active.items() if not transfer.status and transfer.started_at < since]
+
     def wait(self, timeout_s: float) -> list[tuple[Job, Response]]:
         """Wait up to `timeout_s` seconds. Returns the jobs that ended meanwhile, with their responses."""
         return [self._end(transfer, code, message) for transfer, code, message in self._loop.wait(timeout_s)]

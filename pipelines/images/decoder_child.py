@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pairloom.pipelines.images.boxes import Boxes
+from pairloom.pipelines.images.decoder_limits import drop_privileges, limit_memory
+from pairloom.pipelines.images.decoder_messages import DecodeResult, pack_result
 from pairloom.pipelines.images.stored_image import StoredImage
 from pairloom.schemas.errors import SampleError
 
@@ -35,9 +38,6 @@ class Begin:
     work: str  # module:function, called with the bytes of an image, `settings` and the boxes to blur
     settings: Any
     spool_bytes: int  # current size of the spool file
-
-
-DecodeResult = tuple[StoredImage, int] | Exception  # metadata, and number of bytes in the spool file
 
 
 def find_work(name: str) -> Work:
@@ -67,7 +67,7 @@ class _Child:
                 self._begin()
                 self._link.send(READY)
             else:
-                self._link.send(pickle.dumps(self._decode(*pickle.loads(message)), pickle.HIGHEST_PROTOCOL))
+                self._link.send(pack_result(self._decode(*pickle.loads(message))))
 
     def _begin(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self._link, MAX_MESSAGE_BYTES, 1)
@@ -76,6 +76,7 @@ class _Child:
         begin: Begin = pickle.loads(message)
         self._spool, self._spool_bytes = descriptors[0], begin.spool_bytes
         self._work, self._settings = find_work(begin.work), begin.settings
+        limit_memory(begin.settings.max_pixels)
 
     def _decode(self, slot: int, num_bytes: int, boxes: Boxes) -> DecodeResult:
         """The result of one body; an unexpected error is returned, and the worker raises it."""
@@ -86,6 +87,9 @@ class _Child:
             _write(self._spool, stored.data, self._spool_bytes)
         except SampleError as error:
             return error
+        except MemoryError:  # as if the kernel had killed this process: the image is the cause
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise
         except Exception as error:  # noqa: BLE001  raised again in the worker
             return error
         self._spool_bytes += len(stored.data)
@@ -102,6 +106,7 @@ def main() -> None:
     """Arguments: the descriptors of the socket and of the slots of shared memory."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # under memory pressure, the kernel kills this process and not the worker
+    drop_privileges()
     for name in NOT_NEEDED:
         sys.modules[name] = None  # type: ignore[assignment]
     link = socket.socket(fileno=int(sys.argv[1]))

@@ -18,7 +18,8 @@ from typing import IO
 
 from pairloom.pipelines.engine.spooled_bytes import SpooledBytes
 from pairloom.pipelines.images.boxes import Boxes
-from pairloom.pipelines.images.decoder_child import BEGIN, MAX_MESSAGE_BYTES, READY, Begin, DecodeResult
+from pairloom.pipelines.images.decoder_child import BEGIN, MAX_MESSAGE_BYTES, READY, Begin
+from pairloom.pipelines.images.decoder_messages import DecodeResult, InvalidMessageError, unpack_result
 from pairloom.pipelines.images.stored_image import StoredImage
 from pairloom.schemas.data_set.shard import ByteRange
 from pairloom.schemas.drop_reason import DropReason
@@ -28,7 +29,7 @@ from pairloom.schemas.recipes.curate import ImageRecipe
 NUM_SLOTS = 4  # bodies in shared memory; enough that the process never waits
 KEPT_SLOT_BYTES = 4 << 20  # a larger slot is truncated after use
 NUM_ATTEMPTS = 2  # per image: the image before it may have caused the first crash
-_MAIN = "from pairloom.pipelines.images.decoder_child import main; main()"  # not as __main__: its classes are pickled
+_MAIN = "from pairloom.pipelines.images.decoder_child import main; main()"  # not as __main__: Begin is pickled
 MAX_SECONDS = 300  # per image; then the process is killed
 
 
@@ -102,8 +103,8 @@ class ImageDecoder:
 
     def receive(self) -> tuple[int, Reply]:
         """(row, next result). An image on which the process died twice gives `decoder_crashed`."""
-        message = self._receive_message()
-        while not message:
+        result = self._receive_result()
+        while result is None:
             first = self._sent[0]
             status = self._stop()
             self._start()
@@ -113,8 +114,7 @@ class ImageDecoder:
                 return first.row, SampleError(DropReason.DECODER_CRASHED, f"the decoder died ({status})")
             first.num_attempts += 1
             self._resend()
-            message = self._receive_message()
-        result: DecodeResult = pickle.loads(message)
+            result = self._receive_result()
         return self._release(), result if isinstance(result, Exception) else self._spooled(*result)
 
     def end(self) -> None:
@@ -184,6 +184,16 @@ class ImageDecoder:
             return self._buffer[: self._link.recv_into(self._buffer)]
         except (ConnectionResetError, BlockingIOError):  # the latter: no answer within MAX_SECONDS
             return self._buffer[:0]
+
+    def _receive_result(self) -> DecodeResult | None:
+        """One result; None if the process died, hangs or sent a malformed message."""
+        message = self._receive_message()
+        if not message or self._spool is None:
+            return None
+        try:
+            return unpack_result(message, os.fstat(self._spool.fileno()).st_size - self._spool_bytes)
+        except InvalidMessageError:
+            return None
 
     def _stop(self) -> str:
         """Stop the process. Returns its exit status for messages."""

@@ -12,6 +12,10 @@ _IN_QUERY = rf"[A-Za-z0-9{re.escape(_SAFE)}]"
 _IN_PATH = rf"[A-Za-z0-9{re.escape(_SAFE.replace('?', ''))}]"
 _CLEAN = re.compile(rf"https?://[a-z0-9.-]+(?::(?:[1-9][0-9]{{0,3}}|[1-5][0-9]{{4}}))?/{_IN_PATH}*(?:\?{_IN_QUERY}+)?")
 
+_USERINFO = re.compile(r"((?:[^:/?#]*:)?[\t\r\n]*/[\t\r\n]*/)[^/?#]*@")
+_DOT = re.compile("%2e", re.IGNORECASE)
+_UNRESERVED = re.compile("%(2[de]|3[0-9]|4[1-9a-f]|5[0-9af]|6[1-9a-f]|7[0-9ae])", re.IGNORECASE)  # A-Z a-z 0-9 - . _ ~
+
 
 def clean_url(text: str | None) -> str | None:
     """The URL in normal form: http(s), ASCII, without fragment. None if it is not valid."""
@@ -40,6 +44,37 @@ def clean_slowly(text: str) -> str | None:
     return urlunsplit((parts.scheme, netloc, quote(parts.path, _SAFE) or "/", quote(parts.query, _SAFE), ""))
 
 
+def without_userinfo(url: str) -> str:
+    """The URL without user and password, otherwise unchanged: they are never sent and must not be stored."""
+    found = _USERINFO.match(url) if "@" in url else None
+    return found[1] + url[found.end() :] if found is not None else url
+
+
+def requested_url(url: str) -> str:
+    """A clean URL as it is sent: without dot segments (RFC 3986, section 5.2.4), also percent-encoded ones.
+
+    Uids are made of the URL before this step, so that those of existing data sets stay valid.
+    """
+    if "/." not in url and "%2e" not in url and "%2E" not in url:
+        return url
+    parts = urlsplit(url)
+    *segments, last = (_DOT.sub(".", segment) for segment in parts.path.split("/")[1:])
+    path: list[str] = []
+    for segment in (*segments, last):
+        if segment == "..":
+            del path[-1:]
+        elif segment != ".":
+            path.append(segment)
+    if last in (".", ".."):
+        path.append("")
+    return urlunsplit((parts.scheme, parts.netloc, "/" + "/".join(path), parts.query, ""))
+
+
+def robots_url(url: str) -> str:
+    """The URL for a comparison with robots.txt: unreserved characters are decoded (RFC 9309, section 2.2.2)."""
+    return _UNRESERVED.sub(lambda found: chr(int(found[1], 16)), url) if "%" in url else url
+
+
 def redirect_target(url: str, location: str) -> str | None:
     """The clean target of a redirect; None if it is not an http(s) URL."""
     try:
@@ -60,18 +95,46 @@ def host_name_of(origin: str) -> str:
     return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
 
 
+def is_ip_address(host: str) -> bool:
+    """Whether a host name is a numeric address."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address leads to this machine itself."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+_NOT_PUBLIC_V4 = [
+    ipaddress.IPv4Network(block)
+    for block in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/3",
+    )
+]  # fmt: skip
+_GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
+_NOT_PUBLIC_V6 = [  # within 2000::/3
+    ipaddress.IPv6Network(block)
+    for block in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")  # with Teredo, ORCHID; 6to4
+]
+_WITH_IPV4 = [ipaddress.IPv6Network(block) for block in ("::ffff:0:0/96", "64:ff9b::/96")]  # mapped; NAT64
+
+
 def is_public(address: str) -> bool:
-    """Whether an address is on the public internet: not loopback, private, link-local, shared, reserved, multicast."""
+    """Whether an address is on the public internet.
+
+    Not public: loopback, private, link-local, site-local, shared, reserved and multicast addresses, and IPv6 addresses
+    that lead through a translator or tunnel to any IPv4 address: only mapped addresses and the well-known NAT64 prefix
+    are judged by their IPv4 address. The tables of the `ipaddress` module differ between versions of Python.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        embedded = ip.ipv4_mapped or ip.sixtofour or _translated(ip)
-        if embedded is not None:
-            return is_public(str(embedded))
-    return ip.is_global and not ip.is_multicast
-
-
-def _translated(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address inside a NAT64 address (64:ff9b::/96)."""
-    if ip in ipaddress.IPv6Network("64:ff9b::/96"):
-        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    return None
+        if not any(ip in block for block in _WITH_IPV4):
+            return ip in _GLOBAL_UNICAST_V6 and not any(ip in block for block in _NOT_PUBLIC_V6)
+        ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return not any(ip in block for block in _NOT_PUBLIC_V4)

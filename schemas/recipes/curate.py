@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from pairloom.registry import SIGNALS, SOURCES
 from pairloom.schemas.recipes.balance import BalanceRecipe, ClusterBalance
@@ -15,6 +15,7 @@ from pairloom.schemas.recipes.signals import Name, Signal, SignalPart
 from pairloom.schemas.recipes.source import SourcePart
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+PROXY_SCHEMES = ("http://", "https://", "socks5://", "socks5h://")
 
 
 class ImageRecipe(StrictModel):
@@ -65,7 +66,7 @@ class FetchRecipe(StrictModel):
     host_patience_s: Annotated[float, Field(ge=0)] = 60
     """Longest time that a shard waits for rate-limited hosts, seconds."""
     outage_patience_s: Annotated[float, Field(ge=0)] = 300
-    """Longest time that a shard waits for a network that is down, seconds."""
+    """Longest time that a shard waits for a network that is down, seconds; 0: such rows are recorded as failed."""
     retries: Annotated[int, Field(ge=0)] = 2
     """Further attempts after a transient failure."""
     max_bytes: Annotated[int, Field(gt=0)] = 20_000_000
@@ -78,6 +79,16 @@ class FetchRecipe(StrictModel):
     """User-Agent header; null: `pairloom/<version>`. Add a contact address for large crawls."""
     allow_private_addresses: bool = False
     """Permit private, loopback and link-local addresses."""
+    proxy: Annotated[SecretStr | None, Field(exclude=True)] = None
+    """Proxy for all requests, an http, https, socks5 or socks5h URL; null: none. It resolves names, so that private
+    addresses are not detected. It is not written to saved recipes, logs or tables."""
+
+    @field_validator("proxy")
+    @classmethod
+    def _proxy_url(cls, proxy: SecretStr | None) -> SecretStr | None:
+        if proxy is not None and not proxy.get_secret_value().startswith(PROXY_SCHEMES):
+            raise ValueError(f"not a proxy URL; begin it with one of {', '.join(PROXY_SCHEMES)}")
+        return proxy
 
 
 class IngestRecipe(StrictModel):

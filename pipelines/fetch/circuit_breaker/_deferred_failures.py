@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pairloom.pipelines.fetch.scheduler import Job
+from pairloom.pipelines.fetch.scheduler import Host, Job
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
 
@@ -29,6 +29,14 @@ class DeferredFailures:
             return False
         self._failures.append((time.monotonic(), job, outcome))
         return True
+
+    def hosts(self) -> list[Host]:
+        """The hosts of the failed rows, those that failed last first."""
+        return list(dict.fromkeys(job.host for _, job, _ in reversed(self._failures)))
+
+    def last_error(self) -> SampleError | None:
+        """The latest failure."""
+        return self._failures[-1][2] if self._failures else None
 
     def release(self) -> list[tuple[int, SampleError]]:
         """Remove and return all failures as (row, error): they were real."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 
 MAX_ORIGINS = 256  # origins kept as candidates for probes
 NUM_PROBES = 5
@@ -11,7 +12,10 @@ FIRST_WAIT_S, MAX_WAIT_S = 0.5, 10.0  # between two rounds of probes; doubles
 
 
 class Probes:
-    """Rounds of up to `NUM_PROBES` probes. A round fails when fewer than half of its probes are answered."""
+    """Rounds of up to `NUM_PROBES` probes of hosts that answered before, and of other hosts.
+
+    A round fails when fewer than half of its probes are answered; with other hosts, when none is.
+    """
 
     def __init__(self) -> None:
         self._origins: OrderedDict[str, None] = OrderedDict()  # answered before, the latest last
@@ -22,7 +26,7 @@ class Probes:
         self.has_failed = False  # a round failed
         self._next_at = 0.0
         self._wait_s = FIRST_WAIT_S
-        self._num_started = self._num_pending = self._num_answered = 0
+        self._num_needed = self._num_pending = self._num_answered = 0
 
     def add_origin(self, origin: str) -> None:
         """Remember an origin that answered."""
@@ -41,10 +45,11 @@ class Probes:
         """Whether the next round may start."""
         return not self._num_pending and time.monotonic() >= self._next_at
 
-    def start_round(self) -> list[str]:
-        """The origins to probe; each must end in one `record`."""
-        chosen = list(self._origins)[-NUM_PROBES:]
-        self._num_started = self._num_pending = len(chosen)
+    def start_round(self, others: Sequence[str] = ()) -> list[str]:
+        """The origins to probe; each must end in one `record`. `others`: origins that never answered here."""
+        chosen = list(dict.fromkeys([*list(self._origins)[-NUM_PROBES:], *others]))
+        self._num_pending = len(chosen)
+        self._num_needed = 1 if others else (len(chosen) + 1) // 2
         self._num_answered = 0
         return chosen
 
@@ -54,7 +59,7 @@ class Probes:
         self._num_answered += has_answered
         if self._num_pending:
             return False
-        if 2 * self._num_answered >= self._num_started:
+        if self._num_answered >= self._num_needed:
             return True
         self.has_failed = True
         self._next_at = time.monotonic() + self._wait_s

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from pairloom.pipelines.fetch.circuit_breaker import CircuitBreaker, NetworkDownError
+from pairloom.pipelines.fetch.circuit_breaker import CircuitBreaker, NameProbe, NetworkDownError
 from pairloom.pipelines.fetch.fetch_shard import fetch_rows
 from pairloom.pipelines.fetch.scheduler import Host, Job
 from pairloom.schemas.drop_reason import DropReason
@@ -127,7 +128,7 @@ def failed_job(breaker: CircuitBreaker, row: int) -> Job:
 def opened_breaker(patience_s: float = 60.0) -> CircuitBreaker:
     """Many exchanges succeeded, then as many failed."""
     breaker = CircuitBreaker(patience_s)
-    breaker.begin_shard(100)
+    breaker.begin_shard()
     for has_failed in [False] * 50 + [True] * 50:
         breaker.record_exchange(DEAD if has_failed else GOOD, has_failed)
     assert breaker.update(100, is_idle=False) == []
@@ -163,7 +164,7 @@ def test_after_an_outage_the_failed_rows_are_fetched_again() -> None:
 
 
 def test_patience_ends() -> None:
-    breaker = opened_breaker(patience_s=0.0)
+    breaker = opened_breaker(patience_s=0.01)
     breaker.due_probes()
     breaker.record_probe(False)
     time.sleep(breaker.seconds_to_probe())
@@ -171,14 +172,122 @@ def test_patience_ends() -> None:
         breaker.due_probes()
 
 
-def test_a_shard_without_any_image_is_refused_unless_all_may_fail() -> None:
-    errors = [SampleError(DropReason.TIMEOUT, "too slow")] * 20
-    breaker = CircuitBreaker(60.0)
-    breaker.begin_shard(20, all_may_fail=True)
-    for error in errors:
-        breaker.check_outcome(error)
-    breaker.begin_shard(20, all_may_fail=False)
-    for error in errors[:-1]:
-        breaker.check_outcome(error)
-    with pytest.raises(NetworkDownError, match="none of 20 images could be fetched"):
-        breaker.check_outcome(errors[-1])
+def silent_breaker(patience_s: float = 60.0, answers: bool = False, elsewhere: Sequence[str] = ()) -> CircuitBreaker:
+    """25 rows of a dead host failed, and nothing shows that the network works."""
+    breaker = CircuitBreaker(patience_s, lambda: NameProbe(lambda name: answers))
+    breaker.begin_shard(all_may_fail=False, answered_elsewhere=lambda: elsewhere)
+    for row in range(25):
+        failed_job(breaker, row)
+    return breaker
+
+
+def num_failed(breaker: CircuitBreaker) -> int:
+    """Rows that the breaker reports as failed."""
+    return len(breaker.update(25, is_idle=True))
+
+
+def test_a_shard_without_any_answer_is_tested_before_its_rows_fail() -> None:
+    breaker = silent_breaker(patience_s=0.01)
+    assert num_failed(breaker) == 0
+    assert breaker.due_probes() == [DEAD]
+    assert not breaker.record_probe(False)
+    time.sleep(breaker.seconds_to_probe())
+    with pytest.raises(NetworkDownError, match=r"none of 25 images could .*; check the network .*outage_patience_s=0"):
+        breaker.due_probes()
+
+
+@pytest.mark.parametrize(("has_answered", "refused_by"), [(True, None), (False, "127.0.0.1"), (False, "198.51.100.7")])
+def test_a_probe_that_is_answered_or_refused_makes_the_failures_real(
+    has_answered: bool, refused_by: str | None
+) -> None:
+    breaker = silent_breaker()
+    assert num_failed(breaker) == 0
+    breaker.due_probes()
+    assert not breaker.record_probe(has_answered, refused_by), "there was no outage"
+    assert num_failed(breaker) == 25
+
+
+def test_a_host_that_answered_another_worker_is_probed() -> None:
+    breaker = silent_breaker(elsewhere=[GOOD])
+    assert num_failed(breaker) == 0
+    assert breaker.due_probes() == [GOOD, DEAD]
+    breaker.record_probe(True)
+    breaker.record_probe(False)
+    assert num_failed(breaker) == 25
+
+
+def test_a_resolver_that_answers_makes_the_failures_real() -> None:
+    names: list[str] = []
+
+    def answers(name: str) -> bool:
+        names.append(name)
+        return True
+
+    probe = NameProbe(answers)
+    breaker = CircuitBreaker(60.0, lambda: probe)
+    breaker.begin_shard(all_may_fail=False)
+    for row in range(25):
+        url = f"http://gone.example/{row}"
+        job = Job(row, url, url, Host("http://gone.example", "gone.example", 1), 1.0)
+        breaker.defer(job, SampleError(DropReason.TIMEOUT))
+    assert num_failed(breaker) == 0
+    breaker.due_probes()
+    breaker.record_probe(False)
+    probe.wait()
+    time.sleep(breaker.seconds_to_probe())
+    assert breaker.due_probes() == []
+    assert num_failed(breaker) == 25
+    assert names[0].endswith(".gone.example")
+    assert names[0] != "gone.example"
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "[2001:db8::1]", "localhost", "printer.local", "a..b", "x" * 64 + ".com"]
+)
+def test_names_that_need_no_network_are_no_probe(host: str) -> None:
+    probe = NameProbe(lambda name: True)
+    probe.start([host])
+    probe.wait()
+    assert not probe.has_answered
+
+
+def test_evidence_all_may_fail_and_no_patience_leave_no_doubt() -> None:
+    breaker = silent_breaker()
+    breaker.record_evidence()
+    assert num_failed(breaker) == 25
+    assert num_failed(silent_breaker(patience_s=0.0)) == 25
+    retry = silent_breaker()
+    retry.begin_shard(all_may_fail=True)
+    for row in range(25):
+        failed_job(retry, row)
+    assert num_failed(retry) == 25
+
+
+def test_a_host_of_the_network_that_refuses_ends_an_outage_as_real_failures() -> None:
+    for refused_by, is_real in (("198.51.100.7", True), ("127.0.0.1", False)):
+        breaker = opened_breaker(patience_s=0.01)
+        failed_job(breaker, 7)
+        breaker.due_probes()
+        assert not breaker.record_probe(False, refused_by)
+        time.sleep(breaker.seconds_to_probe())
+        if is_real:
+            assert breaker.due_probes() == []
+            assert [row for row, _ in breaker.update(1, is_idle=True)] == [7]
+        else:
+            with pytest.raises(NetworkDownError):
+                breaker.due_probes()
+
+
+def test_refused_connections_are_recorded_and_silence_is_not() -> None:
+    refused = [(row, f"http://127.0.0.1:1/{row}.jpg") for row in range(25)]
+    recipe = FetchRecipe(allow_private_addresses=True, obey_robots_txt=False, retries=0, outage_patience_s=5)
+    outcomes = [outcome for _, outcome in fetch_rows(recipe, "0000/0000001", refused, lambda: True)]
+    assert [reason(outcome) for outcome in outcomes if isinstance(outcome, SampleError)] == ["connection_error"] * 25
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        rows = [(row, f"http://127.0.0.1:{silent.getsockname()[1]}/{row}.jpg") for row in range(25)]
+        short = recipe.model_copy(update={"timeout_s": 0.2, "connect_timeout_s": 0.2, "outage_patience_s": 0.1})
+        with pytest.raises(ShardError, match="none of 25 images could be fetched"):
+            list(fetch_rows(short, "0000/0000002", rows, lambda: True))
+        forced = short.model_copy(update={"outage_patience_s": 0.0})
+        outcomes = [outcome for _, outcome in fetch_rows(forced, "0000/0000002", rows, lambda: True)]
+    assert [reason(outcome) for outcome in outcomes if isinstance(outcome, SampleError)] == ["timeout"] * 25

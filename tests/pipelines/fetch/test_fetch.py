@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairloom.pipelines.sources.urls import clean_slowly, clean_url, is_public, redirect_target
+from pairloom.pipelines.sources.urls import (
+    clean_slowly,
+    clean_url,
+    is_public,
+    redirect_target,
+    requested_url,
+    robots_url,
+    without_userinfo,
+)
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
 from tests.support.fetching import BODY, fetch, fetcher, reason
@@ -124,7 +132,13 @@ def test_private_addresses_are_refused(server: TestServer) -> None:
     ("address", "expected"),
     [("8.8.8.8", True), ("2606:4700::1111", True), ("100.64.0.1", False), ("192.168.1.1", False), ("172.16.0.9", False),
      ("224.0.0.1", False), ("fe80::1%eth0", False), ("fd00::1", False), ("::ffff:10.0.0.1", False),
-     ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("255.255.255.255", False), ("0.0.0.0", False)],
+     ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False),
+     ("64:ff9b:1::7f00:1", False), ("64:ff9b:1::808:808", False), ("::127.0.0.1", False),
+     ("::8.8.8.8", False), ("::ffff:0:127.0.0.1", False), ("fec0::1", False), ("feff::1", False),
+     ("2002:808:808::", False), ("2001:0:7f00:1::", False), ("2001:db8::1", False), ("3fff::1", False),
+     ("5f00::1", False), ("100::1", False), ("ff0e::1", False), ("64:ff9b::808:808", True), ("::ffff:8.8.8.8", True),
+     ("2001:4860:4860::8888", True), ("240.0.0.1", False), ("192.0.2.1", False),
+     ("255.255.255.255", False), ("0.0.0.0", False)],
 )  # fmt: skip
 def test_public_addresses(address: str, expected: bool) -> None:
     assert is_public(address) == expected
@@ -194,3 +208,32 @@ def test_redirect_targets() -> None:
     assert redirect_target("http://a.org/x/y", "../z w") == "http://a.org/z%20w"
     assert redirect_target("http://a.org/x", "//b.org/y") == "http://b.org/y"
     assert redirect_target("http://a.org/x", "http://[broken") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "requested"),
+    [("/a/b.jpg", "/a/b.jpg"), ("/x/../private/a.jpg", "/private/a.jpg"), ("/x/%2e%2E/private/a", "/private/a"),
+     ("/x/.%2e/private/a", "/private/a"), ("/./a", "/a"), ("/%2e/a", "/a"), ("/../../a", "/a"), ("/a/..", "/"),
+     ("/a/.", "/a/"), ("/a/b/../", "/a/"), ("/a//../b", "/a/b"), ("/a/...", "/a/..."),
+     ("/.well-known/a", "/.well-known/a"),
+     ("/a?b=/../c", "/a?b=/../c"), ("/a%2Fb/../c", "/c")],
+)  # fmt: skip
+def test_dot_segments_are_removed_from_requests(path: str, requested: str) -> None:
+    assert requested_url(f"http://example.org{path}") == f"http://example.org{requested}"
+    assert clean_url(f"http://example.org{path}") == f"http://example.org{path}", "uids stay as they are"
+
+
+def test_unreserved_characters_are_decoded_for_robots_txt() -> None:
+    assert robots_url("http://a.b/%70riv%61te/%7Ex%2Fy%20z%2b") == "http://a.b/private/~x%2Fy%20z%2b"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [("http://user:pw@host/x.jpg", "http://host/x.jpg"), ("HTTPS://u@Host:80?q=a@b", "HTTPS://Host:80?q=a@b"),
+     ("http://u:p@w@host/", "http://host/"), (" http://u:p@host", " http://host"), ("//u:p@host/x", "//host/x"),
+     ("http:/\t/u:p@host/", "http:/\t/host/"), ("ftp://u:p@[::1]/x", "ftp://[::1]/x"),
+     ("http://host/a@b.jpg", "http://host/a@b.jpg"), ("http://host?a@b", "http://host?a@b"), ("a@b", "a@b"), ("", "")],
+)  # fmt: skip
+def test_user_and_password_are_removed(url: str, expected: str) -> None:
+    assert without_userinfo(url) == expected
+    assert clean_url(url) == clean_url(expected)

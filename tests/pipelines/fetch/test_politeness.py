@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import time
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -142,3 +143,13 @@ def test_hosts_take_turns() -> None:
     assert taken == [0, 5, 1], "two of the big host, the small one between"
     queue.release(queue.host_of(urls[0]))
     assert [job.row for job in iter(queue.take, None)] == [2]
+
+
+@pytest.mark.parametrize(
+    "path", ["x/../private/a.jpg", "x/%2e%2e/private/a.jpg", "%2E/private/a.jpg", "%70rivate/a.jpg"]
+)
+def test_other_spellings_of_a_forbidden_path_are_forbidden(server: TestServer, path: str) -> None:
+    server.robots_txt = b"User-agent: *\nDisallow: /private\nDisallow: /files/private\n"
+    urls = [f"{server.url}/{path}", f"{server.url}/redirect_to?url={server.url}/{quote(path)}"]
+    assert [reason(result) for result in fetch(fetcher(), urls)] == [DropReason.ROBOTS_TXT] * 2
+    assert not any("rivate" in requested.partition("?")[0] for requested in server.requests)

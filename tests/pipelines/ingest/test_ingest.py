@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -163,15 +164,18 @@ def test_bytes_do_not_depend_on_the_way(tmp_path: Path, image_server: TestServer
 
 
 def test_a_dead_network_does_not_finish_a_shard(tmp_path: Path, ray_session: None) -> None:
-    rows = [{"url": f"http://127.0.0.1:1/{index}.jpg", "caption": f"c {index}"} for index in range(25)]
-    rows.append({"url": "nonsense", "caption": "x"})
-    table = write_csv(tmp_path / "urls.csv", rows)
-    settings = {"obey_robots_txt": False, "retries": 0}
-    with pytest.raises(ShardError, match="none of 25 images could be fetched"):
-        ingest(make_recipe(tmp_path, url_source(table), samples_per_shard=50, fetch=settings))
-    assert not list((tmp_path / "raw").rglob("000*/*.parquet"))
-    folder = ingest(make_recipe(tmp_path, url_source(table), samples_per_shard=10, fetch=settings))
-    assert load_manifest(folder).drop_counts == {"connection_error": 25, "invalid_url": 1}, "too few to tell"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        rows = [{"url": f"{address}/{index}.jpg", "caption": f"c {index}"} for index in range(25)]
+        rows.append({"url": "nonsense", "caption": "x"})
+        source = url_source(write_csv(tmp_path / "urls.csv", rows))
+        settings = {"obey_robots_txt": False, "retries": 0, "timeout_s": 0.2, "outage_patience_s": 0.1}
+        with pytest.raises(ShardError, match="none of 25 images could be fetched"):
+            ingest(make_recipe(tmp_path, source, samples_per_shard=50, fetch=settings))
+        assert not list((tmp_path / "raw").rglob("000*/*.parquet"))
+        settings["outage_patience_s"] = 0.0
+        folder = ingest(make_recipe(tmp_path, source, samples_per_shard=50, fetch=settings))
+    assert load_manifest(folder).drop_counts == {"timeout": 25, "invalid_url": 1}, "the way out that the error names"
 
 
 def test_flickr8k_over_http(tmp_path: Path, ray_session: None, shared_data: Callable[[str], Path]) -> None:
