@@ -171,7 +171,7 @@ def test_llava_on_a_real_language_model(root: Path, shared_data: Callable[[str],
         assert measured["num_questions"] == 8
 
 
-def test_what_happened_can_be_asked(root: Path) -> None:
+def test_explain_returns_the_history(root: Path) -> None:
     raw = read_rows(resolve(str(root / "data/raw/main")), ["uid", "drop_reason"]).to_pylist()
     dropped = next(row for row in raw if row["drop_reason"] == "decode_error")
     told = json.loads(pairloom("explain", root / "data", dropped["uid"], "--json").stdout)

@@ -38,8 +38,8 @@ def _cosines(low: int, side: int) -> Integers:
     return cosines
 
 
-_COSINES = _cosines(LOW, SIDE)
-_COSINES_256 = _cosines(LOW_256, SIDE_256)
+COSINES = _cosines(LOW, SIDE)
+COSINES_256 = _cosines(LOW_256, SIDE_256)
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ def hash_pixels(pixels: Pixels, covered: tuple[float, float] | None = None) -> P
     small: Any = shrink(pixels, covered or pixels.shape[:2], (SIDE, SIDE))
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     thumbnail = cv2.resize(small, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
-    return PixelHashes(int.from_bytes(bits_of_grey(grey, _COSINES), "big"), thumbnail.tobytes())
+    return PixelHashes(int.from_bytes(bits_of_grey(grey, COSINES), "big"), thumbnail.tobytes())
 
 
 def phash256(pixels: Pixels) -> bytes:
     """256-bit perceptual hash of an RGB image, as imagehash's `phash` with hash_size=16; 32 bytes."""
     small: Any = shrink(pixels, pixels.shape[:2], (SIDE_256, SIDE_256))
-    return bits_of_grey(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), _COSINES_256)
+    return bits_of_grey(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), COSINES_256)
 
 
 def bits_of_grey(grey: npt.NDArray[Any], cosines: Integers) -> bytes:

@@ -16,7 +16,7 @@ NUM_KEPT = sum(1 + index % 8 + 1 >= 4 for index in range(NUM_IMAGES))
 NUM_STRICT = sum(1 + index % 8 + 1 >= 7 for index in range(NUM_IMAGES))
 
 
-def test_a_root_opens_its_last_result_and_names_what_there_is(root: Path) -> None:
+def test_root_opens_its_last_result_and_names_the_others(root: Path) -> None:
     curated = pairloom.open(str(root))
     assert (curated.step, len(curated)) == ("curated", NUM_KEPT)
     assert pairloom.open(str(root), "raw/main").step == "raw"

@@ -34,7 +34,7 @@ def test_every_row_has_its_truth(source: Path) -> None:
     assert 0.25 < sum(row["mismatched"] for row in originals) / len(originals) <= 0.30
 
 
-def test_copies_share_caption_and_picture(source: Path) -> None:
+def test_copies_share_caption_and_image(source: Path) -> None:
     by_picture: dict[int, set[str]] = {}
     for row in figures.load_truth(source / "truth.jsonl").values():
         if row["picture"] is not None:

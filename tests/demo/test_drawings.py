@@ -22,7 +22,7 @@ def pictures() -> list[Picture]:
     return list(compose(200, seed=0))
 
 
-def test_pictures_are_a_function_of_seed_and_index(pictures: list[Picture]) -> None:
+def test_images_are_a_function_of_seed_and_index(pictures: list[Picture]) -> None:
     for first, again in zip(pictures[:20], compose(20, seed=0), strict=True):
         assert np.array_equal(first.image, again.image)
         assert (first.caption, first.objects) == (again.caption, again.objects)
@@ -30,7 +30,7 @@ def test_pictures_are_a_function_of_seed_and_index(pictures: list[Picture]) -> N
     assert not np.array_equal(other.image, pictures[0].image)
 
 
-def test_pictures_are_rgb_canvases_with_differing_captions(pictures: list[Picture]) -> None:
+def test_images_are_rgb_with_different_captions(pictures: list[Picture]) -> None:
     assert all(picture.image.shape == (256, 256, 3) and picture.image.dtype == np.uint8 for picture in pictures)
     assert len({picture.caption for picture in pictures}) > 180
 
@@ -53,13 +53,13 @@ def test_captions_name_every_object_and_place(pictures: list[Picture]) -> None:
             assert drawn.place in picture.caption
 
 
-def test_zero_shot_pictures_have_one_class() -> None:
+def test_zero_shot_images_have_one_class() -> None:
     names = {class_name(picture) for picture in compose(150, seed=2, split="test", layout="alike")}
     assert names <= set(CLASS_NAMES)
     assert len(names) > 20
 
 
-def test_questions_are_answered_as_the_picture_shows(pictures: list[Picture]) -> None:
+def test_answers_fit_the_image(pictures: list[Picture]) -> None:
     asked = _asked(pictures, num_rounds=2)
     assert all(_is_right(picture, question) for picture, question in asked)
     assert {question.kind for _, question in asked} == {"shape", "colour", "yes_no", "count"}
@@ -103,7 +103,7 @@ def test_contradicting_facts_are_an_error() -> None:
         derive_facts([("what color is the circle?", "red", 7), ("what shape is present?", "triangle", 7)])
 
 
-def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
     load_drawings.cache_clear()
     with pytest.raises(InputError, match="pip install easy-vqa"):

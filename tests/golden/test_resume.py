@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_run_goes_on(folder: Path, name: str) -> None:
+def test_run_resumes(folder: Path, name: str) -> None:
     found = figures_of(folder / "runs" / name)
     for figure, values in EXPECTED[name]["figures"].items():
         assert len(values) == NUM_STEPS

@@ -77,7 +77,7 @@ def test_the_whole_walk_then_nothing_is_left_to_do(tmp_path: Path, pictures: Pat
     assert snapshot(tmp_path) == before
 
 
-def test_a_threshold_is_changed_without_ray_and_the_difference_is_told(
+def test_new_threshold_needs_no_ray_and_reports_the_difference(
     tmp_path: Path, pictures: Path, ray_session: None
 ) -> None:
     first = curate(recipe_for(tmp_path), nothing)

@@ -117,7 +117,7 @@ def word_list(root: Path) -> WordListSignals:
     )
 
 
-def test_words_mean_what_wordnet_says(tmp_path: Path) -> None:
+def test_word_senses_equal_wordnet(tmp_path: Path) -> None:
     words = WordList(word_list(tmp_path))
     assert [text for text in TEXTS if words.has_entry(text)] == CONTAINS
 
@@ -238,7 +238,7 @@ def test_a_subset_file_is_datacomps_and_intersects(tmp_path: Path) -> None:
     assert reasons == {"not_in_subset"}
 
 
-def test_uids_that_share_a_half_are_told_apart(tmp_path: Path) -> None:
+def test_uids_with_an_equal_half_differ(tmp_path: Path) -> None:
     rows = [{"uid": "0" * 16 + f"{place:016x}"} for place in range(6)]
     np.save(tmp_path / "s.npy", np.array([(0, 5), (0, 1), (7, 2)], DTYPE))  # not even sorted
     tables = Tables(tmp_path, rows)

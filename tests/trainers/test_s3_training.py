@@ -33,7 +33,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_bucket(bucket: str, tmp_path: Path) -> None:
+def test_killed_run_resumes_from_its_bucket(bucket: str, tmp_path: Path) -> None:
     local = Path(tiny_data(tmp_path / "data"))
     for path in sorted(path for path in local.rglob("*") if path.is_file()):
         storage.put_bytes(f"{bucket}/data/{path.relative_to(local)}", path.read_bytes())

@@ -83,13 +83,13 @@ def test_numbers_of_patches_are_drawn_and_the_loss_falls(root: Path) -> None:
     assert metrics_of(root / "bf16")[0]["loss"] == pytest.approx(records[0]["loss"], rel=0.02)
 
 
-def test_an_interrupted_run_goes_on_with_the_same_bits(root: Path) -> None:
+def test_interrupted_run_is_bit_exact(root: Path) -> None:
     assert results_of(root / "resumed") == results_of(root / "one")
     weights = [load_file(root / name / "export" / "model.safetensors") for name in ("one", "resumed")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
-def test_naflex_goes_on_where_a_square_run_ended(root: Path) -> None:
+def test_naflex_run_starts_from_a_fixed_size_run(root: Path) -> None:
     square, later = (AutoModel.from_pretrained(root / name / "export") for name in ("square", "later"))
     assert (type(square), type(later)) == (SiglipModel, Siglip2Model)
     assert json.loads((root / "square" / "export" / "preprocessor_config.json").read_text())["resample"] == 2
@@ -135,7 +135,7 @@ def test_signals_score_as_evaluation_does(root: Path, tmp_path: Path) -> None:
     )
 
 
-def test_evaluation_takes_the_number_of_patches_that_is_asked_for(root: Path) -> None:
+def test_evaluation_uses_the_requested_number_of_patches(root: Path) -> None:
     folder, data = str(root / "one" / "export"), str(root / "data" / "curated" / "train")
     logged = [json.loads(line) for line in (root / "one" / "evaluations.jsonl").read_text().splitlines()]
     found = [evaluate(folder, "retrieval", data, num_patches=number) for number in (None, 25, 100)]
@@ -153,7 +153,7 @@ def test_open_clip_cannot_hold_it(root: Path, tmp_path: Path) -> None:
 
 
 def messages(recipes: Sequence[TrainRecipe]) -> list[str]:
-    """What is said where each recipe fails."""
+    """Error message of each recipe."""
     found = []
     for recipe in recipes:
         try:
@@ -177,7 +177,7 @@ def test_wrong_recipes_are_refused(root: Path) -> None:
     }
     data = str(root / "data" / "curated" / "train")
     recipes = [tiny_recipe(root / f"bad{i}", data, *parts) for i, parts in enumerate(cases.values())]
-    said = run_ranks(messages, 1, recipes)[0]
-    assert len(said) == len(recipes)
-    for part, message in zip(cases, said, strict=True):
+    errors = run_ranks(messages, 1, recipes)[0]
+    assert len(errors) == len(recipes)
+    for part, message in zip(cases, errors, strict=True):
         assert part in message

@@ -74,7 +74,7 @@ def test_golden_loss_curve(root: Path, name: str) -> None:
     assert losses(root / name) == pytest.approx(golden[name], rel=1e-5)
 
 
-def test_metrics_say_what_the_interface_promises(root: Path) -> None:
+def test_metrics_have_the_documented_keys(root: Path) -> None:
     record = metrics_of(root / "siglip")[-1]
     promised = (
         "step samples_seen loss learning_rate logit_scale grad_norm samples_per_s data_wait_fraction memory_bytes"
@@ -124,7 +124,7 @@ def test_the_next_round_begins_with_the_export(root: Path) -> None:
     assert provenance["parent"]["recipe"]["run"]["dir"] == str(root / "siglip")
 
 
-def test_augmentation_changes_what_is_seen(root: Path) -> None:
+def test_augmentation_changes_pixels(root: Path) -> None:
     assert losses(root / "crops")[0] != losses(root / "siglip")[0]
 
 
@@ -137,7 +137,7 @@ def test_pixels_are_normalised_as_by_the_processor() -> None:
 
 
 def messages(recipes: Sequence[TrainRecipe], errors: type[PairloomError]) -> list[str]:
-    """What is said where each recipe fails."""
+    """Error message of each recipe."""
     found = []
     for recipe in recipes:
         try:
@@ -156,14 +156,16 @@ def test_wrong_recipes_are_refused(root: Path) -> None:
         "another tokenizer": [f"model={{path: {root / 'tower'}}}"],
     }
     recipes = {part: tiny_recipe(root / f"bad{i}", data, *cases[part]) for i, part in enumerate(cases)}
-    said = run_ranks(messages, 1, list(recipes.values()), PairloomError)[0]
-    assert len(said) == len(recipes)
-    for part, message in zip(recipes, said, strict=True):
+    errors = run_ranks(messages, 1, list(recipes.values()), PairloomError)[0]
+    assert len(errors) == len(recipes)
+    for part, message in zip(recipes, errors, strict=True):
         assert part in message
 
 
-def spoiled(recipes: Sequence[TrainRecipe], spoil: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
-    """Train with a loss that is spoiled at the third step (the first call is the probe); returns the errors."""
+def train_with_faulty_loss(
+    recipes: Sequence[TrainRecipe], corrupt: Callable[[torch.Tensor], torch.Tensor]
+) -> list[str]:
+    """Train with a loss that is wrong at the third step (the first call is the probe); returns the errors."""
     from pairloom.trainers.tasks.contrastive import ContrastiveTask
 
     honest, calls = ContrastiveTask.loss, []
@@ -171,7 +173,7 @@ def spoiled(recipes: Sequence[TrainRecipe], spoil: Callable[[torch.Tensor], torc
     def loss(self: Any, engine: Any, batch: Any, counts: Any) -> Any:
         value, figures = honest(self, engine, batch, counts)
         calls.append(batch)
-        return (spoil(value) if len(calls) % 4 == 0 else value), figures
+        return (corrupt(value) if len(calls) % 4 == 0 else value), figures
 
     ContrastiveTask.loss = loss  # type: ignore[method-assign]
     logging.disable(logging.ERROR)
@@ -188,14 +190,14 @@ def no_gradient(loss: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"), [(no_number, "the loss is nan"), (no_gradient, "the norm of the gradients")]
+    ("corrupt", "words"), [(no_number, "the loss is nan"), (no_gradient, "the norm of the gradients")]
 )
-def test_a_value_that_is_no_number_stops_the_run(root: Path, spoil: Any, words: str) -> None:
+def test_nan_stops_the_run(root: Path, corrupt: Any, words: str) -> None:
     data, length = str(root / "data" / "curated" / "train"), f"run.checkpoint_every_samples={2 * BATCH}"
-    folders = [root / f"{spoil.__name__}-{stage}" for stage in (0, 3)]
+    folders = [root / f"{corrupt.__name__}-{stage}" for stage in (0, 3)]
     recipes = [tiny_recipe(folder, data, length, f"zero.stage={folder.name.split('-')[1]}") for folder in folders]
     uids = open_pairs(DataSource(path=recipes[0].data.train[0].path)).rows_by_uid()
-    for folder, message in zip(folders, run_ranks(spoiled, 2, recipes, spoil)[0], strict=True):
+    for folder, message in zip(folders, run_ranks(train_with_faulty_loss, 2, recipes, corrupt)[0], strict=True):
         assert words in message
         assert "at step 3" in message
         assert f"{folder.name}/checkpoints/step-0000002" in message

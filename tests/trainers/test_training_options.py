@@ -102,7 +102,7 @@ def test_the_average_is_exported_when_asked(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_its_average(runs: Path, tmp_path: Path) -> None:
+def test_resumed_run_keeps_its_weight_average(runs: Path, tmp_path: Path) -> None:
     whole, data = runs / "2-average", str(runs / "data" / "curated" / "train")
     parts = [
         tiny_recipe(tmp_path / "run", data, *AVERAGE, "zero.stage=3", "optimizer.schedule=constant", length)
@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_its_average(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_muon_goes_on_with_the_same_bits(runs: Path, tmp_path: Path) -> None:
+def test_resumed_muon_is_bit_exact(runs: Path, tmp_path: Path) -> None:
     run, data = tmp_path / "run", str(runs / "data" / "curated" / "train")
     shutil.copytree(runs / "1-muon", run)
     shutil.rmtree(run / "checkpoints" / "step-0000006")
@@ -221,6 +221,6 @@ def test_muon_takes_the_matrices_of_layers() -> None:
         (["optimizer.decay_samples=8"], "decay_samples belongs to"),
     ],
 )
-def test_what_cannot_be_is_refused(overrides: list[str], words: str) -> None:
+def test_impossible_settings_are_refused(overrides: list[str], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         tiny_recipe("run", "data", *overrides)

@@ -11,8 +11,8 @@ from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-CLASSES_BESIDE = ("classes.json", "classnames.txt")
-TEMPLATES_BESIDE = ("templates.txt", "zeroshot_classification_templates.txt")
+CLASS_FILES = ("classes.json", "classnames.txt")
+TEMPLATE_FILES = ("templates.txt", "zeroshot_classification_templates.txt")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ClassFiles:
     templates: str | None = None  # .json: [template, ...]; else: one per line; `{}` or `{c}` stands for the name
 
 
-BESIDE_THE_DATA = ClassFiles()
+DEFAULT_FILES = ClassFiles()
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ def load_class_names(files: ClassFiles, folder: str) -> ClassNames:
 
     Raises InputError when a given file is missing or malformed.
     """
-    classes = files.classes or _first(folder, CLASSES_BESIDE)
+    classes = files.classes or _first(folder, CLASS_FILES)
     names, own_templates = _read_classes(classes) if classes else ({}, None)
-    path = files.templates or (None if own_templates else _first(folder, TEMPLATES_BESIDE))
+    path = files.templates or (None if own_templates else _first(folder, TEMPLATE_FILES))
     templates = _read_templates(path) if path else own_templates
     return ClassNames(names, _checked(DEFAULT_TEMPLATES if templates is None else templates, path or classes))
 

@@ -10,7 +10,7 @@ import torch
 from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
-from pairloom.trainers.evaluate.class_names import BESIDE_THE_DATA, ClassFiles, load_class_names
+from pairloom.trainers.evaluate.class_names import DEFAULT_FILES, ClassFiles, load_class_names
 from pairloom.trainers.evaluate.load import ImageSource
 from pairloom.trainers.evaluate.samples import Sample, parquet_class_names, read_samples
 
@@ -29,7 +29,7 @@ class Classification:
     templates: Sequence[str]
 
 
-def load_classification(data: str, files: ClassFiles = BESIDE_THE_DATA) -> Classification:
+def load_classification(data: str, files: ClassFiles = DEFAULT_FILES) -> Classification:
     """Load a folder with one folder per class, a jsonl of {image, class}, tars with `.cls`, or parquet with `label`.
 
     Names and templates come from `files`, else from classes.json (classnames.txt, templates.txt) next to the images or

@@ -12,19 +12,17 @@ import torch
 from torch.nn import functional
 
 from pairloom.schemas.errors import InputError
-from pairloom.trainers.evaluate.class_names import BESIDE_THE_DATA, ClassFiles
+from pairloom.trainers.evaluate.class_names import DEFAULT_FILES, ClassFiles
 from pairloom.trainers.evaluate.labelled import load_classification
 from pairloom.trainers.evaluate.load import DualEncoder
 from pairloom.trainers.evaluate.zero_shot import accuracies
 
 PENALTIES = tuple(10.0**power for power in range(1, -9, -1))  # L2; scikit-learn's C is 1 / (penalty * N)
-ONE_IN = 5  # one in five training images per class is held out to choose the penalty
+HOLD_OUT_EVERY = 5  # one in five training images per class is held out to choose the penalty
 MAX_ITERATIONS = 1000
 
 
-def linear_probe(
-    encoder: DualEncoder, data: str, train_data: str, files: ClassFiles = BESIDE_THE_DATA
-) -> dict[str, Any]:
+def linear_probe(encoder: DualEncoder, data: str, train_data: str, files: ClassFiles = DEFAULT_FILES) -> dict[str, Any]:
     """Top-1, top-5 and mean per-class accuracy (0..1) on `data` of a classifier fitted to `train_data`.
 
     Also returns the chosen penalty and the numbers of images and classes. Raises InputError when data is missing or
@@ -54,9 +52,9 @@ def choose_penalty(features_ND: torch.Tensor, labels_N: torch.Tensor, num_classe
     """
     is_held_out = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in range(num_classes):
-        is_held_out[(labels_N == label).nonzero()[ONE_IN - 1 :: ONE_IN]] = True
+        is_held_out[(labels_N == label).nonzero()[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY]] = True
     if not is_held_out.any():
-        raise InputError(f"{where}: a linear probe needs at least {ONE_IN} training images of a class")
+        raise InputError(f"{where}: a linear probe needs at least {HOLD_OUT_EVERY} training images of a class")
     best, best_top1, weights_CE = PENALTIES[0], -1.0, None
     for penalty in PENALTIES:
         weights_CE = fit(features_ND[~is_held_out], labels_N[~is_held_out], num_classes, penalty, weights_CE)

@@ -24,7 +24,7 @@ from pairloom.schemas.images.naflex import AnyPreprocess, NaflexPreprocess, load
 from pairloom.schemas.images.preprocess import load_preprocess
 from pairloom.schemas.storage import storage
 from pairloom.trainers.models.hf_folder import local_folder, model_type_of
-from pairloom.trainers.models.towers import num_places, pads_to_end, pool_texts
+from pairloom.trainers.models.towers import max_text_tokens, pads_to_end, pool_texts
 
 IMAGES_PER_BATCH = 64
 TEXTS_PER_BATCH = 256
@@ -107,7 +107,7 @@ class DualEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids [N, L] as in training. SigLIP pools the last position, so its texts are padded to one length."""
-        length = min(num_places(self.model.config), int(self.tokenizer.model_max_length))
+        length = min(max_text_tokens(self.model.config), int(self.tokenizer.model_max_length))
         padding = "max_length" if self._pads_to_end else True
         encoded = self.tokenizer(list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt")
         names = ["input_ids"] if self._pads_to_end else ["input_ids", "attention_mask"]

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from pairloom.trainers.evaluate.class_names import BESIDE_THE_DATA, ClassFiles
+from pairloom.trainers.evaluate.class_names import DEFAULT_FILES, ClassFiles
 from pairloom.trainers.evaluate.labelled import load_classification
 from pairloom.trainers.evaluate.load import DualEncoder
 
 
-def zero_shot(encoder: DualEncoder, data: str, files: ClassFiles = BESIDE_THE_DATA) -> dict[str, Any]:
+def zero_shot(encoder: DualEncoder, data: str, files: ClassFiles = DEFAULT_FILES) -> dict[str, Any]:
     """Top-1, top-5 and mean per-class accuracy, 0..1. Raises InputError when the data cannot be used."""
     task = load_classification(data, files)
     classes_CD = class_features(encoder, task.class_names, task.templates)

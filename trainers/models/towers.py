@@ -82,14 +82,14 @@ def pool_texts(model: Any) -> None:
 
     def pool(_: nn.Module, __: Any, inputs: dict[str, Any], output: Any) -> Any:
         states_BLD = output.last_hidden_state
-        place = _last_places(states_BLD, inputs.get("attention_mask")) if pooling == LAST else 0
-        pooled = states_BLD[torch.arange(len(states_BLD), device=states_BLD.device), place]
+        position = _last_positions(states_BLD, inputs.get("attention_mask")) if pooling == LAST else 0
+        pooled = states_BLD[torch.arange(len(states_BLD), device=states_BLD.device), position]
         return BaseModelOutputWithPooling(last_hidden_state=states_BLD, pooler_output=pooled)
 
     model.text_model.register_forward_hook(pool, with_kwargs=True)
 
 
-def _last_places(states_BLD: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor | int:
+def _last_positions(states_BLD: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor | int:
     """Positions [B] of the last token of each text that is not padding, for padding on either side."""
     if mask_BL is None:
         return -1
@@ -101,7 +101,7 @@ def pads_to_end(config: Any) -> bool:
     return config.text_config.model_type in ("siglip_text_model", "siglip2_text_model")
 
 
-def num_places(config: Any) -> int:
+def max_text_tokens(config: Any) -> int:
     """Maximum number of tokens of the text tower."""
     text = config.text_config
     num_reserved = text.pad_token_id + 1 if text.model_type in _PADDING_FIRST else 0

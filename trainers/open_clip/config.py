@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.images.preprocess import RESAMPLE_BICUBIC, Preprocess
 
-# (patch_size, hidden_size, layers, image_size) -> (timm model name, whether its GELU is the tanh approximation).
-# open_clip selects a timm tower by name only, so it cannot represent SigLIP models of other sizes.
-TIMM_TOWERS = {
-    (32, 768, 12, 256): ("vit_base_patch32_siglip_256", True),
-    **{(16, 768, 12, size): (f"vit_base_patch16_siglip_{size}", False) for size in (224, 256, 384, 512)},
-    **{(16, 1024, 24, size): (f"vit_large_patch16_siglip_{size}", size == 512) for size in (256, 384, 512)},
-    **{(14, 1152, 27, size): (f"vit_so400m_patch14_siglip_{size}", False) for size in (224, 378, 384)},
-    **{(16, 1152, 27, size): (f"vit_so400m_patch16_siglip_{size}", True) for size in (256, 384, 512)},
-    **{(16, 1536, 40, size): (f"vit_giantopt_patch16_siglip_{size}", True) for size in (256, 384)},
-}
+
+@dataclass(frozen=True)
+class TimmTower:
+    """A SigLIP vision tower of timm. open_clip selects it by name only, so it holds no SigLIP models of other sizes."""
+
+    name: str
+    patch_size: int
+    width: int
+    num_layers: int
+    image_size: int
+    is_tanh: bool  # whether its GELU is the tanh approximation
+    num_heads: int
+    mlp_width: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Patch size, width, layers and image size, which identify the tower."""
+        return self.patch_size, self.width, self.num_layers, self.image_size
+
+
+def _towers(
+    kind: str, sizes: tuple[int, int, int], heads: int, mlp: int, images: Mapping[int, bool]
+) -> list[TimmTower]:
+    """Towers of one kind, by image size -> whether its GELU is tanh. `sizes`: patch size, width, layers."""
+    return [
+        TimmTower(f"vit_{kind}_siglip_{image}", *sizes, image, is_tanh, heads, mlp) for image, is_tanh in images.items()
+    ]
+
+
+TIMM_TOWERS = (
+    *_towers("base_patch32", (32, 768, 12), 12, 3072, {256: True}),
+    *_towers("base_patch16", (16, 768, 12), 12, 3072, dict.fromkeys((224, 256, 384, 512), False)),
+    *_towers("large_patch16", (16, 1024, 24), 16, 4096, {256: False, 384: False, 512: True}),
+    *_towers("so400m_patch14", (14, 1152, 27), 16, 4304, dict.fromkeys((224, 378, 384), False)),
+    *_towers("so400m_patch16", (16, 1152, 27), 16, 4304, dict.fromkeys((256, 384, 512), True)),
+    *_towers("giantopt_patch16", (16, 1536, 40), 16, 6144, dict.fromkeys((256, 384), True)),
+)
 _TANH = "gelu_pytorch_tanh"
 INTERPOLATIONS = {RESAMPLE_BICUBIC: "bicubic", 2: "bilinear"}
 _FIRST_EOS_ID = 2  # with this legacy default of eos_token_id, CLIPTextModel pools at the largest id
 
 
-def open_clip_config(config: Any, preprocess: Preprocess) -> dict[str, Any]:
+def open_clip_config(config: Any, preprocess: Preprocess, towers: Sequence[TimmTower] = TIMM_TOWERS) -> dict[str, Any]:
     """The content of open_clip_config.json: `model_cfg` and `preprocess_cfg`.
 
     Raises InputError for sizes or activations that open_clip does not have.
     """
-    model = _siglip(config) if config.model_type == "siglip" else _clip(config)
+    model = _siglip(config, towers) if config.model_type == "siglip" else _clip(config)
     pixels = {
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
@@ -40,15 +69,17 @@ def open_clip_config(config: Any, preprocess: Preprocess) -> dict[str, Any]:
 def is_exact(config: Any) -> bool:
     """True if open_clip's tower has the same form of GELU; with the other form, features differ in the fifth digit."""
     vision = config.vision_config
-    return config.model_type != "siglip" or _timm_tower(vision)[1] is bool(vision.hidden_act == _TANH)
+    is_tanh = bool(vision.hidden_act == _TANH)
+    return config.model_type != "siglip" or _timm_tower(vision, TIMM_TOWERS).is_tanh is is_tanh
 
 
-def _timm_tower(vision: Any) -> tuple[str, bool]:
-    size = (vision.patch_size, vision.hidden_size, vision.num_hidden_layers, vision.image_size)
-    if size not in TIMM_TOWERS:
-        known = ", ".join(name for name, _ in TIMM_TOWERS.values())
-        raise InputError(f"open_clip has no SigLIP tower of patch, width, layers, image = {size}; it has {known}")
-    return TIMM_TOWERS[size]
+def _timm_tower(vision: Any, towers: Sequence[TimmTower]) -> TimmTower:
+    sizes = (vision.patch_size, vision.hidden_size, vision.num_hidden_layers, vision.image_size)
+    found = next((tower for tower in towers if tower.sizes == sizes), None)
+    if found is None:
+        known = ", ".join(tower.name for tower in towers)
+        raise InputError(f"open_clip has no SigLIP tower of patch, width, layers, image = {sizes}; it has {known}")
+    return found
 
 
 def _transformer(part: Any) -> dict[str, Any]:
@@ -96,7 +127,7 @@ def _clip(config: Any) -> dict[str, Any]:
     }
 
 
-def _siglip(config: Any) -> dict[str, Any]:
+def _siglip(config: Any, towers: Sequence[TimmTower]) -> dict[str, Any]:
     vision, text = config.vision_config, config.text_config
     if text.hidden_act not in ("gelu", _TANH):
         raise InputError(f"open_clip cannot hold a SigLIP with the activation {text.hidden_act}")
@@ -106,7 +137,7 @@ def _siglip(config: Any) -> dict[str, Any]:
         "custom_text": True,
         "vision_cfg": {
             "image_size": vision.image_size,
-            "timm_model_name": _timm_tower(vision)[0],
+            "timm_model_name": _timm_tower(vision, towers).name,
             "timm_model_pretrained": False,
             "timm_pool": "map",
             "timm_proj": "none",

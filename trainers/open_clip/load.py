@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pairloom.schemas.images.preprocess import Preprocess
 from pairloom.schemas.storage import storage
 from pairloom.trainers.models.contrastive import CLIP_MEAN, CLIP_STD
 from pairloom.trainers.models.hf_folder import local_folder
-from pairloom.trainers.open_clip.config import INTERPOLATIONS, TIMM_TOWERS
+from pairloom.trainers.open_clip.config import INTERPOLATIONS, TIMM_TOWERS, TimmTower
 from pairloom.trainers.open_clip.state_dict_map import State, clip_moves, convert_back, siglip_moves
 
 CONFIG = "open_clip_config.json"
@@ -30,7 +30,6 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 TANH = "gelu_pytorch_tanh"
 NOT_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")  # in files of OpenAI and old versions
 FIRST_EOS_ID = 2  # makes transformers' CLIP pool at the largest id, like open_clip's `argmax`
-HEADS, INNER = {1152: 16, 1536: 16}, {1152: 4304}  # SigLIP: width -> heads, MLP width; else width / 64, 4 * width
 TEXT_DEFAULTS = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
 
 
@@ -43,14 +42,14 @@ def _folder_of(path: str) -> str:
     return path.rpartition("/")[0] or "." if path.endswith(SUFFIXES) else path
 
 
-def convert_folder(path: str, out: Path) -> None:
+def convert_folder(path: str, out: Path, towers: Sequence[TimmTower] = TIMM_TOWERS) -> None:
     """Convert an open_clip folder or weights file to a Hugging Face folder `out`; config.json is written last.
 
     Raises InputError for models that transformers cannot represent and for weights that are unreadable or do not fit.
     """
     local = Path(local_folder(_folder_of(path)))
     described = json.loads((local / CONFIG).read_text())
-    config = network_config(described["model_cfg"])
+    config = network_config(described["model_cfg"], towers)
     weights = read_weights(local / storage.name_of(path) if path.endswith(SUFFIXES) else _find_weights(local))
     network = build_network(config, weights, path)
     network.save_pretrained(out)
@@ -67,9 +66,9 @@ def convert_folder(path: str, out: Path) -> None:
     (out / "config.json").write_text(config_text)
 
 
-def network_config(model: Mapping[str, Any]) -> CLIPConfig | SiglipConfig:
+def network_config(model: Mapping[str, Any], towers: Sequence[TimmTower] = TIMM_TOWERS) -> CLIPConfig | SiglipConfig:
     """Config of the transformers model equivalent to open_clip's `model_cfg`. Raises InputError for other towers."""
-    return siglip_config(model) if "timm_model_name" in model["vision_cfg"] else clip_config(model)
+    return siglip_config(model, towers) if "timm_model_name" in model["vision_cfg"] else clip_config(model)
 
 
 def build_network(config: CLIPConfig | SiglipConfig, weights: State, path: str) -> Any:
@@ -162,24 +161,27 @@ def clip_config(model: Mapping[str, Any]) -> CLIPConfig:
     )
 
 
-def siglip_config(model: Mapping[str, Any]) -> SiglipConfig:
+def siglip_config(model: Mapping[str, Any], towers: Sequence[TimmTower]) -> SiglipConfig:
     """Convert `model_cfg` of an open_clip SigLIP. Raises InputError for other towers."""
     name = model["vision_cfg"]["timm_model_name"]
-    sizes = {timm: (key, is_tanh) for key, (timm, is_tanh) in TIMM_TOWERS.items()}
-    if name not in sizes or model["text_cfg"].get("pool_type") != "last":
+    by_name = {tower.name: tower for tower in towers}
+    if name not in by_name or model["text_cfg"].get("pool_type") != "last":
         raise InputError(
-            f"{CONFIG}: {name} with this text tower is no SigLIP of transformers; it has {', '.join(sizes)}"
+            f"{CONFIG}: {name} with this text tower is no SigLIP of transformers; it has {', '.join(by_name)}"
         )
-    (patch, width, layers, image), is_tanh = sizes[name]
-    text = _text(model, "gelu")
+    tower = by_name[name]
     return SiglipConfig(
         vision_config={
-            "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": HEADS.get(width, width // 64),
-            "intermediate_size": INNER.get(width, 4 * width), "image_size": image, "patch_size": patch,
-            "hidden_act": TANH if is_tanh else "gelu",
+            "hidden_size": tower.width,
+            "num_hidden_layers": tower.num_layers,
+            "num_attention_heads": tower.num_heads,
+            "intermediate_size": tower.mlp_width,
+            "image_size": tower.image_size,
+            "patch_size": tower.patch_size,
+            "hidden_act": TANH if tower.is_tanh else "gelu",
         },
-        text_config={**text, "projection_size": model["embed_dim"]},
-    )  # fmt: skip
+        text_config={**_text(model, "gelu"), "projection_size": model["embed_dim"]},
+    )
 
 
 def _preprocess(described: Mapping[str, Any], size: int) -> Preprocess:

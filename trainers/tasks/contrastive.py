@@ -23,7 +23,7 @@ from pairloom.trainers.models.contrastive import ContrastiveModel, Features, loa
 from pairloom.trainers.models.hf_folder import model_type_of
 from pairloom.trainers.models.naflex import naflex_inputs
 from pairloom.trainers.models.presets import is_siglip2
-from pairloom.trainers.models.towers import join_towers, num_places, pads_to_end
+from pairloom.trainers.models.towers import join_towers, max_text_tokens, pads_to_end
 from pairloom.trainers.optimizers.parameter_groups import group_parameters
 from pairloom.trainers.ranks import rank, world_size
 from pairloom.trainers.task import Batch, ParameterGroup, StepEngine, StepResult, Task, TrainSample, probe_samples
@@ -67,8 +67,8 @@ class ContrastiveTask(Task):
         self._pads_to_end = pads_to_end(hf.config)
         if self._tokenizer.pad_token_id is None and not self._pads_to_end:
             self._tokenizer.pad_token = self._tokenizer.eos_token  # as GPT's; the mask hides it
-        _check_tokenizer(self._tokenizer, hf.config, tokenizer_folder)
-        self._tokenizer.model_max_length = min(num_places(hf.config), int(self._tokenizer.model_max_length))
+        check_tokenizer(self._tokenizer, hf.config, tokenizer_folder)
+        self._tokenizer.model_max_length = min(max_text_tokens(hf.config), int(self._tokenizer.model_max_length))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """By weight decay and by depth."""
@@ -255,8 +255,8 @@ def _stack(samples: Sequence[TrainSample]) -> Batch:
     return {**batch, "spatial_shapes": torch.tensor(grids)} if grids else batch
 
 
-def _check_tokenizer(tokenizer: Any, config: Any, folder: str) -> None:
-    """Raise RecipeError where texts would get ids that the model does not have, or CLIP would pool at a wrong place."""
+def check_tokenizer(tokenizer: Any, config: Any, folder: str) -> None:
+    """Raise RecipeError where texts would get ids that the model does not have, or CLIP would pool at a wrong token."""
     size = int(config.text_config.vocab_size)
     if tokenizer.pad_token_id is None:
         raise RecipeError(f"tokenizer {folder}: has no pad token")

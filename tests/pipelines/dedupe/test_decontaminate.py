@@ -100,7 +100,7 @@ def write_mirror_blind_model(out: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["images", "raw"])
 @pytest.mark.slow
-def test_features_find_what_hashes_cannot(tmp_path: Path, ray_session: None, kind: str) -> None:
+def test_features_find_duplicates_that_hashes_miss(tmp_path: Path, ray_session: None, kind: str) -> None:
     """A mirrored copy has another pHash, but equal features in this model."""
     write_mirror_blind_model(tmp_path / "model")
     mirrored = np.ascontiguousarray(photograph(40)[:, ::-1])

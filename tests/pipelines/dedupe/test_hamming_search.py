@@ -143,7 +143,7 @@ def test_roots_are_the_smallest_members_for_any_order_of_edges() -> None:
     assert connect(10, right[::-1].copy(), left[::-1].copy()).tolist() == expected
 
 
-def test_forests_keep_together_what_their_links_do() -> None:
+def test_forest_keeps_the_components_of_its_links() -> None:
     generator = np.random.default_rng(SEED)
     left, right = generator.integers(0, 300, (2, 200), dtype=np.uint64)
     rows = [forest(left[part::3], right[part::3]) for part in range(3)]

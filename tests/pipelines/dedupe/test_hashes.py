@@ -20,8 +20,8 @@ from scipy.fft import dct
 from pairloom.pipelines.dedupe.dedupe import dedupe
 from pairloom.pipelines.dedupe.limits import DEFAULT_LIMITS, DedupeLimits
 from pairloom.pipelines.engine.batches import BatchLimits
-from pairloom.pipelines.images.hashes import _COSINES as COSINES
-from pairloom.pipelines.images.hashes import _COSINES_256 as COSINES_256
+from pairloom.pipelines.images.hashes import COSINES as COSINES
+from pairloom.pipelines.images.hashes import COSINES_256 as COSINES_256
 from pairloom.pipelines.images.hashes import bits_of_grey, hash_pixels, phash256
 from pairloom.pipelines.images.store_image import store_image
 from pairloom.schemas.data_set.manifest import load_manifest, table_url
@@ -168,7 +168,7 @@ def test_copies_are_found_by_256_bits_whatever_the_cut(
     assert results[0][uid_of(pairs[7])]["duplicate_of"] == uid_of(old_pairs[0])
 
 
-def test_what_256_bits_need_is_said_at_once(tmp_path: Path) -> None:
+def test_256_bits_without_a_signal_are_refused_at_once(tmp_path: Path) -> None:
     for wrong, match in (
         ({"hashes": None, "perceptual": {"bits": 256}}, "hashes"),
         ({"perceptual": {"max_distance": 4}}, "hashes"),

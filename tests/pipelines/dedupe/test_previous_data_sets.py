@@ -88,7 +88,7 @@ def test_a_new_batch_gives_way_to_old_images_of_like_features(tmp_path: Path, ra
     assert sorted(kept) == [2, 3, 4, 5]
 
 
-def test_features_of_another_model_are_told_and_not_compared(
+def test_features_of_another_model_are_reported_and_not_compared(
     tmp_path: Path, ray_session: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     pairs = photographs(NUM_OLD + 12)

@@ -80,7 +80,7 @@ def test_the_cut_of_the_work_never_shows(tmp_path: Path, ray_session: None) -> N
 
 
 @pytest.mark.parametrize("samples_per_part", [9, 20])
-def test_what_was_read_before_a_crash_is_not_read_again(
+def test_batches_read_before_a_crash_are_not_read_again(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, samples_per_part: int
 ) -> None:
     """The second run must not read the raw tables again; files of another split are not reused."""

@@ -50,7 +50,7 @@ from tests.support.http_server import TestServer, serve
         ("/status/200", DropReason.NOT_AN_IMAGE),
     ],
 )
-def test_what_goes_wrong_has_a_reason(server: TestServer, path: str, expected: DropReason) -> None:
+def test_bad_responses_have_a_reason(server: TestServer, path: str, expected: DropReason) -> None:
     [result] = fetch(fetcher(max_bytes=1_000_000), [f"{server.url}{path.replace(' ', '%20')}"])
     assert reason(result) == expected
 
@@ -58,7 +58,7 @@ def test_what_goes_wrong_has_a_reason(server: TestServer, path: str, expected: D
 @pytest.mark.parametrize(
     "path", ["/files/a.jpg", "/redirect/5/a.jpg", "/drip/0.5/a.jpg", "/robots_tag/other: noai/a.jpg"]
 )
-def test_what_goes_well_is_whole(server: TestServer, path: str) -> None:
+def test_good_responses_are_complete(server: TestServer, path: str) -> None:
     assert fetch(fetcher(), [f"{server.url}{path}"]) == [BODY]
 
 
@@ -105,7 +105,7 @@ def test_redirects_may_wait_for_their_turn(server: TestServer) -> None:
         assert fetch(fetcher(per_host=2, timeout_s=1.5), urls) == [BODY] * 8
 
 
-def test_each_limit_of_time_ends_what_it_is_for(server: TestServer) -> None:
+def test_each_timeout_ends_its_phase(server: TestServer) -> None:
     """192.0.2.1 (reserved for documentation) does not answer, or the network refuses it at once."""
     start = time.monotonic()
     limits = {"timeout_s": 300, "connect_timeout_s": 0.5, "first_byte_timeout_s": 1, "obey_robots_txt": False}
@@ -200,7 +200,7 @@ def test_clean_urls(text: str, expected: str | None) -> None:
 
 
 @given(st.from_regex(r"https?://[a-zA-Z0-9.\-]{1,9}(:[0-9]{0,3})?(/[ -~é]{0,20})?(\?[ -~]{0,10})?(#[a-z]{0,2})?\n?"))
-def test_what_is_clean_already_is_told_without_taking_it_apart(url: str) -> None:
+def test_clean_urls_pass_without_parsing(url: str) -> None:
     assert clean_url(url) == clean_slowly(url)
 
 

@@ -63,7 +63,7 @@ def test_the_lease_of_a_dead_worker_expires() -> None:
     assert slots(service, "two", 9) == 4
 
 
-def test_a_host_that_is_asked_slowly_has_one_worker() -> None:
+def test_rate_limited_host_has_one_worker() -> None:
     service = RateLimiterService(8)
     assert slots(service, "one", 9, interval_s=2.0) == 8
     assert slots(service, "two", 9) == 0

@@ -40,7 +40,7 @@ def test_retry_after_is_respected(server: TestServer) -> None:
 @pytest.mark.parametrize(
     "wait", ["3600", email.utils.formatdate(time.time() + 7200, usegmt=True)], ids=["seconds", "date"]
 )
-def test_a_host_that_asks_for_an_hour_is_left_alone(server: TestServer, wait: str) -> None:
+def test_host_with_a_pause_of_an_hour_is_dropped(server: TestServer, wait: str) -> None:
     urls = [f"{server.url}/status/429?retry_after={wait.replace(' ', '%20')}&{index}" for index in range(50)]
     results = fetch(fetcher(per_host=2, retries=5), urls)
     assert {reason(result) for result in results} == {DropReason.HTTP_RATE_LIMITED}

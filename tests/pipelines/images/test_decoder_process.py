@@ -182,7 +182,7 @@ def test_bodies_wait_on_disk_beyond_the_budget(decoder: ImageDecoder, spool: IO[
     assert {str(outcome) for outcome in workers.outcomes.values()} == {"no image format recognised"}
 
 
-def test_the_process_loads_only_what_decoding_needs() -> None:
+def test_decoder_process_loads_few_modules() -> None:
     """Each worker starts one decoder process, so it must not import the packages for tables."""
     code = "import sys; from pairloom.pipelines.images import decoder_child, store_image; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()

@@ -111,7 +111,7 @@ def test_heic_is_stored_as_jpeg(orientation: int) -> None:
 @pytest.mark.parametrize("given", [(1600, 1200), (1923, 1081), (1101, 1501)])
 @pytest.mark.parametrize("mode", ["keep_ratio", "center_crop", "border"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_reduced_decode_gives_the_same_picture(given: tuple[int, int], mode: str, orientation: int) -> None:
+def test_reduced_decode_gives_the_same_image(given: tuple[int, int], mode: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photo(*given), exif=exif)

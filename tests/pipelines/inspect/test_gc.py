@@ -53,7 +53,7 @@ def paths(found: dict[str, Any]) -> set[str]:
 UNNEEDED = {"dedupe/default/11111111", "selections/default/44444444", "curated/train/66666666"}
 
 
-def test_what_nothing_points_to_goes(tmp_path: Path) -> None:
+def test_unreferenced_results_are_removed(tmp_path: Path) -> None:
     root = str(tmp_path / "root")
     walk_twice(root)
     told = collect_garbage(root, min_age_h=0, dry_run=True)
@@ -142,7 +142,7 @@ def test_leftovers_of_killed_commands_go(tmp_path: Path) -> None:
     assert (folder / f"{SHARD}.tar").exists()
 
 
-def test_a_rewrite_that_must_go_on_is_left_alone(tmp_path: Path) -> None:
+def test_unfinished_rewrite_is_kept(tmp_path: Path) -> None:
     put(str(tmp_path), "raw", "main", "11111111")
     journal = tmp_path / "raw/main/11111111/rewrite/commit.json"
     journal.parent.mkdir()

@@ -59,7 +59,7 @@ def test_the_page_tells_the_whole_story(curated: Path, tmp_path: Path) -> None:
     for heading in ("Funnel", "Drop reasons", "Measurements", "Origin", "Duplicates", "Clusters",
                     "Random samples"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in page
-    for said in (
+    for text in (
         "not_an_image",
         "exact_duplicate",
         "few_words",
@@ -67,7 +67,7 @@ def test_the_page_tells_the_whole_story(curated: Path, tmp_path: Path) -> None:
         "quality.sharpness",
         "captions.num_words",
     ):
-        assert said in page
+        assert text in page
     assert "tree.cluster" not in page, "a number of a cluster counts nothing"
     assert "4 clusters hold samples" in page
     assert page.count('class="mark"') == 2, "the two thresholds are drawn in"

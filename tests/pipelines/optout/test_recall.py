@@ -227,7 +227,7 @@ def check_loader(before: list[str], folder: str, recalled: set[str]) -> None:
     ]
 
 
-def test_an_interrupted_ingest_honours_what_came_meanwhile(tmp_path: Path, web: TestServer, ray_session: None) -> None:
+def test_interrupted_ingest_applies_newer_tombstones(tmp_path: Path, web: TestServer, ray_session: None) -> None:
     recipe = recipe_on(tmp_path, web)
     folder = Path(ingest(recipe))
     (folder / "manifest.json").unlink()  # as if killed before its end

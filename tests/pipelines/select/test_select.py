@@ -82,7 +82,7 @@ def test_ties_with_the_threshold_stay(tmp_path: Path) -> None:
     assert [reason is None for reason in reasons] == [True, True, True, True, False, False]
 
 
-def test_a_fraction_is_of_what_the_rules_before_it_leave(tmp_path: Path) -> None:
+def test_top_fraction_counts_samples_that_pass_previous_rules(tmp_path: Path) -> None:
     rows = [{"clip_score": place / 100, "num_words": 1 if place >= 50 else 5} for place in range(100)]
     tables = Tables(tmp_path, rows, rows_per_shard=9)
     folder = tables.select(min_words=3, scores=[{"signal": "clip", "top_fraction": 0.5}])
@@ -114,7 +114,7 @@ def test_any_column_of_a_signal_can_be_bounded(tmp_path: Path) -> None:
 # ---- folders
 
 
-def test_a_change_of_a_threshold_is_another_folder_and_its_difference_is_told(tmp_path: Path) -> None:
+def test_changed_threshold_makes_a_new_folder_and_reports_the_difference(tmp_path: Path) -> None:
     tables = Tables(tmp_path, [{"clip_score": place / 10} for place in range(10)])
     loose = tables.select(scores=[{"signal": "clip", "min": 0.2}])
     strict = tables.select(scores=[{"signal": "clip", "min": 0.5}])

@@ -138,7 +138,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     assert len(set(digests)) == 1
 
 
-def test_a_real_model_and_what_explain_tells(tmp_path: Path, ray_session: None) -> None:
+def test_explain_with_a_real_model(tmp_path: Path, ray_session: None) -> None:
 
     raw = build_raw(tmp_path, photographs(30), 8)
     write_siglip(tmp_path / "model")

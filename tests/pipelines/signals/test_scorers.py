@@ -36,7 +36,7 @@ def rows_of(folder: str) -> list[dict[str, Any]]:
     return [row for table in tables for row in table.to_pylist()]
 
 
-def test_blur_lowers_sharpness_and_flat_pictures_are_flat(shared_data: Callable[[str], Path]) -> None:
+def test_blur_lowers_sharpness_and_flat_images_have_none(shared_data: Callable[[str], Path]) -> None:
     for path in sorted((shared_data("flickr8k") / "images").glob("*.jpg"))[:8]:
         pixels = decode_rgb(path.read_bytes())
         sharpness, entropy, flatness = measure_image(pixels)
@@ -90,7 +90,7 @@ def test_an_unknown_label_names_those_there_are(tmp_path: Path) -> None:
         Classifier(str(write_classifier(tmp_path)), "nsfw", "cpu")
 
 
-def test_an_onnx_file_gives_what_its_model_gives(tmp_path: Path) -> None:
+def test_onnx_file_equals_its_model(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     pytest.importorskip("onnxscript", reason="needs the extra onnx")
     folder = write_classifier(tmp_path / "model")

@@ -91,7 +91,7 @@ def test_words_are_cut_as_fasttext_does() -> None:
         ("", 1.0, 0),
     ],
 )
-def test_alt_text_junk_is_told_from_captions(caption: str, non_word_share: float, junk: float) -> None:
+def test_alt_text_junk_differs_from_captions(caption: str, non_word_share: float, junk: float) -> None:
     assert measure_caption(caption)[4:] == (pytest.approx(non_word_share), junk)
 
 
@@ -107,7 +107,7 @@ def test_caption_signals_have_the_rows_of_the_raw_table(tmp_path: Path, ray_sess
     assert rows[2]["language"] is None
 
 
-def test_an_interrupted_signal_measures_only_what_is_left(tmp_path: Path, ray_session: None) -> None:
+def test_interrupted_signal_measures_missing_shards_only(tmp_path: Path, ray_session: None) -> None:
     raw = build_raw(tmp_path, photographs(6), samples_per_shard=2)
     recipe = recipe_for(tmp_path, {"kind": "captions"})
     folder = Path(measure_signal(recipe, recipe.signals[0], raw, None))

@@ -79,7 +79,7 @@ def test_foreign_tars(tmp_path: Path, style: int) -> None:
     reader.close()
 
 
-def test_what_is_no_tar(tmp_path: Path) -> None:
+def test_other_files_are_no_tar(tmp_path: Path) -> None:
     (tmp_path / "page.tar").write_bytes(b"<html>" * 1000)
     with pytest.raises(InputError, match="not a readable tar"):
         index_tar(str(tmp_path / "page.tar"))

@@ -81,7 +81,7 @@ def test_lanes_must_divide_the_batch(tmp_path: Path) -> None:
         load_recipe(write(tmp_path, TRAIN), TrainRecipe, ["data.num_lanes=7"])
 
 
-def test_hash_covers_what_changes_results_and_nothing_else() -> None:
+def test_hash_covers_settings_that_change_results_only() -> None:
     settings = {"root": "a", "source": {"kind": "url_table", "path": "x"}}
     same = {**settings, "ingest": {"samples_per_shard": 10_000, "fetch": {"concurrency": 7}}}
     other = {**settings, "ingest": {"samples_per_shard": 9_000}}

@@ -111,7 +111,7 @@ def test_one_writer_wins() -> None:
 
 
 @pytest.mark.parametrize("how", ["503", "reset", "cut_reply"])
-def test_what_fails_is_tried_again(proxy: FaultyProxy, how: str) -> None:
+def test_failed_calls_are_retried(proxy: FaultyProxy, how: str) -> None:
     """An overloaded server, a cut connection, and a response lost after the write."""
     url = f"{BUCKET}/again/{how}"
     proxy.break_next(3, how)
@@ -157,7 +157,7 @@ def test_an_upload_that_fails_leaves_nothing(proxy: FaultyProxy, monkeypatch: py
     assert unfinished_uploads() == before
 
 
-def test_errors_say_what_to_do(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_the_cure(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def error(url: str = f"{BUCKET}/x", **environment: str) -> PairloomError:
         _connect(monkeypatch, {**s3.environment(), **environment})
         with pytest.raises(PairloomError) as caught:

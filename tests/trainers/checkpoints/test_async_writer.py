@@ -33,7 +33,7 @@ from tests.support.tiny_runs import BATCH, metrics_of, results_of, tiny_data, ti
 EVERY = f"run.checkpoint_every_samples={2 * BATCH}"
 
 
-def test_a_tensor_file_is_what_the_library_reads(tmp_path: Path) -> None:
+def test_safetensors_reads_a_tensor_file(tmp_path: Path) -> None:
     tensors = {
         "scalar": torch.tensor(3, dtype=torch.int64), "half/a.b": torch.randn(3, 5).to(torch.bfloat16),
         "flags": torch.tensor([True, False]), "none": torch.zeros(0, 4), "big": torch.randn(5_000_000),
@@ -53,17 +53,17 @@ def one_rank(folder: Path, data: str) -> Mapping[str, Any]:
     os.environ["PAIRLOOM_CACHE"] = str(folder / "cache")
     whole = tiny_recipe(folder / "whole", data, EVERY)
     train_in_ranks([whole])
-    said: dict[str, Any] = {"goes_on": goes_on_beside(folder / "beside", data)}
+    results: dict[str, Any] = {"manifest_exists": train_during_checkpoint(folder / "beside", data)}
     (folder / "full").mkdir()
     (folder / "full" / "checkpoints").symlink_to("nowhere")  # no folder can be made there
     try:
         train_in_ranks([tiny_recipe(folder / "full", data, EVERY)])
     except StorageError as error:
-        said["full"] = str(error)
+        results["full"] = str(error)
     fsspec.config.conf["local"] = {"auto_mkdir": True}  # as object storage, which has no folders
     url = f"local://{folder}/bucket/run"
     train_in_ranks([tiny_recipe(url, data, EVERY, "run.keep_checkpoints=2")])
-    said["left"] = sorted(path.relative_to(folder).as_posix() for path in folder.glob("bucket/run/checkpoints/*"))
+    results["left"] = sorted(path.relative_to(folder).as_posix() for path in folder.glob("bucket/run/checkpoints/*"))
     write_open_clip(folder / "open_clip")
     begin = (
         f"init_from={folder}/open_clip",
@@ -75,7 +75,7 @@ def one_rank(folder: Path, data: str) -> Mapping[str, Any]:
     train_in_ranks([recipe])
     lose_machine(folder, url)
     train_in_ranks([tiny_recipe(url, data, EVERY, "run.keep_checkpoints=2")])
-    return said
+    return results
 
 
 def write_open_clip(folder: Path) -> None:
@@ -88,7 +88,7 @@ def write_open_clip(folder: Path) -> None:
     write_tokenizer(folder)
 
 
-def goes_on_beside(run: Path, data: str) -> list[bool]:
+def train_during_checkpoint(run: Path, data: str) -> list[bool]:
     """Whether checkpoints are complete: begun, a step later while the model is still written, and after that."""
     from pairloom.trainers import train as loop
     from pairloom.trainers.checkpoints.run_folder import open_run
@@ -129,18 +129,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, A
     return folder, run_ranks(one_rank, 1, folder, tiny_data(folder / "data"))[0]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(made: tuple[Path, Mapping[str, Any]]) -> None:
-    assert made[1]["goes_on"] == [False, False, True]
+def test_training_continues_while_a_checkpoint_is_written(made: tuple[Path, Mapping[str, Any]]) -> None:
+    assert made[1]["manifest_exists"] == [False, False, True]
 
 
-def test_what_cannot_be_written_stops_the_run_at_the_next_step(made: tuple[Path, Mapping[str, Any]]) -> None:
+def test_failed_write_stops_the_run_at_the_next_step(made: tuple[Path, Mapping[str, Any]]) -> None:
     assert "step-0000002 could not be written" in made[1]["full"]
     assert len(metrics_of(made[0] / "full")) < 6
 
 
-def test_a_run_at_a_url_goes_on_on_another_machine(made: tuple[Path, Mapping[str, Any]]) -> None:
-    folder, said = made
-    assert said["left"] == [f"bucket/run/checkpoints/step-000000{step}" for step in (4, 6)]
+def test_run_at_a_url_resumes_on_another_machine(made: tuple[Path, Mapping[str, Any]]) -> None:
+    folder, results = made
+    assert results["left"] == [f"bucket/run/checkpoints/step-000000{step}" for step in (4, 6)]
     run = folder / "bucket" / "run"
     assert results_of(run) == results_of(folder / "whole")
     for name in ("model.safetensors", "provenance.json", "receipt.json"):

@@ -98,14 +98,14 @@ def test_a_resumed_run_has_the_same_bits(resumed: tuple[Path, Times], stage: int
     assert len(list(copy.glob("checkpoints/*"))) == 2
 
 
-def test_a_longer_run_goes_on(resumed: tuple[Path, Times]) -> None:
+def test_run_resumes_with_more_samples(resumed: tuple[Path, Times]) -> None:
     copy = resumed[0] / "longer"
     assert [record["step"] for record in metrics_of(copy)] == list(range(1, 9))
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["step-0000006", "step-0000008"]
     assert json.loads((copy / "export" / "provenance.json").read_text())["step"] == 8
 
 
-def test_a_finished_run_is_left_alone(resumed: tuple[Path, Times]) -> None:
+def test_finished_run_does_nothing(resumed: tuple[Path, Times]) -> None:
     root, before = resumed
     assert times_of(root / "z3") == before
 
@@ -123,7 +123,7 @@ def outcomes(recipes: Sequence[TrainRecipe]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def said(
+def errors(
     whole: Path, four: Path, resumed: object, data: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, str]:
     """What one rank says to runs of two ranks; it goes on with what two ranks left after step 4."""
@@ -151,8 +151,8 @@ def said(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_four_ranks_then_two_then_one(said: Mapping[str, str], four: Path, stage: int) -> None:
-    assert said[f"one{stage}"] == ""
+def test_four_ranks_then_two_then_one(errors: Mapping[str, str], four: Path, stage: int) -> None:
+    assert errors[f"one{stage}"] == ""
     never_interrupted, joined = results_of(four / f"z{stage}"), results_of(four / f"one{stage}")
     assert [record["step"] for record in joined] == [1, 2, 3, 4, 5, 6]
     assert joined != never_interrupted  # other ranks did add up other sums
@@ -169,8 +169,8 @@ def test_four_ranks_then_two_then_one(said: Mapping[str, str], four: Path, stage
     assert all(torch.equal(frozen[0][name], frozen[1][name]) for name in towers)
 
 
-def test_another_stage_goes_on(said: Mapping[str, str], whole: Path) -> None:
-    assert said["other stage"] == ""
+def test_run_resumes_with_another_zero_stage(errors: Mapping[str, str], whole: Path) -> None:
+    assert errors["other stage"] == ""
     assert_same_training(results_of(whole / "other_stage"), results_of(whole / "z1"))
 
 
@@ -183,8 +183,8 @@ def as_by_an_older_version(run: Path) -> Path:
     return copy
 
 
-def test_a_run_survives_an_upgrade(said: Mapping[str, str], whole: Path) -> None:
-    assert said["older recipe"] == ""
+def test_a_run_survives_an_upgrade(errors: Mapping[str, str], whole: Path) -> None:
+    assert errors["older recipe"] == ""
     assert_same_training(results_of(whole / "older_recipe"), results_of(whole / "z1"))
 
 
@@ -204,5 +204,5 @@ def assert_same_training(one: Sequence[Mapping[str, float]], two: Sequence[Mappi
         ("nothing", "less than one step of batch.global_batch_size 8"),
     ],
 )
-def test_what_does_not_fit_is_refused(said: Mapping[str, str], case: str, part: str) -> None:
-    assert part in said[case]
+def test_mismatched_recipe_is_refused(errors: Mapping[str, str], case: str, part: str) -> None:
+    assert part in errors[case]

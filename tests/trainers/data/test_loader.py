@@ -61,7 +61,7 @@ def test_ranks_and_workers_change_nothing(data: str, world_size: int, num_worker
     assert [whole(parts) for parts in zip(*ranks, strict=True)] == expected
 
 
-def test_a_resumed_loader_goes_on(data: str) -> None:
+def test_resumed_loader_continues_at_its_sample(data: str) -> None:
     assert whole(list(shares(loader(data), 2, 5, 1))) == whole([loader(data).share(step) for step in (2, 3, 4)])
 
 
@@ -80,7 +80,7 @@ def test_a_mixture_is_the_same_on_any_number_of_ranks(data: str, tmp_path: Path,
     assert {uid for uids, _, _ in found[:6] for uid in uids if uid in own} == set(own)  # an epoch of its 12 samples
 
 
-def test_broken_samples_are_replaced_and_told(data: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_samples_are_replaced_and_logged(data: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "pairloom"):
         found = list(shares(loader(data), 0, 5, 0))  # one epoch
     assert sum(len(share.uids) for share in found) == NUM

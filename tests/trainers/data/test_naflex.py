@@ -43,7 +43,7 @@ def test_equals_transformers_processor(num_patches: int) -> None:
         np.testing.assert_allclose(array, theirs[name], atol=2e-6)
 
 
-def test_the_grid_is_that_of_transformers_for_any_picture() -> None:
+def test_naflex_grid_equals_transformers() -> None:
     draw = np.random.default_rng(0)
     for num_patches in (1, 7, 128, 256, 576, 784, 1024):
         preprocess = NaflexPreprocess(num_patches)
@@ -161,7 +161,7 @@ def features(model: Any, pictures: list[np.ndarray], num_patches: int) -> torch.
     return torch.nn.functional.normalize(model.vision_model(**inputs).pooler_output, dim=-1)
 
 
-def test_folders_say_which_pictures_they_take(tmp_path: Path) -> None:
+def test_folders_record_their_preprocessing(tmp_path: Path) -> None:
     square = write_siglip(tmp_path / "square")
     assert load_any_preprocess(str(square)) == load_preprocess(str(square))
     preprocess = replace(naflex_preprocess([128, 256], 16), mean=(0.1, 0.2, 0.3))

@@ -21,7 +21,7 @@ def identity(place: SampleIndex) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_together_take_what_one_process_takes(world_size: int) -> None:
+def test_all_ranks_together_equal_one_process(world_size: int) -> None:
     for step in range(20):
         whole = stream().step(step, 0, 1)
         parts = [place for rank in range(world_size) for place in stream().step(step, rank, world_size)]

@@ -84,7 +84,7 @@ def test_an_index_lies_in_the_cache_where_nothing_can_be_written(tars: Path, tmp
     assert list((tmp_path / "cache" / "indexes").iterdir())
 
 
-def test_no_tars_are_said_so(tmp_path: Path) -> None:
+def test_missing_tars_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neither manifest.json nor LATEST.*, nor tars"):
         open_pairs(DataSource(path=str(tmp_path)))
     raw = build_raw(tmp_path, photographs(3))
@@ -154,7 +154,7 @@ def test_remote_tars_are_fetched_ahead_and_kept(tmp_path: Path) -> None:
     assert everything(again) == expected
 
 
-def test_a_view_at_a_url_fetches_what_it_keeps(tmp_path: Path) -> None:
+def test_view_of_a_url_fetches_its_rows_only(tmp_path: Path) -> None:
     pairs = photographs(30)
     keeps = [index % 10 == 3 for index in range(30)]
     view = build_selection(tmp_path, build_raw(tmp_path, pairs, samples_per_shard=15), keeps)
@@ -169,7 +169,7 @@ def test_a_view_at_a_url_fetches_what_it_keeps(tmp_path: Path) -> None:
     assert kept < tars
 
 
-def test_the_cache_is_bounded_and_a_failed_fetch_is_told(tmp_path: Path) -> None:
+def test_cache_is_bounded_and_a_failed_fetch_is_an_error(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.tar").write_bytes(bytes([number]) * 1000)
     cache = ShardCache(tmp_path / "kept", 2500)
@@ -203,7 +203,7 @@ def test_every_member_can_be_read_from_the_parts(gaps: list[tuple[int, int]], ex
         assert sum(p.offset <= offset and offset + size <= p.offset + p.num_bytes for p in parts) == 1
 
 
-def test_what_is_not_in_a_part_is_refused(tmp_path: Path) -> None:
+def test_unknown_field_of_a_part_is_refused(tmp_path: Path) -> None:
     (tmp_path / "parts").write_bytes(b"abcdef")
     reader = PartsReader(tmp_path / "parts", [Part(10, 4), Part(100, 2)])
     assert (reader.view(11, 3), reader.view(100, 2)) == (b"bcd", b"ef")

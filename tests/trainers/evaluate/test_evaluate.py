@@ -53,7 +53,7 @@ def write_colours(folder: Path) -> None:
     (folder / "classes.json").write_text(json.dumps({name: f"{name} paint" for name in COLOURS}))
 
 
-def test_recalls_by_hand() -> None:
+def test_recalls_equal_a_worked_example() -> None:
     """Three images, the first with two captions; image 2 and its caption lie apart."""
     images = functional.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]), dim=-1)
     texts = functional.normalize(torch.tensor([[1.0, 0.1, 0], [0.2, 1, 0], [0, 1, 0.1], [1, 0.9, 0]]), dim=-1)

@@ -150,7 +150,7 @@ def test_recipes_of_evaluations() -> None:
             parse(**wrong)
 
 
-def test_nothing_to_evaluate_is_said(tmp_path: Path) -> None:
+def test_empty_evaluation_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(InputError, match="no images in folders of classes"):
         load_classification(str(tmp_path))

@@ -72,7 +72,7 @@ def front_matter(card: str) -> dict[str, Any]:
     return dict(yaml.safe_load(card.split("---\n")[1]))
 
 
-def test_the_card_says_what_was_recorded(runs: Path) -> None:
+def test_model_card_holds_the_recorded_figures(runs: Path) -> None:
     folder = runs / "siglip/export"
     card = (folder / "README.md").read_text()
     matter = front_matter(card)

@@ -19,8 +19,7 @@ from pairloom.schemas.images.preprocess import Preprocess, load_preprocess
 from pairloom.schemas.recipes.train import ModelRecipe
 from pairloom.trainers.export.open_clip import export
 from pairloom.trainers.models.contrastive import load_model
-from pairloom.trainers.open_clip import load as open_clip_folder
-from pairloom.trainers.open_clip.config import TIMM_TOWERS, is_exact, open_clip_config
+from pairloom.trainers.open_clip.config import TimmTower, is_exact, open_clip_config
 from pairloom.trainers.open_clip.load import convert_folder, is_open_clip
 from pairloom.trainers.open_clip.state_dict_map import clip_moves, convert, convert_back, siglip_moves
 from tests.support.tiny_models import write_clip, write_siglip, write_tokenizer
@@ -41,7 +40,7 @@ def test_there_and_back(tmp_path: Path, write: Any, moves: Any) -> None:
         convert(state, moves)
 
 
-def test_packed_weights_by_hand(tmp_path: Path) -> None:
+def test_packed_weights_equal_a_worked_example(tmp_path: Path) -> None:
     state = load_file(write_clip(tmp_path) / "model.safetensors")
     converted = convert(state, clip_moves(3, 2))
     packed = converted["visual.transformer.resblocks.1.attn.in_proj_weight"]
@@ -104,15 +103,13 @@ def test_llava_has_no_open_clip_form(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["safetensors", "pt"])
 @pytest.mark.parametrize("write", [write_clip, write_siglip])
-def test_a_run_can_begin_with_what_open_clip_saved(
-    tmp_path: Path, write: Any, form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(TIMM_TOWERS, (8, 32, 3, 32), ("tiny", True))
+def test_run_starts_from_a_checkpoint_of_open_clip(tmp_path: Path, write: Any, form: str) -> None:
+    towers = (TimmTower("tiny", 8, 32, 3, 32, is_tanh=True, num_heads=2, mlp_width=64),)
     original = write(tmp_path / "hf")
     config = AutoConfig.from_pretrained(original)
     folder, moves = tmp_path / "open_clip", siglip_moves if config.model_type == "siglip" else clip_moves
     folder.mkdir()
-    described = open_clip_config(config, load_preprocess(str(original)))
+    described = open_clip_config(config, load_preprocess(str(original)), towers)
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     state = convert(load_file(original / "model.safetensors"), moves(3, 2))
     if form == "pt":  # as a training run of several GPUs leaves it
@@ -122,11 +119,7 @@ def test_a_run_can_begin_with_what_open_clip_saved(
     write_tokenizer(folder)
     assert is_open_clip(str(folder))
     assert not is_open_clip(str(original))
-    inner = 64  # test towers are not as wide inside as the SigLIPs that open_clip has by name
-    if config.model_type == "siglip":
-        monkeypatch.setitem(open_clip_folder.INNER, 32, inner)
-        monkeypatch.setitem(open_clip_folder.HEADS, 32, 2)
-    convert_folder(str(folder / "e3.pt" if form == "pt" else folder), tmp_path / "back")
+    convert_folder(str(folder / "e3.pt" if form == "pt" else folder), tmp_path / "back", towers)
     models = [load_model(str(path), ModelRecipe(path=str(path))) for path in (original, tmp_path / "back")]
     assert models[0][1] == models[1][1]
     ids = torch.tensor([[5, 9, 40, 1] + [0] * 12])
@@ -137,7 +130,7 @@ def test_a_run_can_begin_with_what_open_clip_saved(
     assert (tmp_path / "back" / "tokenizer_config.json").exists()
 
 
-def test_what_transformers_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_models_that_transformers_lacks_are_refused(tmp_path: Path) -> None:
     model = {"embed_dim": 512, "vision_cfg": {"layers": [3, 4, 6, 3], "width": 64, "image_size": 224}, "text_cfg": {}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
     with pytest.raises(InputError, match="no plain vision transformer"):

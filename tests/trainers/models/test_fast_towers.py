@@ -45,7 +45,7 @@ def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_towers_give_what_the_plain_class_gives(tmp_path: Path, family: str) -> None:
+def test_towers_equal_the_plain_class(tmp_path: Path, family: str) -> None:
     write_tokenizer(tmp_path / "tokenizer")
     task = make_task(tmp_path, tmp_path / "tokenizer", preset=f"{family}-test-tiny")
     task.save_model(str(tmp_path / "plain"), task.model.state_dict())

@@ -94,7 +94,7 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
         torch.testing.assert_close(gradient, right[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_stages_train_what_they_say(folders: Path) -> None:
+def test_stages_train_their_parameters_only(folders: Path) -> None:
     def trained(task: LlavaTask) -> set[str]:
         groups = [name for group in task.parameter_groups() for name in group.names]
         _, grads = gradients(task, [make_samples(2)])

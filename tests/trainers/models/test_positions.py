@@ -13,7 +13,7 @@ from pairloom.trainers.models.positions import resize_images, resize_table
 from pairloom.trainers.models.presets import preset_config
 
 
-def test_a_table_is_resized_like_a_picture() -> None:
+def test_position_table_is_resized_like_an_image() -> None:
     ramp = torch.arange(4.0).repeat(4, 1).reshape(16, 1)  # positions of a column
     first = torch.tensor([[-7.0]])  # the class token's
     larger = resize_table(torch.cat([first, ramp]), 4, 8)

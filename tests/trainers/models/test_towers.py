@@ -188,7 +188,7 @@ def test_towers_on_the_wrong_side(towers: Path) -> None:
 
 
 @pytest.mark.parametrize("vision", VISION)
-def test_pictures_of_another_size(towers: Path, tmp_path: Path, vision: str) -> None:
+def test_images_of_another_size(towers: Path, tmp_path: Path, vision: str) -> None:
     parts = DualParts(vision=str(towers / vision), text=str(towers / "bert"))
     if vision == "beit":
         with pytest.raises(RecipeError, match="relative_position_bias_table belongs to 32 px"):

@@ -68,8 +68,8 @@ def test_golden(tokenizer: Any, name: TemplateName) -> None:
 def test_targets_are_the_answers(tokenizer: Any, name: TemplateName) -> None:
     rendered = renderer(tokenizer, name).render(TALK)
     assert all(label in (IGNORE_LABEL, token) for token, label in zip(rendered.token_ids, rendered.labels, strict=True))
-    said = tokenizer.decode([label for label in rendered.labels if label != IGNORE_LABEL], skip_special_tokens=True)
-    assert said.split() == ["a", "dog", "red"] if name != "chatml" and name != "tokenizer" else said == "a dogred"
+    answer = tokenizer.decode([label for label in rendered.labels if label != IGNORE_LABEL], skip_special_tokens=True)
+    assert answer.split() == ["a", "dog", "red"] if name != "chatml" and name != "tokenizer" else answer == "a dogred"
     assert rendered.token_ids.count(tokenizer.convert_tokens_to_ids("<image>")) == 3
     assert rendered.has_image
 
@@ -123,7 +123,7 @@ def test_text_only_twin(tokenizer: Any) -> None:
     assert not renderer(tokenizer, "vicuna_v1").render(twin).has_image
 
 
-def test_templates_say_what_they_need(tmp_path: Path) -> None:
+def test_template_errors_name_the_missing_field(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     bare = load_tokenizer("llama-test-tiny", str(tmp_path))
     with pytest.raises(RecipeError, match="no chat template"):

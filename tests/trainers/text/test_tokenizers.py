@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer, GemmaTokenizer, Siglip2Tokenizer
 
 from pairloom.schemas.errors import RecipeError
-from pairloom.trainers.tasks.contrastive import _check_tokenizer
+from pairloom.trainers.tasks.contrastive import check_tokenizer
 from pairloom.trainers.text.bpe_tokenizer import train_tokenizer
 from pairloom.trainers.text.siglip2_tokenizer import load_siglip2_tokenizer, train_siglip2_tokenizer
 
@@ -95,8 +95,8 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused() -> None:
     ]:
         config = config_of(model_type, tokenizer.eos_token_id)
         with pytest.raises(RecipeError, match=reason):
-            _check_tokenizer(tokenizer, config, "folder")
-    _check_tokenizer(FakeTokenizer(300, 299), config_of("clip", 2), "openai")  # CLIP's own: the largest id ends texts
+            check_tokenizer(tokenizer, config, "folder")
+    check_tokenizer(FakeTokenizer(300, 299), config_of("clip", 2), "openai")  # CLIP's own: the largest id ends texts
 
 
 def config_of(model_type: str, eos: int) -> SimpleNamespace:
