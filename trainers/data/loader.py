@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -269,7 +270,10 @@ def _from_workers(loader: Loader, numbers: range, num_workers: int) -> Iterator[
 def _start_worker(_: int) -> None:
     """Use one thread. Ignore SIGTERM and SIGINT: they reach the whole job, and the rank still needs its workers."""
     torch.set_num_threads(1)
-    threading.Thread(target=_exit_with, args=(os.getppid(),), name="parent", daemon=True).start()
+    parent = multiprocessing.parent_process()  # os.getppid() would miss a rank that ended while this worker started
+    assert parent is not None
+    assert parent.pid is not None
+    threading.Thread(target=_exit_with, args=(parent.pid,), name="parent", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 

@@ -130,8 +130,9 @@ def test_errors_come_out_of_the_workers_as_they_are(data: str, num_workers: int)
         next(shares(failing, 0, 2, num_workers))
 
 
-def test_workers_end_with_a_rank_that_is_killed(tmp_path: Path) -> None:
-    """Also those that wait for room in the pipe to it."""
+@pytest.mark.parametrize("wait_s", [0, 8], ids=["while workers start", "while a pipe is full"])
+def test_workers_end_with_a_killed_rank(tmp_path: Path, wait_s: float) -> None:
+    """A worker must not outlive its rank."""
     data = build_curated(tmp_path, [(image, caption * 10_000) for image, caption in colour_pairs(16)])
     rank = multiprocessing.get_context("spawn").Process(target=take_one_and_wait, args=(data,))
     rank.start()
@@ -139,7 +140,7 @@ def test_workers_end_with_a_rank_that_is_killed(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (workers := psutil.Process(rank.pid).children()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(2)  # until the pipe is full
+    time.sleep(wait_s)
     assert workers
     os.kill(rank.pid, signal.SIGKILL)
     rank.join()
