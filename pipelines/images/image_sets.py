@@ -15,8 +15,9 @@ from pairloom.schemas.data_set.manifest import (
     table_url,
     tar_url,
 )
-from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ShardReader, index_tar
+from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ShardReader
 from pairloom.schemas.data_set.tables import STATUS_SUCCESS, read_table
+from pairloom.schemas.data_set.tar_members import index_tar
 from pairloom.schemas.storage import listing, storage
 from pairloom.schemas.storage.digests import fingerprint
 

@@ -196,7 +196,12 @@ def _stage_again(folder: str, jobs: Sequence[ShardJob]) -> None:
         for path, (origin, source) in staged.items()
         if path != origin and not storage.exists(path)
     ]
-    run_shards("tables", _prepare, lost)
+    for job, found in zip(lost, run_shards("tables", _prepare, lost), strict=True):
+        if found.num_rows != job.file.num_rows:
+            raise InputError(
+                f"{job.file.path}: has {found.num_rows} rows, {job.file.num_rows} when the interrupted ingest began; "
+                "choose another source.name"
+            )
 
 
 def _frozen_file(folder: str, path: str) -> SourceFile:

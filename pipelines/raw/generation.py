@@ -26,8 +26,9 @@ from pairloom.pipelines.raw.table import PlacedImage, ShardResult, read_result
 from pairloom.pipelines.raw.tar import put_named_tar, scratch_file
 from pairloom.schemas.data_set.generations import note_generation, read_head
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, load_manifest, save_manifest, table_url, tar_url
-from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ByteRange, Member, ShardReader, ShardWriter, index_tar
+from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ByteRange, ShardReader, ShardWriter
 from pairloom.schemas.data_set.tables import read_table
+from pairloom.schemas.data_set.tar_members import Member, index_tar
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import storage
 

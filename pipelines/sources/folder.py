@@ -31,6 +31,7 @@ from pairloom.pipelines.sources.source import (
     own_uid,
     parse_fields,
     read_below,
+    url_text,
 )
 from pairloom.pipelines.sources.text_tables import Row, read_text_rows
 from pairloom.pipelines.sources.url_table import (
@@ -146,7 +147,7 @@ class Folder:
             boxes, box_error = boxes_or_error(row, self._recipe)
             error = row_error(row) or box_error
             yield SourceRow(
-                url=clean_text(row.get(self._recipe.url_column)),
+                url=url_text(row.get(self._recipe.url_column)),
                 caption=clean_text(row[CAPTION]),
                 uid=own_uid(row.get(UID_COLUMN)),
                 image=read_below(parent, name) if name and error is None else None,
@@ -160,7 +161,7 @@ class Folder:
         fields = parse_fields(_read(f"{_stem(path)}.json"))
         boxes, error = boxes_or_error(fields, self._recipe)
         return SourceRow(
-            url=clean_text(fields.get(self._recipe.url_column)),
+            url=url_text(fields.get(self._recipe.url_column)),
             caption=caption_beside(_read(f"{_stem(path)}.txt"), fields, self._recipe),
             uid=own_uid(fields.get(UID_COLUMN)),
             image=_read(path),

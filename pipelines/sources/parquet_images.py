@@ -24,6 +24,7 @@ from pairloom.pipelines.sources.source import (
     list_source_files,
     own_uid,
     read_below,
+    url_text,
 )
 from pairloom.pipelines.sources.url_table import UID_COLUMN, kept_values, prepare_table, readable_path
 from pairloom.schemas.errors import InputError
@@ -75,7 +76,7 @@ class ParquetImages:
         for row in read_piece(piece, self._columns, BATCH_ROWS):
             boxes, error = boxes_or_error(row, self._recipe)
             yield SourceRow(
-                url=clean_text(row.get(self._recipe.url_column)),
+                url=url_text(row.get(self._recipe.url_column)),
                 caption=clean_text(row[CAPTION]),
                 uid=own_uid(row.get(UID_COLUMN)),
                 image=_image_bytes(row[self._recipe.image_column], folder),

@@ -48,7 +48,12 @@ class Columns:
 
 
 def stage_text(file: SourceFile, columns: Columns, target: str) -> Prepared:
-    """Write the columns of a text table as parquet; each caption of a list becomes a row. Raises InputError."""
+    """Write the columns of a text table as parquet; each caption of a list becomes a row.
+
+    A file of 0 bytes has no rows. Raises InputError.
+    """
+    if file.size == 0:
+        return stage_rows(iter(()), columns, file.path, target)
     if format_of(file.path) in ("csv", "tsv"):
         require_columns(columns.required, header_of(file.path), file.path)
     return stage_rows(read_text_rows(file.path), columns, file.path, target)
@@ -84,7 +89,8 @@ def _expand_captions(row: Row, columns: Columns) -> Iterator[Row]:
     for name in columns.captions:
         value = row.get(name)
         for one in (value or [None]) if isinstance(value, list) else [value]:
-            yield {**row, **dict(zip(columns.of_caption, (one, name), strict=False))}
+            caption = None if isinstance(one, dict | list) else one  # an object is not a text
+            yield {**row, **dict(zip(columns.of_caption, (caption, name), strict=False))}
 
 
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -153,6 +159,7 @@ def prepare_parquet(path: str, columns: Columns, where: str) -> Prepared:
     with _open(path) as table:
         schema = table.schema_arrow
         require_columns(columns.required, schema.names, where)
+        _check_captions(schema, columns, where)
         num_rows = table.metadata.num_rows
         if not _has_one_caption_per_row(schema, columns):
             num_rows = int(_captions_of_rows(table, columns).sum())
@@ -160,8 +167,27 @@ def prepare_parquet(path: str, columns: Columns, where: str) -> Prepared:
     return Prepared(num_rows, kept)
 
 
+def _check_captions(schema: pa.Schema, columns: Columns, where: str) -> None:
+    """Raise InputError for a caption column that is neither text nor a list of text."""
+    for name in columns.captions:
+        kind = schema.field(name).type
+        inner = kind.value_type if _is_list(kind) else kind
+        if pa.types.is_nested(inner):
+            texts = [field.name for field in inner.fields if is_text(field.type)] if pa.types.is_struct(inner) else []
+            fields = f" of its field {' or '.join(texts)}" if texts else ""
+            raise InputError(
+                f"{where}: column {name} is {kind}; captions are text or lists of text: "
+                f"write the text{fields} to a column, and name it in source.caption_column"
+            )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column is text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _has_one_caption_per_row(schema: pa.Schema, columns: Columns) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pairloom.pipelines.images.boxes import Boxes, read_boxes
+from pairloom.pipelines.sources.urls import without_userinfo
 from pairloom.schemas.data_set.shard import ByteRange
 from pairloom.schemas.errors import InputError, SampleError
 from pairloom.schemas.recipes.source import DEFAULT_CAPTION_COLUMN, SourceRecipe
@@ -96,13 +97,19 @@ def text_schema(columns: Sequence[str]) -> pa.Schema:
 
 
 def clean_text(value: object) -> str | None:
-    """A cell as text: invalid UTF-8 is replaced, NULs and surrounding spaces are removed; None if empty."""
-    if value is None:
+    """A cell as text: invalid UTF-8 is replaced, NULs and surrounding spaces are removed; None if empty or NaN."""
+    if value is None or value != value:  # NaN, as pandas writes missing values
         return None
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates, from JSON escapes
     return text.replace("\0", "").strip() or None
+
+
+def url_text(value: object) -> str | None:
+    """A URL cell as text, without user and password."""
+    text = clean_text(value)
+    return without_userinfo(text) if text is not None else None
 
 
 def own_uid(value: object) -> str | None:

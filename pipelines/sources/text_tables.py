@@ -8,7 +8,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -30,8 +30,11 @@ Row = dict[str, Any]
 def read_text_rows(url: str) -> Iterator[Row]:
     """Rows as column -> value; an unreadable row has ERROR_COLUMN. Raises InputError for an unreadable file."""
     kind = format_of(url)
-    with blame(url), open_text(url) as file:
-        if kind in ("csv", "tsv"):
+    is_literal = kind == "tsv" and not _is_quoted(url)
+    with blame(url), open_text(url, "\n" if is_literal else "") as file:
+        if is_literal:
+            yield from _literal_rows(file)
+        elif kind in ("csv", "tsv"):
             yield from _csv_rows(file, "," if kind == "csv" else "\t", url)
         else:
             yield from _json_rows(file, url)
@@ -101,9 +104,12 @@ class _ZstdReader(io.RawIOBase):
 
 
 @contextmanager
-def open_text(url: str) -> Iterator[IO[str]]:
-    """Text of a file; invalid UTF-8 becomes U+FFFD, so that one bad caption does not affect the others."""
-    with open_bytes(url) as file, io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="") as text:
+def open_text(url: str, newline: str = "") -> Iterator[IO[str]]:
+    """Text of a file; invalid UTF-8 becomes U+FFFD, so that one bad caption does not affect the others.
+
+    `newline`: end of a line; "": also a carriage return.
+    """
+    with open_bytes(url) as file, io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline=newline) as text:
         yield text
 
 
@@ -118,23 +124,97 @@ def header_of(url: str) -> list[str]:
     return names
 
 
-def _csv_reader(file: IO[str], delimiter: str) -> Any:
+def _csv_reader(file: Iterable[str], delimiter: str) -> Any:
     csv.field_size_limit(MAX_FIELD_CHARS)
     return csv.reader(file, delimiter=delimiter)
 
 
 def _csv_rows(file: IO[str], delimiter: str, url: str) -> Iterator[Row]:
     """Rows of a csv file: missing values at the end of a line are None, excess values are ignored."""
-    reader = _csv_reader(file, delimiter)
+    lines = _RecordLines(file)
+    reader = _csv_reader(lines, delimiter)
     try:
         names = next(reader, None)
         if not names:
             raise InputError(f"{url}: empty; the first line must name the columns")
         for values in reader:
+            if lines.end_inside_quotes(delimiter):
+                raise csv.Error("the file ends inside a quoted value")
+            lines.of_record.clear()
             if values:  # csv gives an empty list for an empty line
                 yield dict(zip(names, values, strict=False))
     except csv.Error as error:
         raise InputError(f"{url}: line {reader.line_num}: {error}; look for an open quote") from error
+
+
+class _RecordLines:
+    """Lines of a file; keeps those of the current record, and the end of the file."""
+
+    def __init__(self, file: Iterable[str]) -> None:
+        self._lines = iter(file)
+        self._is_at_end = False
+        self.of_record: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line = next(self._lines)
+        except StopIteration:
+            self._is_at_end = True
+            raise
+        self.of_record.append(line)
+        return line
+
+    def end_inside_quotes(self, delimiter: str) -> bool:
+        """Whether the file ended inside a quoted value: the reader then gives the rest of the file as that value."""
+        if not self._is_at_end:
+            return False
+        try:
+            list(csv.reader(self.of_record, delimiter=delimiter, strict=True))
+        except csv.Error as error:
+            return "unexpected end of data" in str(error)
+        return False
+
+
+def _is_quoted(url: str) -> bool:
+    """Whether a tsv quotes its values as csv does.
+
+    It does if its header does; or if some line has another number of columns than the header, which quoting explains:
+    read with quotes, without any error, all rows have as many columns as the header.
+    """
+    with blame(url), open_text(url, "\n") as file:
+        header = file.readline()
+        if any(name.startswith('"') for name in header.split("\t")):
+            return True
+        if all(line.count("\t") == header.count("\t") for line in file if line.strip("\r\n")):
+            return False
+    with blame(url), open_text(url) as file:
+        try:
+            lengths = {len(values) for values in csv.reader(file, delimiter="\t", strict=True) if values}
+        except csv.Error:
+            return False
+    return len(lengths) == 1
+
+
+def _literal_rows(file: IO[str]) -> Iterator[Row]:
+    """Rows of a tsv without quoting, as CC3M and CC12M are published; a quote is a character like any other.
+
+    Only a value with doubled quotes inside quotes was quoted by its writer (pandas quotes such values alone).
+    """
+    names = file.readline().rstrip("\r\n").split("\t")
+    for line in file:
+        text = line.rstrip("\r\n")
+        if text:
+            yield dict(zip(names, map(_unquoted, text.split("\t")), strict=False))
+
+
+def _unquoted(value: str) -> str:
+    inner = value[1:-1]
+    if len(value) > 1 and value[0] == value[-1] == '"' and '""' in inner and '"' not in inner.replace('""', ""):
+        return inner.replace('""', '"')
+    return value
 
 
 def _json_rows(file: IO[str], url: str) -> Iterator[Row]:

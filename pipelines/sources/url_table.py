@@ -12,6 +12,7 @@ from pydantic import model_validator
 from pairloom.pipelines.sources.parquet_tables import (
     CAPTION,
     Columns,
+    is_text,
     kept_fields,
     prepare_parquet,
     read_piece,
@@ -30,6 +31,7 @@ from pairloom.pipelines.sources.source import (
     format_of,
     list_source_files,
     own_uid,
+    url_text,
 )
 from pairloom.pipelines.sources.text_tables import ERROR_COLUMN, TEXT_FORMATS
 from pairloom.schemas.drop_reason import DropReason
@@ -39,7 +41,7 @@ from pairloom.schemas.storage import storage
 
 UID_COLUMN = "uid"
 BATCH_ROWS = 4096
-STAGED_FORM = 2  # raise it with the format of staged tables: a newer release may resume an interrupted ingest
+STAGED_FORM = 3  # raise it with the format of staged tables: a newer release may resume an interrupted ingest
 
 
 def is_table(path: str) -> bool:
@@ -71,11 +73,7 @@ def readable_path(file: SourceFile, staging_folder: str) -> str:
 
 def kept_values(row: dict[str, Any], kept: pa.Schema) -> dict[str, Any]:
     """The values of `keep_columns`; text is cleaned."""
-    return {field.name: clean_text(row[field.name]) if _is_text(field.type) else row[field.name] for field in kept}
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return {field.name: clean_text(row[field.name]) if is_text(field.type) else row[field.name] for field in kept}
 
 
 def row_error(row: dict[str, Any]) -> SampleError | None:
@@ -119,7 +117,7 @@ class UrlTable:
         for row in read_piece(piece, self._columns, BATCH_ROWS):
             boxes, box_error = boxes_or_error(row, self._recipe)
             yield SourceRow(
-                url=clean_text(row[self._recipe.url_column]),
+                url=url_text(row[self._recipe.url_column]),
                 caption=clean_text(row[CAPTION]),
                 uid=own_uid(row[UID_COLUMN]) if has_uid else None,
                 kept=kept_values(row, kept),

@@ -26,8 +26,10 @@ from pairloom.pipelines.sources.source import (
     own_uid,
     parse_fields,
     text_schema,
+    url_text,
 )
-from pairloom.schemas.data_set.shard import Member, ShardReader, index_tar
+from pairloom.schemas.data_set.shard import ShardReader
+from pairloom.schemas.data_set.tar_members import Member, index_tar
 from pairloom.schemas.data_set.tar_samples import TarSample, group_samples, images_of
 from pairloom.schemas.drop_reason import DropReason
 from pairloom.schemas.errors import SampleError
@@ -82,7 +84,7 @@ class WebdatasetTars:
         fields = parse_fields(read(sample.get("json")))
         image = next(iter(images_of(sample)), None)
         return SourceRow(
-            url=clean_text(fields.get(self._recipe.url_column)),
+            url=url_text(fields.get(self._recipe.url_column)),
             caption=caption_beside(read(sample.get("txt")), fields, self._recipe),
             uid=own_uid(fields.get("uid")),
             image=read(image),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,40 +104,6 @@ class ShardWriter:
             self.close()
         else:
             self._file.close()
-
-
-@dataclass(frozen=True)
-class Member:
-    """One member of a tar: `extension` is everything after the first dot of its base name, lower-cased."""
-
-    key: str
-    extension: str
-    byte_range: ByteRange
-
-
-def index_tar(url: str) -> list[Member]:
-    """Members of any WebDataset tar in their order, without reading the bodies.
-
-    Tars of other tools may have any order, dots and case in their keys. Raises InputError if it is not a tar.
-    """
-    members = []
-    try:
-        with (
-            storage.open_read(url) as file,
-            tarfile.open(fileobj=file, mode="r:") as tar,
-        ):
-            for info in tar:
-                if not info.isfile():
-                    continue
-                folder, _, base = info.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                members.append(Member(key, extension.lower(), ByteRange(info.offset_data, info.size)))
-    except FileNotFoundError as error:
-        raise InputError(f"{url}: no such tar; check the path") from error
-    except tarfile.TarError as error:
-        raise InputError(f"{url}: not a readable tar: {error}; replace or remove it") from error
-    return members
 
 
 class ShardReader:

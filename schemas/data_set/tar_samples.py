@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, Member
+from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS
+from pairloom.schemas.data_set.tar_members import Member
 
 TarSample = dict[str, Member]  # extension -> member
 

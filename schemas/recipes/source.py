@@ -20,7 +20,7 @@ class SourceRecipe(StrictModel):
     kind: str
     """Kind of the source."""
     path: str | tuple[str, ...]
-    """A file, a folder, a glob or any fsspec URL, or a list of them."""
+    """A file, a folder, a glob, braces (`{000..012}.tar`) or any fsspec URL, or a list of them."""
     images: str | None = None
     """folder, parquet_images: the folder of the image files; null: the folder of the table."""
     name: Name = "main"

@@ -18,8 +18,9 @@ from typing import Any
 import pyarrow as pa
 
 from pairloom.schemas.data_set.manifest import Manifest, ShardEntry, is_complete, save_manifest, table_url
-from pairloom.schemas.data_set.shard import ShardReader, index_tar, shard_name
+from pairloom.schemas.data_set.shard import ShardReader, shard_name
 from pairloom.schemas.data_set.tables import CURATED, make_uid, write_table
+from pairloom.schemas.data_set.tar_members import index_tar
 from pairloom.schemas.data_set.tar_samples import TarSample, group_samples, image_of
 from pairloom.schemas.errors import StorageError
 from pairloom.schemas.local_cache import cache_folder

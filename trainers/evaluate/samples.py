@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ShardReader, index_tar
+from pairloom.schemas.data_set.shard import IMAGE_EXTENSIONS, ShardReader
+from pairloom.schemas.data_set.tar_members import index_tar
 from pairloom.schemas.data_set.tar_samples import TarSample, group_samples, image_of
 from pairloom.schemas.errors import InputError
 from pairloom.schemas.storage import listing, storage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ from pairloom.pipelines.ingest.ingest import ingest
 from pairloom.pipelines.sources.open_source import open_source
 from pairloom.pipelines.sources.source import Piece, SourceRow
 from pairloom.pipelines.sources.text_tables import read_text_rows
+from pairloom.schemas.errors import InputError
 from pairloom.schemas.images.decode import decode_rgb
 from pairloom.schemas.recipes.curate import CurateRecipe
 from tests.support.image_files import encoded, photo
@@ -221,3 +224,66 @@ def test_boxes_of_a_column_are_blurred(tmp_path: Path, ray_session: None, unit: 
     with pytest.raises(ValueError, match="cannot be blurred"):
         CurateRecipe.model_validate({"root": "x", "source": {"kind": "webdataset", "path": "x",
                                                              "blur_boxes_column": "boxes"}})  # fmt: skip
+
+
+def test_tsv_without_quoting_keeps_every_row(tmp_path: Path) -> None:
+    """CC3M and CC12M: a caption that begins with a quote does not join the rows behind it."""
+    captions = [
+        'a 5" screen',
+        '"open quote only',
+        "third\rwith a return",
+        'fourth "quoted" word',
+        '"closed" at its start',
+    ]
+    lines = [f"{caption}\thttp://a.org/{row}" for row, caption in enumerate(captions)]
+    (tmp_path / "a.tsv").write_text("caption\turl\n" + "\n".join(lines) + "\n", newline="")
+    assert [row["caption"] for row in read_text_rows(str(tmp_path / "a.tsv"))] == captions
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_quoted_tsv_keeps_every_value(tmp_path: Path, quoting: Any) -> None:
+    """As pandas writes it."""
+    captions = ['a 5" screen', '"whole"', '"closed" at its start', "plain"]
+    table = pd.DataFrame({"caption": captions, "url": "http://a.org"})
+    table.to_csv(tmp_path / "a.tsv", sep="\t", index=False, quoting=quoting)
+    assert [row["caption"] for row in read_text_rows(str(tmp_path / "a.tsv"))] == captions
+
+
+def test_csv_that_ends_inside_quotes_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('url,caption\nhttp://a.org/1,one\nhttp://a.org/2,"two\nhttp://a.org/3,three\n')
+    rows = read_text_rows(str(tmp_path / "a.csv"))
+    assert next(rows)["caption"] == "one"
+    with pytest.raises(InputError, match=r"a\.csv: line 4: the file ends inside a quoted value"):
+        next(rows)
+
+
+@pytest.mark.parametrize(
+    ("captions", "fields"),
+    [(pa.array([{"text": "hi", "n": 1}]), " of its field text"), (pa.array([[["a"]]]), ""),
+     (pa.array([[{"user": "what?", "answer": "a cat"}]]), " of its field user or answer")],
+)  # fmt: skip
+def test_structured_captions_are_refused_before_work(tmp_path: Path, captions: pa.Array, fields: str) -> None:
+    pq.write_table(pa.table({"url": ["http://a.org/1"], "caption": captions}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=f"write the text{fields} to a column"):
+        rows_of(tmp_path, kind="url_table", path=str(tmp_path / "a.parquet"))
+
+
+def test_captions_in_fixed_size_lists_and_missing_numbers(tmp_path: Path) -> None:
+    captions = pa.array([["a", "b"], None], pa.list_(pa.string(), 2))
+    pq.write_table(pa.table({"url": ["http://a.org/1", "http://a.org/2"], "caption": captions}), tmp_path / "a.parquet")
+    found = rows_of(tmp_path, kind="url_table", path=str(tmp_path / "a.parquet"))
+    assert [(row.url, row.caption) for row in found] == [
+        ("http://a.org/1", "a"), ("http://a.org/1", "b"), ("http://a.org/2", None)]  # fmt: skip
+    pq.write_table(pa.table({"url": ["http://a.org/1"], "caption": [float("nan")]}), tmp_path / "a.parquet")
+    assert rows_of(tmp_path, kind="url_table", path=str(tmp_path / "a.parquet"))[0].caption is None
+
+
+def test_objects_in_json_are_no_captions(tmp_path: Path) -> None:
+    rows = [{"url": "http://a.org/1", "caption": {"text": "hi"}}, {"url": "http://a.org/2", "caption": "two"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert [row.caption for row in rows_of(tmp_path, kind="url_table", path=str(tmp_path / "a.jsonl"))] == [None, "two"]
+
+
+def test_user_and_password_of_a_url_are_not_stored(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("url,caption\nhttp://me:secret@a.org/1.jpg,one\n")
+    assert rows_of(tmp_path, kind="url_table", path=str(tmp_path / "a.csv"))[0].url == "http://a.org/1.jpg"

@@ -99,7 +99,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path, ray_session:
         ("a.csv.gz", gzip.compress(b"url,caption\n" + b"x,y\n" * 9999, mtime=0)[:-20], "cannot be read"),
         ("a.csv.zst", zstandard.ZstdCompressor().compress(b"url,caption\n" + os.urandom(9999))[:-20], "cannot be read"),
         ("a.parquet.gz", b"this is not gzip", "cannot be read"),
-        ("a.csv", b"", "empty"),
+        ("a.csv", b"", "no rows in 1 files"),
         ("a.csv", b"url,caption\n", "no rows"),
         ("a.json", b'[{"url": "x", "caption": "y"}, ', "not a JSON array"),
         ("a.json", b"7", "none of 1 rows can be read"),

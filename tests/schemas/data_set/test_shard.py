@@ -11,7 +11,8 @@ import pytest
 import webdataset
 
 from pairloom.schemas.data_set.json_values import json_bytes
-from pairloom.schemas.data_set.shard import ShardReader, ShardWriter, index_tar, make_key, shard_name
+from pairloom.schemas.data_set.shard import ShardReader, ShardWriter, make_key, shard_name
+from pairloom.schemas.data_set.tar_members import index_tar
 from pairloom.schemas.errors import InputError
 
 
@@ -72,7 +73,8 @@ def test_foreign_tars(tmp_path: Path, style: int) -> None:
         tar.addfile(link)
     found = {(member.key, member.extension): member.byte_range for member in index_tar(str(path)) if member.extension}
     assert set(found) == {("./Photos/IMG 1", "jpg"), ("./Photos/v1", "0.jpg"), ("deep/" * 30 + "x", "jpeg"),
-                          ("ünïcode", "png")}  # fmt: skip
+                          ("ünïcode", "png"), ("link", "jpg")}  # fmt: skip
+    assert found["link", "jpg"].num_bytes == 0  # a link out of the tar gives a row without an image
     reader = ShardReader(str(path))
     place = found["./Photos/v1", "0.jpg"]
     assert reader.read(place.offset, place.num_bytes) == b"./Photos/v1.0.jpg"
