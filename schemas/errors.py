@@ -4,6 +4,7 @@
     ├── UserError          the user's mistake: one line, exit code 2
     │   ├── RecipeError    a recipe field is wrong; raised before any work
     │   └── InputError     a table, tar, model or folder of the user cannot be used
+    │       └── BadFileError  one file of many: the others are processed first
     ├── SampleError        drop this sample with its `drop_reason`; other samples are not affected
     ├── ShardError         this shard did not finish; run it again
     └── StorageError       the storage failed (disk full, network, permissions); retry, then stop
@@ -30,6 +31,10 @@ class RecipeError(UserError):
 
 class InputError(UserError):
     """A table, tar, model or folder of the user is missing or unusable."""
+
+
+class BadFileError(InputError):
+    """One of many files of a source cannot be read; the others are processed before the error ends the command."""
 
 
 class SampleError(PairloomError):

@@ -1,7 +1,7 @@
 """Run the shards of one step on Ray: a bounded number at once, with retries, results in the order of the items.
 
 The caller passes only shards that are not done (their file does not exist). A failed shard never stops the others;
-when all have been tried, the first failure is raised.
+when all have been tried, the first failure is raised, or one error that names all bad files.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from pairloom.pipelines.engine.counters import Collector, Counts, Report
 from pairloom.pipelines.engine.progress import CountedProgress, Meter, Progress
 from pairloom.schemas.data_set.manifest import ShardEntry
-from pairloom.schemas.errors import PairloomError, ShardError, StorageError, UserError
+from pairloom.schemas.errors import BadFileError, PairloomError, ShardError, StorageError, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 NUM_ATTEMPTS = 3  # per shard: after a storage error, a lost worker or a lost node
 IN_FLIGHT_PER_CPU = 2  # the inputs of the next shard are ready when a worker becomes free
+MAX_BAD_FILES = 20  # named in one error
 MAX_REASON_CHARS = 500  # of an unforeseen error, in its message
 REFRESH_S = 0.5  # between two updates of the progress
 
@@ -167,12 +168,22 @@ def _drain(
                     results[index] = ray.get(reference)
                 except RayError as error:
                     failures.append(_as_pairloom_error(progress.step, items[index], error))
-                    if isinstance(failures[-1], UserError):
+                    if isinstance(failures[-1], UserError) and not isinstance(failures[-1], BadFileError):
                         raise failures[-1] from error
                 progress.advance()
     if failures:
-        raise failures[0]
+        raise _most_important(failures)
     return results
+
+
+def _most_important(failures: Sequence[PairloomError]) -> PairloomError:
+    """The first failure that is no bad file; or all bad files in one error."""
+    others = [failure for failure in failures if not isinstance(failure, BadFileError)]
+    messages = list(dict.fromkeys(map(str, failures)))
+    if others or len(messages) == 1:
+        return (others or failures)[0]
+    more = f"; and {len(messages) - MAX_BAD_FILES} more" if len(messages) > MAX_BAD_FILES else ""
+    return BadFileError(f"{len(messages)} files cannot be used: {'; '.join(messages[:MAX_BAD_FILES])}{more}")
 
 
 def _as_pairloom_error(step: str, item: object, error: RayError) -> PairloomError:

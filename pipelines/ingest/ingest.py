@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pairloom.pipelines.engine.run_shards import Counted, run_counted_shards, run_shards
 from pairloom.pipelines.engine.step_folder import BeforeWork, StepFolder, missing_tables, nothing
@@ -19,12 +20,20 @@ from pairloom.pipelines.ingest.shard import ShardJob, make_shard, write_uids
 from pairloom.pipelines.optout.apply import apply_tombstones
 from pairloom.pipelines.raw.generation import collect_results, finish_rewrite, save_generation, shard_names_of
 from pairloom.pipelines.raw.row_uids import find_duplicate_rows, uids_url
-from pairloom.pipelines.raw.segments import Segment, cut_pieces, find_new_files, load_segments, save_segment
+from pairloom.pipelines.raw.segments import (
+    Segment,
+    cut_pieces,
+    find_new_files,
+    load_segments,
+    release_files,
+    save_segment,
+)
 from pairloom.pipelines.raw.table import ShardResult, drop_duplicate_rows, replace_table
 from pairloom.pipelines.sources.open_source import open_source
 from pairloom.pipelines.sources.source import Piece, Prepared, Source, SourceFile
 from pairloom.schemas.data_set.generations import read_head
 from pairloom.schemas.data_set.manifest import table_url
+from pairloom.schemas.data_set.shard import shard_name
 from pairloom.schemas.data_set.tables import SAMPLE, STATUS_SUCCESS, read_table
 from pairloom.schemas.data_set.tombstones import tombstone_names
 from pairloom.schemas.errors import InputError, RecipeError
@@ -55,8 +64,9 @@ def ingest(recipe: CurateRecipe, before_work: BeforeWork = nothing) -> str:
     step = raw_folder(recipe)
     source = open_source(recipe.source)
     finish_rewrite(step.url)
-    segments = load_segments(step.url)
-    new_files = find_new_files(segments, source.list_files())
+    listed = source.list_files()
+    segments = release_files(step.url, load_segments(step.url), listed, partial(_can_release, recipe, source, step.url))
+    new_files = find_new_files(segments, listed)
     if not new_files and _covers(step.url, segments):
         apply_tombstones(step.url)
         step.point_latest()
@@ -65,6 +75,8 @@ def ingest(recipe: CurateRecipe, before_work: BeforeWork = nothing) -> str:
     if new_files:
         segments.append(_freeze(recipe, source, step.url, segments, new_files))
     jobs = [job for segment in segments for job in _jobs(recipe, source, step.url, segment)]
+    if not jobs:
+        raise InputError(f"source.path: {recipe.source.path}: none of its files was ingested; check the files")
     results = _make_adopted(step.url, jobs) if source.is_adopted else _make_shards(step.url, jobs)
     _finish(step, segments, results)
     return step.url
@@ -145,17 +157,35 @@ def _prepare(job: PrepareJob) -> Prepared:
 
 
 def _jobs(recipe: CurateRecipe, source: Source, folder: str, segment: Segment) -> list[ShardJob]:
-    """The shards of one segment."""
-    if source.is_adopted:
-        pieces: list[tuple[Piece, ...]] = [(Piece(file.path, file.path),) for file in segment.files]
-    else:
-        readable = [source.readable(file, _staging(folder)) for file in segment.files]
-        pieces = list(cut_pieces(segment.files, readable, recipe.ingest.samples_per_shard))
+    """The shards of one segment that have rows."""
     tombstones = tombstone_names(recipe.root)
     return [
         ShardJob(recipe.source, recipe.ingest, folder, segment.first_shard + index, of_shard, None, tombstones)
-        for index, of_shard in enumerate(pieces)
+        for index, of_shard in enumerate(_pieces(recipe, source, folder, segment))
+        if of_shard
     ]
+
+
+def _pieces(recipe: CurateRecipe, source: Source, folder: str, segment: Segment) -> list[tuple[Piece, ...]]:
+    """The pieces of each shard of a segment."""
+    if source.is_adopted:
+        return [() if file.is_released else (Piece(file.path, file.path),) for file in segment.files]
+    readable = [source.readable(file, _staging(folder)) for file in segment.files]
+    return list(cut_pieces(segment.files, readable, recipe.ingest.samples_per_shard))
+
+
+def _can_release(recipe: CurateRecipe, source: Source, folder: str, segment: Segment, file: SourceFile) -> bool:
+    """Whether none of the file's rows was ingested. Then removes the uids of its shards, which lose its rows."""
+    names = [
+        shard_name(segment.first_shard + index)
+        for index, pieces in enumerate(_pieces(recipe, source, folder, segment))
+        if any(piece.origin == file.path for piece in pieces)
+    ]
+    if any(storage.exists(table_url(folder, name)) for name in names):
+        return False
+    for name in names:
+        storage.remove(uids_url(folder, name))
+    return True
 
 
 def _make_shards(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:

@@ -28,7 +28,7 @@ from pairloom.schemas.data_set.manifest import ShardEntry, table_url
 from pairloom.schemas.data_set.shard import ShardWriter, make_key, shard_name
 from pairloom.schemas.data_set.tables import make_uid
 from pairloom.schemas.drop_reason import DropReason
-from pairloom.schemas.errors import SampleError, StorageError
+from pairloom.schemas.errors import BadFileError, InputError, SampleError, StorageError
 from pairloom.schemas.images.columns import sha256_hex
 from pairloom.schemas.recipes.curate import IngestRecipe
 from pairloom.schemas.recipes.source import SourceRecipe
@@ -57,9 +57,12 @@ class ShardJob:
         return shard_name(self.shard_index)
 
     def read_rows(self, source: Source) -> Iterator[SourceRow]:
-        """The rows of all pieces, in order."""
+        """The rows of all pieces, in order. Raises BadFileError."""
         for piece in self.pieces:
-            yield from source.read_rows(piece)
+            try:
+                yield from source.read_rows(piece)
+            except InputError as error:
+                raise BadFileError(str(error)) from error
 
 
 def uid_of(row: SourceRow) -> str:

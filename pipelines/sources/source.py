@@ -33,6 +33,7 @@ class SourceFile:
     size: int  # bytes
     etag: str  # changes with the content
     num_rows: int | None = None  # None: not counted yet, or a tar, which is not counted
+    is_released: bool = False  # it was replaced or removed before any of its rows was ingested
 
 
 @dataclass(frozen=True)
