@@ -235,7 +235,8 @@ def _stage_again(folder: str, jobs: Sequence[ShardJob]) -> None:
 
 
 def _frozen_file(folder: str, path: str) -> SourceFile:
-    return next(file for segment in load_segments(folder) for file in segment.files if file.path == path)
+    files = (file for segment in load_segments(folder) for file in segment.files if not file.is_released)
+    return next(file for file in files if file.path == path)
 
 
 def _make_adopted(folder: str, jobs: Sequence[ShardJob]) -> list[ShardResult]:
